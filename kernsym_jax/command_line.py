@@ -1,0 +1,53 @@
+"""How every binary starts and ends: absl flags, and bad input as one line with exit status 2."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from absl import app, flags
+
+BAD_INPUT = 2
+PREEMPTED = 75
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Parses the flags, calls ``main(argv)`` and exits with its status.
+
+    Args:
+      main: takes the positional arguments (the program's name first) and returns an exit status,
+        ``None`` for 0.
+
+    Raises:
+      SystemExit: always; status 2 with one line on stderr for bad usage, and for any ``ValueError``
+        or ``OSError`` that ``main`` raises, which in this project mean input that cannot be used.
+        ``--verbosity=1`` shows the traceback instead.
+    """
+    flags.FLAGS.set_gnu_getopt(True)
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            fail(str(error))
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        try:
+            return main(argv)
+        except (ValueError, OSError) as error:
+            if flags.FLAGS.verbosity >= 1:
+                raise
+            fail(describe(error))
+
+    app.run(guarded, flags_parser=parse)
+
+
+def describe(error: BaseException) -> str:
+    """The error in one line: its message with line breaks and control characters removed."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def fail(message: str) -> NoReturn:
+    """Prints one line on stderr and exits with status 2."""
+    print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {message}", file=sys.stderr)
+    raise SystemExit(BAD_INPUT)

@@ -1,0 +1,46 @@
+"""Linen layers: convolution and pooling with every padding mode and every way of downsampling.
+
+Maps are (batch, height, width, channels) and kernels (kh, kw, in / groups, out). Parameters and
+BatchNorm statistics are float32; ``dtype`` is the type of the computation.
+"""
+
+from kernsym_jax.layers.blur import binomial, blur_pool
+from kernsym_jax.layers.conv import Conv
+from kernsym_jax.layers.downsample import DOWNSAMPLINGS, Downsample, check_downsample
+from kernsym_jax.layers.norm import BatchNorm
+from kernsym_jax.layers.padding import PADDINGS, check_padding, pad_map, padding_amounts
+from kernsym_jax.layers.partial_conv import window_scale
+from kernsym_jax.layers.polyphase import (
+    PhaseLogits,
+    aps_weights,
+    lps_weights,
+    mix,
+    polyphase,
+)
+from kernsym_jax.layers.pool import AvgPool, MaxPool, adaptive_average_pool
+from kernsym_jax.layers.sbpool import corner, random_position
+
+__all__ = [
+    "DOWNSAMPLINGS",
+    "PADDINGS",
+    "AvgPool",
+    "BatchNorm",
+    "Conv",
+    "Downsample",
+    "MaxPool",
+    "PhaseLogits",
+    "adaptive_average_pool",
+    "aps_weights",
+    "binomial",
+    "blur_pool",
+    "check_downsample",
+    "check_padding",
+    "corner",
+    "lps_weights",
+    "mix",
+    "pad_map",
+    "padding_amounts",
+    "polyphase",
+    "random_position",
+    "window_scale",
+]

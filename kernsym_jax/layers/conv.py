@@ -1,0 +1,101 @@
+"""Two-dimensional convolution with every padding mode."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from kernsym_jax.layers.padding import Pair, check_padding, pair
+from kernsym_jax.layers.sbpool import Position
+from kernsym_jax.layers.window import place_windows
+
+
+class Conv(nn.Module):
+    """Cross-correlation of a map with a learned ``kernel`` (kh, kw, in / groups, out).
+
+    Attributes:
+      features: output channels.
+      kernel_size: height and width, or one number for both.
+      stride: vertical and horizontal, or one number for both.
+      padding: one of ``PADDINGS``.
+      pad: rows and columns added per side; ``None`` for ``dilation * (k - 1) // 2``, as deep
+        networks do to keep the size. Ignored by ``valid``, and by ``same`` unless 0.
+      dilation: distance between taps.
+      groups: number of groups that the channels are split into.
+      use_bias: adds a learned ``bias`` (out,).
+      kernel_init: initialiser of the kernel.
+      bias_init: initialiser of the bias.
+      dtype: type of the computation; parameters are float32.
+
+    Reference: Liu et al., arXiv 1811.11718, for ``padding="partial"``.
+    """
+
+    features: int
+    kernel_size: int | Pair = 3
+    stride: int | Pair = 1
+    padding: str = "zero"
+    pad: int | Pair | None = None
+    dilation: int | Pair = 1
+    groups: int = 1
+    use_bias: bool = True
+    kernel_init: Callable[..., jax.Array] = nn.initializers.he_normal()
+    bias_init: Callable[..., jax.Array] = nn.initializers.zeros
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, position: Position | None = None) -> jax.Array:
+        """Convolves a map.
+
+        Args:
+          x: map (batch, height, width, channels).
+          position: SBPool's choice for a strided layer (``Downsample.position``), or ``None``.
+
+        Returns:
+          Map (batch, out_h, out_w, features), of type ``dtype``; its size does not depend on
+          ``position``.
+
+        Raises:
+          ValueError: for an unknown padding, channels that ``groups`` does not divide, an empty
+            map, a kernel larger than the padded map, or a padding too wide for its mode.
+        """
+        layer = "/".join(self.path) or "Conv"
+        check_padding(self.padding, layer)
+        channels = x.shape[-1]
+        if channels % self.groups or self.features % self.groups:
+            raise ValueError(
+                f"{layer}: {self.groups} groups do not divide {channels} input and "
+                f"{self.features} output channels"
+            )
+        kernel_size, stride, dilation = map(pair, (self.kernel_size, self.stride, self.dilation))
+        kernel = self.param(
+            "kernel", self.kernel_init, (*kernel_size, channels // self.groups, self.features)
+        )
+        windows = place_windows(
+            x.astype(self.dtype),
+            kernel_size,
+            stride,
+            self.padding,
+            self.pad,
+            dilation,
+            position,
+            fill=0.0,
+            layer=layer,
+        )
+        y = lax.conv_general_dilated(
+            windows.x,
+            kernel.astype(self.dtype),
+            stride,
+            windows.amounts,
+            rhs_dilation=dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+        if windows.scale is not None:
+            y = y * jnp.asarray(windows.scale, self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,))
+            y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+        return y

@@ -1,0 +1,123 @@
+"""What lies beyond the border of a map: the eight padding modes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PADDINGS = ("zero", "same", "reflect", "replicate", "symmetric", "circular", "partial", "valid")
+
+Pair = tuple[int, int]
+Amounts = tuple[Pair, Pair]
+
+_JNP_MODES = {
+    "reflect": "reflect",
+    "replicate": "edge",
+    "symmetric": "symmetric",
+    "circular": "wrap",
+}
+
+
+def pair(value: Any) -> Pair:
+    """A number for both axes, or one for each, as ``(vertical, horizontal)``."""
+    if isinstance(value, int):
+        return value, value
+    first, second = value
+    return int(first), int(second)
+
+
+def check_padding(padding: str, layer: str) -> None:
+    """Raises a ``ValueError`` that names ``layer`` unless ``padding`` is one of ``PADDINGS``."""
+    if padding not in PADDINGS:
+        raise ValueError(f"{layer}: unknown padding {padding!r}; wanted one of {PADDINGS}")
+
+
+def padding_amounts(
+    size: Pair,
+    kernel: Pair,
+    stride: Pair,
+    padding: str,
+    pad: int | Pair | None = None,
+    dilation: Pair = (1, 1),
+) -> Amounts:
+    """Rows and columns that a layer adds on each side of its map.
+
+    Args:
+      size: height and width of the map.
+      kernel: height and width of the kernel.
+      stride: vertical and horizontal stride.
+      padding: one of ``PADDINGS``. ``valid`` adds nothing; ``same`` adds what TensorFlow's rule
+        asks for at this size; every other mode adds ``pad`` on both sides.
+      pad: amount per side and axis; ``None`` for ``dilation * (kernel - 1) // 2``. An axis with an
+        explicit 0 is padded under no mode, ``same`` included.
+      dilation: vertical and horizontal dilation.
+
+    Returns:
+      ``((top, bottom), (left, right))``.
+    """
+    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    asked = (reach[0] // 2, reach[1] // 2) if pad is None else pair(pad)
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if padding != "same":
+        return (asked[0], asked[0]), (asked[1], asked[1])
+
+    def same(axis: int) -> Pair:
+        if pad is not None and asked[axis] == 0:
+            return 0, 0
+        covered = (-(-size[axis] // stride[axis]) - 1) * stride[axis] + reach[axis] + 1
+        total = max(covered - size[axis], 0)
+        return total // 2, total - total // 2
+
+    return same(0), same(1)
+
+
+def check_window(
+    size: Pair, kernel: Pair, dilation: Pair, amounts: Amounts, padding: str, layer: str
+) -> None:
+    """Raises a ``ValueError`` naming ``layer`` where the map cannot be padded or has no window."""
+    if 0 in size:
+        raise ValueError(f"{layer}: the input map is empty ({size[0]}x{size[1]})")
+    limits = {"reflect": -1, "symmetric": 0, "circular": 0}
+    for axis in (0, 1):
+        widest = max(amounts[axis])
+        if padding in limits and widest > size[axis] + limits[padding]:
+            raise ValueError(
+                f"{layer}: {padding} padding by {widest} needs a map of at least "
+                f"{widest - limits[padding]} pixels, got {size[0]}x{size[1]}"
+            )
+        reach = dilation[axis] * (kernel[axis] - 1) + 1
+        padded = size[axis] + sum(amounts[axis])
+        if reach > padded:
+            raise ValueError(
+                f"{layer}: kernel {kernel[0]}x{kernel[1]} with dilation {dilation[0]}x{dilation[1]}"
+                f" spans {reach} pixels, more than the {padded} of the padded input"
+                f" ({size[0]}x{size[1]} map)"
+            )
+
+
+def pad_map(x: jax.Array, amounts: Amounts, padding: str, fill: float = 0.0) -> jax.Array:
+    """Extends a map beyond its border.
+
+    Args:
+      x: map (batch, height, width, channels).
+      amounts: ``((top, bottom), (left, right))``; a negative amount crops.
+      padding: one of ``PADDINGS``; the modes without a rule of their own extend by ``fill``.
+      fill: the constant of ``zero``, ``same``, ``partial`` and ``valid``.
+
+    Returns:
+      The extended map, (batch, height + top + bottom, width + left + right, channels).
+    """
+    (top, bottom), (left, right) = amounts
+    widths = ((0, 0), (max(top, 0), max(bottom, 0)), (max(left, 0), max(right, 0)), (0, 0))
+    if any(map(any, widths)):
+        if padding in _JNP_MODES:
+            x = jnp.pad(x, widths, mode=_JNP_MODES[padding])
+        else:
+            x = jnp.pad(x, widths, constant_values=fill)
+    # Cropped after padding: circular padding takes its rows from the whole map.
+    return x[
+        :,
+        max(-top, 0) : x.shape[1] - max(-bottom, 0),
+        max(-left, 0) : x.shape[2] - max(-right, 0),
+    ]

@@ -1,0 +1,62 @@
+"""SBPool: the rows that uneven padding leaves over are shared out between both ends."""
+
+import jax
+import jax.numpy as jnp
+
+from kernsym_jax.layers.padding import Amounts, Pair
+
+Position = tuple[float | jax.Array, float | jax.Array]
+
+
+def corner(index: int) -> Position:
+    """Where the strided layer number ``index`` places its windows in evaluation.
+
+    Args:
+      index: the strided layer's number in forward order, from 0.
+
+    Returns:
+      ``(0, 0), (1, 0), (0, 1), (1, 1)`` in turn: 0 leaves the surplus at the far end of the axis,
+      1 at the near end. The corners cycle, so that the drifts of successive layers cancel.
+
+    Reference: Alsallakh et al., "Mind the Pool", ICLR 2023.
+    """
+    return float(index % 2), float(index // 2 % 2)
+
+
+def random_position(key: jax.Array) -> Position:
+    """Two numbers in [0, 1), from which every layer that shares them draws the same offset."""
+    vertical, horizontal = jax.random.uniform(key, (2,))
+    return vertical, horizontal
+
+
+def offset_of(
+    position: Position, size: Pair, kernel: Pair, stride: Pair, amounts: Amounts, dilation: Pair
+) -> tuple[tuple, Pair]:
+    """The offset of the first window for a position in [0, 1].
+
+    Args:
+      position: vertical and horizontal; floats give ints, traced scalars give traced int32.
+      size: height and width of the map.
+      kernel: height and width of the kernel.
+      stride: vertical and horizontal stride.
+      amounts: padding, the same on both sides of an axis.
+      dilation: vertical and horizontal dilation.
+
+    Returns:
+      ``((r_h, r_w), (u_h, u_w))``: the offset, which is uniform on 0..u for a uniform position, and
+      the uneven padding u.
+    """
+    from kernsym_jax import geometry
+
+    uneven = tuple(
+        int(geometry.uneven_padding(size[i], kernel[i], stride[i], amounts[i][0], dilation[i]))
+        for i in (0, 1)
+    )
+
+    def offset(place: float | jax.Array, surplus: int) -> int | jax.Array:
+        if isinstance(place, float):
+            return min(int(place * (surplus + 1)), surplus)
+        return jnp.minimum((place * (surplus + 1)).astype(jnp.int32), surplus)
+
+    offsets = tuple(offset(place, u) for place, u in zip(position, uneven, strict=True))
+    return offsets, (uneven[0], uneven[1])

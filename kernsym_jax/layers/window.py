@@ -1,0 +1,97 @@
+"""Where the windows of a convolution or a pooling lie on its map."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import lax
+
+from kernsym_jax.layers.padding import Amounts, Pair, check_window, pad_map, padding_amounts
+from kernsym_jax.layers.partial_conv import window_scale
+from kernsym_jax.layers.sbpool import Position, offset_of
+
+_CONSTANT = ("zero", "same", "partial", "valid")
+
+
+class Windows(NamedTuple):
+    """A map made ready for an operation that slides windows over it.
+
+    Attributes:
+      x: map (batch, height, width, channels), extended or cropped.
+      amounts: what the operation itself has yet to add on each side, as a constant.
+      scale: (1, out_h, out_w, 1), the factor of each window under partial convolution, else
+        ``None``.
+    """
+
+    x: jax.Array
+    amounts: Amounts
+    scale: jax.Array | np.ndarray | None
+
+
+def place_windows(
+    x: jax.Array,
+    kernel: Pair,
+    stride: Pair,
+    padding: str,
+    pad: int | Pair | None,
+    dilation: Pair,
+    position: Position | None,
+    fill: float,
+    layer: str,
+) -> Windows:
+    """Pads a map for one layer and puts the first window where ``position`` says.
+
+    Args:
+      x: map (batch, height, width, channels).
+      kernel: height and width of the kernel.
+      stride: vertical and horizontal stride.
+      padding: one of ``PADDINGS``.
+      pad: amount per side; ``None`` for the default of ``padding_amounts``.
+      dilation: vertical and horizontal dilation.
+      position: SBPool's choice, or ``None`` for windows from the first padded pixel on.
+      fill: the constant of the modes that pad by one.
+      layer: name for error messages.
+
+    Returns:
+      The map and what is left to do for the operation; the output size does not depend on
+      ``position``.
+
+    Raises:
+      ValueError: for an empty map, a kernel larger than the padded map, or a padding wider than
+        its mode allows.
+    """
+    size = (x.shape[1], x.shape[2])
+    amounts = padding_amounts(size, kernel, stride, padding, pad, dilation)
+    check_window(size, kernel, dilation, amounts, padding, layer)
+    scale: jax.Array | np.ndarray | None = None
+    if position is not None and max(stride) > 1:
+        amounts = _even(amounts)
+        offset, uneven = offset_of(position, size, kernel, stride, amounts, dilation)
+        if not all(isinstance(r, int) for r in offset):
+            if padding == "partial":
+                scale = window_scale(size, kernel, amounts, dilation)
+                scale = _shifted(scale, offset, uneven)[:, :: stride[0], :: stride[1]]
+            x = _shifted(pad_map(x, amounts, padding, fill), offset, uneven)
+            return Windows(x, ((0, 0), (0, 0)), scale)
+        amounts = tuple(  # type: ignore[assignment]  # mypy sees no length in a generator
+            (near - r, far - u + r)
+            for (near, far), r, u in zip(amounts, offset, uneven, strict=True)
+        )
+    if padding == "partial":
+        scale = window_scale(size, kernel, amounts, dilation, stride)
+    if padding in _CONSTANT and min(map(min, amounts)) >= 0:
+        return Windows(x, amounts, scale)
+    return Windows(pad_map(x, amounts, padding, fill), ((0, 0), (0, 0)), scale)
+
+
+def _even(amounts: Amounts) -> Amounts:
+    """The same on both sides; TensorFlow's odd total is one short of it, which is then uneven."""
+    (top, bottom), (left, right) = amounts
+    height, width = max(top, bottom), max(left, right)
+    return (height, height), (width, width)
+
+
+def _shifted(x: jax.Array | np.ndarray, offset: tuple, uneven: Pair) -> jax.Array:
+    """The map from ``offset`` on, with the rows and columns that no window touches removed."""
+    shape = (x.shape[0], x.shape[1] - uneven[0], x.shape[2] - uneven[1], x.shape[3])
+    return lax.dynamic_slice(x, (0, offset[0], offset[1], 0), shape)

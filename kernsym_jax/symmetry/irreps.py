@@ -1,0 +1,65 @@
+"""A kernel's energy split over the irreducible representations of its symmetry group."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernsym_jax.symmetry import group
+from kernsym_jax.symmetry.mean_kernel import unit_cells
+
+IRREPS = ("A1", "A2", "B1", "B2", "E")
+"""A1 invariant, A2 chiral, B1 axis contrast, B2 diagonal contrast, E odd (gradients, skew)."""
+
+# One row per irrep, one column per element, dim/|G| times the character of the element.
+_D4_PROJECTORS = np.array(
+    [
+        # e, r90, r180, r270, fliplr, flipud, transpose, antitranspose
+        [1, 1, 1, 1, 1, 1, 1, 1],
+        [1, 1, 1, 1, -1, -1, -1, -1],
+        [1, -1, 1, -1, 1, 1, -1, -1],
+        [1, -1, 1, -1, -1, -1, 1, 1],
+        [4, 0, -4, 0, 0, 0, 0, 0],
+    ],
+    np.float32,
+) / np.float32(8)
+_RECTANGLE_PROJECTORS = np.array(
+    [
+        # e, r180, fliplr, flipud
+        [1, 1, 1, 1],
+        [1, 1, -1, -1],
+        [0, 0, 0, 0],
+        [0, 0, 0, 0],
+        [2, -2, 0, 0],
+    ],
+    np.float32,
+) / np.float32(4)
+
+
+def irrep_energies(kernel: jax.Array) -> jax.Array:
+    """The shares of ‖K‖² in the five irreducible parts of D4.
+
+    For kh ≠ kw the group has four elements: A1 and A2 are its invariant and its chiral part, E
+    remains the odd part, B1 and B2 do not exist.
+
+    Args:
+      kernel: (..., kh, kw).
+
+    Returns:
+      float32 (..., 5) in the order of `IRREPS`, summing to 1 over those that exist; NaN for B1 and
+      B2 if kh ≠ kw, and everywhere for a zero kernel. The mean over the eight elements of d_T² is
+      ½(1 − A1).
+
+    >>> import jax.numpy as jnp
+    >>> sobel = jnp.array([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+    >>> [round(float(share), 3) for share in irrep_energies(sobel)]
+    [0.0, 0.0, 0.0, 0.0, 1.0]
+    """
+    cells, kh, kw = unit_cells(kernel)
+    projectors = _D4_PROJECTORS if kh == kw else _RECTANGLE_PROJECTORS
+    images = cells[..., group.cell_permutations(kh, kw)]
+    # Products and sums rather than a matrix product, which accelerators round to bfloat16.
+    weights = projectors.reshape((1,) * (cells.ndim - 1) + (*projectors.shape, 1))
+    parts = jnp.sum(weights * images[..., None, :, :], axis=-2)
+    energies = jnp.sum(parts**2, axis=-1)
+    exists = projectors.any(axis=-1).reshape((1,) * (energies.ndim - 1) + (-1,))
+    return jnp.where(exists, energies, jnp.nan)

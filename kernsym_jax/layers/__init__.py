@@ -19,6 +19,7 @@ from kernsym_jax.layers.polyphase import (
 )
 from kernsym_jax.layers.pool import AvgPool, MaxPool, adaptive_average_pool
 from kernsym_jax.layers.sbpool import corner, random_position
+from kernsym_jax.layers.window import crop, crop_to_common, subsample
 
 __all__ = [
     "DOWNSAMPLINGS",
@@ -36,11 +37,14 @@ __all__ = [
     "check_downsample",
     "check_padding",
     "corner",
+    "crop",
+    "crop_to_common",
     "lps_weights",
     "mix",
     "pad_map",
     "padding_amounts",
     "polyphase",
     "random_position",
+    "subsample",
     "window_scale",
 ]

@@ -30,7 +30,10 @@ def polyphase(x: jax.Array, stride: int) -> list[jax.Array]:
 def mix(phases: list[jax.Array], weights: jax.Array) -> jax.Array:
     """The sum of the components weighted per sample by ``weights`` (batch, stride**2)."""
     shares = weights.astype(phases[0].dtype)[:, :, None, None, None]
-    return sum(shares[:, i] * phase for i, phase in enumerate(phases))
+    mixed = shares[:, 0] * phases[0]
+    for i, phase in enumerate(phases[1:], start=1):
+        mixed = mixed + shares[:, i] * phase
+    return mixed
 
 
 def aps_weights(phases: list[jax.Array]) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from kernsym_jax.layers.padding import Amounts, Pair, check_window, pad_map, padding_amounts
+from kernsym_jax.layers.padding import Amounts, Pair, check_window, pad_map, padding_amounts, pair
 from kernsym_jax.layers.partial_conv import window_scale
 from kernsym_jax.layers.sbpool import Position, offset_of
 
@@ -82,6 +82,40 @@ def place_windows(
     if padding in _CONSTANT and min(map(min, amounts)) >= 0:
         return Windows(x, amounts, scale)
     return Windows(pad_map(x, amounts, padding, fill), ((0, 0), (0, 0)), scale)
+
+
+def subsample(
+    x: jax.Array, stride: int, position: Position | None = None, layer: str = "subsample"
+) -> jax.Array:
+    """Keeps every ``stride``-th pixel: a 1×1 window that copies.
+
+    Args:
+      x: map (batch, height, width, channels).
+      stride: step on both axes.
+      position: SBPool's choice, or ``None`` to start at the first pixel.
+      layer: name for error messages.
+
+    Returns:
+      Map (batch, ⌈height / stride⌉, ⌈width / stride⌉, channels).
+    """
+    step = (stride, stride)
+    windows = place_windows(x, (1, 1), step, "zero", 0, (1, 1), position, 0.0, layer)
+    return windows.x[:, ::stride, ::stride]
+
+
+def crop(x: jax.Array, margin: int | Pair) -> jax.Array:
+    """Removes ``margin`` pixels on every side, as ``valid`` layers beside this branch did."""
+    rows, columns = pair(margin)
+    return x[:, rows : x.shape[1] - rows, columns : x.shape[2] - columns]
+
+
+def crop_to_common(maps: list[jax.Array]) -> list[jax.Array]:
+    """Crops maps about their centre to the smallest height and width among them."""
+    height, width = min(x.shape[1] for x in maps), min(x.shape[2] for x in maps)
+    return [
+        crop(x, ((x.shape[1] - height) // 2, (x.shape[2] - width) // 2))[:, :height, :width]
+        for x in maps
+    ]
 
 
 def _even(amounts: Amounts) -> Amounts:

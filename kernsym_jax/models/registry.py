@@ -7,7 +7,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kernsym_jax.layers import check_downsample, check_padding
+from kernsym_jax.models.alexnet import AlexNet
+from kernsym_jax.models.cifar_resnet import CifarResNet
+from kernsym_jax.models.inception_v3 import InceptionV3
+from kernsym_jax.models.mobilenet_v2 import MobileNetV2
+from kernsym_jax.models.resnet import ResNet
 from kernsym_jax.models.small_cnn import SmallCNN
+from kernsym_jax.models.vgg import VGG
 
 
 class Model(NamedTuple):
@@ -19,8 +25,32 @@ class Model(NamedTuple):
     description: str
 
 
+_BASIC, _DEEP = {"bottleneck": False}, {"bottleneck": True}
+_BN = {"batch_norm": True}
+
 _MODELS: dict[str, Model] = {
-    "small_cnn": Model(SmallCNN, {}, 32, "3x3 convolutions, BatchNorm, global average pooling"),
+    "small_cnn": Model(SmallCNN, {}, 32, "3×3 convolutions, BatchNorm, global average pooling"),
+    "alexnet": Model(AlexNet, {}, 224, "5 convolutions from 11×11 to 3×3, 3 dense layers"),
+    "vgg11": Model(VGG, {"convs": (1, 1, 2, 2, 2)}, 224, "8 convolutions 3×3, 3 dense layers"),
+    "vgg13": Model(VGG, {"convs": (2, 2, 2, 2, 2)}, 224, "10 convolutions 3×3, 3 dense layers"),
+    "vgg16": Model(VGG, {"convs": (2, 2, 3, 3, 3)}, 224, "13 convolutions 3×3, 3 dense layers"),
+    "vgg19": Model(VGG, {"convs": (2, 2, 4, 4, 4)}, 224, "16 convolutions 3×3, 3 dense layers"),
+    "vgg11_bn": Model(VGG, {"convs": (1, 1, 2, 2, 2)} | _BN, 224, "VGG-11 with BatchNorm"),
+    "vgg13_bn": Model(VGG, {"convs": (2, 2, 2, 2, 2)} | _BN, 224, "VGG-13 with BatchNorm"),
+    "vgg16_bn": Model(VGG, {"convs": (2, 2, 3, 3, 3)} | _BN, 224, "VGG-16 with BatchNorm"),
+    "vgg19_bn": Model(VGG, {"convs": (2, 2, 4, 4, 4)} | _BN, 224, "VGG-19 with BatchNorm"),
+    "resnet18": Model(ResNet, {"blocks": (2, 2, 2, 2)} | _BASIC, 224, "8 basic blocks"),
+    "resnet34": Model(ResNet, {"blocks": (3, 4, 6, 3)} | _BASIC, 224, "16 basic blocks"),
+    "resnet50": Model(ResNet, {"blocks": (3, 4, 6, 3)} | _DEEP, 224, "16 bottleneck blocks"),
+    "resnet101": Model(ResNet, {"blocks": (3, 4, 23, 3)} | _DEEP, 224, "33 bottleneck blocks"),
+    "resnet152": Model(ResNet, {"blocks": (3, 8, 36, 3)} | _DEEP, 224, "50 bottleneck blocks"),
+    "cifar_resnet20": Model(CifarResNet, {"blocks": (3,) * 3}, 32, "9 basic blocks, option A"),
+    "cifar_resnet32": Model(CifarResNet, {"blocks": (5,) * 3}, 32, "15 basic blocks, option A"),
+    "cifar_resnet44": Model(CifarResNet, {"blocks": (7,) * 3}, 32, "21 basic blocks, option A"),
+    "cifar_resnet56": Model(CifarResNet, {"blocks": (9,) * 3}, 32, "27 basic blocks, option A"),
+    "cifar_resnet110": Model(CifarResNet, {"blocks": (18,) * 3}, 32, "54 basic blocks, option A"),
+    "inception_v3": Model(InceptionV3, {}, 299, "11 mixed blocks, auxiliary head in training"),
+    "mobilenet_v2": Model(MobileNetV2, {}, 224, "17 inverted residual blocks"),
 }
 
 NAMES = tuple(_MODELS)

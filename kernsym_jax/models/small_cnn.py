@@ -6,18 +6,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernsym_jax.layers import BatchNorm, Conv, Downsample
+from kernsym_jax.models.variant import Variant, torch_dense
 
 
 class SmallCNN(nn.Module):
     """Convolutions with BatchNorm, global average pooling and a dense head.
 
-    Layers are ``conv1``, ``bn1``, ``conv2``, … and ``head``; ``down1``, … hold what a downsampling
-    method learns.
+    Layers are ``conv1``, ``bn1``, ``conv2``, … and ``head``.
 
     Attributes:
       num_classes: outputs.
-      width: channels of the first convolution; doubled at each strided one.
+      width: channels of the first convolution; doubled at each further strided one.
       depth: number of convolutions.
       strided: numbers, from 1, of the convolutions that step by 2.
       kernel_size: of every convolution.
@@ -42,27 +41,23 @@ class SmallCNN(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Logits (batch, num_classes), float32, of images (batch, height, width, channels)."""
+        v = Variant(
+            self.padding,
+            self.downsample,
+            self.blur_size,
+            self.bn_axis_name,
+            self.dtype,
+            kernel_init=nn.initializers.he_normal(),
+        )
         x = images.astype(self.dtype)
-        steps = 0
-        for i in range(1, self.depth + 1):
-            down = Downsample(
-                self.downsample,
-                stride=2 if i in self.strided else 1,
-                index=steps,
-                blur_size=self.blur_size,
-                dtype=self.dtype,
-                name=f"down{i}",
-            )
-            steps += i in self.strided
-            x = Conv(
-                self.width * 2**steps,
-                self.kernel_size,
-                stride=down.inside,
-                padding=self.padding,
-                use_bias=False,
-                dtype=self.dtype,
-                name=f"conv{i}",
-            )(x, down.position(train))
-            x = BatchNorm(axis_name=self.bn_axis_name, dtype=self.dtype, name=f"bn{i}")(x, train)
+        features, index = self.width, 0
+        for number in range(1, self.depth + 1):
+            stride = 2 if number in self.strided else 1
+            if stride > 1 and number > 1:
+                features *= 2
+            down = v.down(f"conv{number}_down", stride, index)
+            conv = v.conv(f"conv{number}", features, self.kernel_size, stride=down.inside)
+            x = v.norm(f"bn{number}")(conv(x, down.position(train)), train)
             x, _ = down(nn.relu(x), train)
-        return nn.Dense(self.num_classes, name="head")(x.astype(jnp.float32).mean((1, 2)))
+            index += stride > 1
+        return torch_dense("head", self.num_classes, x.astype(jnp.float32).mean((1, 2)))

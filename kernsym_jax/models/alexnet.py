@@ -1,0 +1,77 @@
+"""AlexNet, in the single-column form of torchvision."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kernsym_jax.layers import adaptive_average_pool
+from kernsym_jax.models.variant import Variant, flatten_channels_first, torch_dense, torch_uniform
+
+
+class AlexNet(nn.Module):
+    """Five convolutions, three max-poolings and three dense layers.
+
+    Layers carry torchvision's numbers: convolutions ``features_0``, ``_3``, ``_6``, ``_8``,
+    ``_10``, poolings ``features_2``, ``_5``, ``_12``, dense layers ``classifier_1``, ``_4``,
+    ``_6``. The map is flattened in the order channels, height, width.
+
+    Attributes:
+      num_classes: outputs.
+      width: channels of the first convolution; the others have 3, 6, 4 and 4 times as many.
+      hidden: units of the first two dense layers.
+      dropout: share of inputs of those layers that is dropped in training.
+      padding: one of ``layers.PADDINGS``.
+      downsample: one of ``layers.DOWNSAMPLINGS``.
+      blur_size: taps of the filter of ``downsample="blur"``.
+      bn_axis_name: without effect, AlexNet has no BatchNorm.
+      dtype: type of the computation.
+
+    Reference: Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014.
+    """
+
+    num_classes: int = 1000
+    width: int = 64
+    hidden: int = 4096
+    dropout: float = 0.5
+    padding: str = "zero"
+    downsample: str = "stride"
+    blur_size: int = 4
+    bn_axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Logits (batch, num_classes), float32, of images (batch, height, width, channels)."""
+        v = Variant(self.padding, self.downsample, self.blur_size, None, self.dtype)
+
+        def conv(number: int, x: jax.Array, share: int, kernel_size: int, **fields: Any) -> Any:
+            uniform = torch_uniform(x.shape[-1] * kernel_size**2)
+            return v.conv(
+                f"features_{number}",
+                share * self.width,
+                kernel_size,
+                use_bias=True,
+                kernel_init=uniform,
+                bias_init=uniform,
+                **fields,
+            )
+
+        x = images.astype(self.dtype)
+        down = v.down("features_0_down", 4, 0)
+        x = conv(0, x, 1, 11, stride=down.inside, pad=2)(x, down.position(train))
+        x, _ = down(nn.relu(x), train)
+        x = v.max_pool("features_2", x, 3, 0, index=1, train=train)
+        x = nn.relu(conv(3, x, 3, 5)(x))
+        x = v.max_pool("features_5", x, 3, 0, index=2, train=train)
+        x = nn.relu(conv(6, x, 6, 3)(x))
+        x = nn.relu(conv(8, x, 4, 3)(x))
+        x = nn.relu(conv(10, x, 4, 3)(x))
+        x = v.max_pool("features_12", x, 3, 0, index=3, train=train)
+        x = flatten_channels_first(adaptive_average_pool(x, 6))
+        x = nn.Dropout(self.dropout, deterministic=not train, name="classifier_0")(x)
+        x = nn.relu(torch_dense("classifier_1", self.hidden, x, self.dtype))
+        x = nn.Dropout(self.dropout, deterministic=not train, name="classifier_3")(x)
+        x = nn.relu(torch_dense("classifier_4", self.hidden, x, self.dtype))
+        return torch_dense("classifier_6", self.num_classes, x.astype(jnp.float32))

@@ -1,0 +1,94 @@
+"""ResNets for small images, with shortcuts that learn nothing (option A)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kernsym_jax.layers import crop, subsample
+from kernsym_jax.models.variant import Variant, torch_dense
+
+
+class CifarBlock(nn.Module):
+    """Two 3×3 convolutions; the shortcut of a step keeps every other pixel and adds zero channels.
+
+    Attributes:
+      planes: channels.
+      stride: step of the block.
+      index: number of its strided place in the network.
+      variant: padding, downsampling and type.
+    """
+
+    planes: int
+    stride: int
+    index: int
+    variant: Variant
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps (batch, height, width, channels) to (batch, out_h, out_w, planes)."""
+        v = self.variant
+        down = v.down("conv1_down", self.stride, self.index)
+        position = down.position(train)
+        y = v.conv("conv1", self.planes, 3, stride=down.inside)(x, position)
+        y, phases = down(nn.relu(v.norm("bn1")(y, train)), train)
+        y = v.norm("bn2")(v.conv("conv2", self.planes, 3)(y), train)
+        x, _ = down(crop(x, v.margin(3)), train, phases)
+        x = crop(subsample(x, down.inside, position), v.margin(3))
+        missing = self.planes - x.shape[-1]
+        near = missing // 2
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (near, missing - near)))
+        return nn.relu(y + x)
+
+
+class CifarResNet(nn.Module):
+    """A residual network for 32×32 images, of 6n + 2 layers.
+
+    Layers are ``conv1``, ``bn1``, ``layer1_0/conv1``, … and ``linear``.
+
+    Attributes:
+      num_classes: outputs.
+      blocks: blocks of each stage.
+      width: channels of the first stage, doubled at each further one.
+      padding: one of ``layers.PADDINGS``.
+      downsample: one of ``layers.DOWNSAMPLINGS``.
+      blur_size: taps of the filter of ``downsample="blur"``.
+      bn_axis_name: axis over which ``pmap`` shares BatchNorm statistics.
+      dtype: type of the computation.
+
+    Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
+    """
+
+    num_classes: int = 10
+    blocks: tuple[int, ...] = (3, 3, 3)
+    width: int = 16
+    padding: str = "zero"
+    downsample: str = "stride"
+    blur_size: int = 4
+    bn_axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Logits (batch, num_classes), float32, of images (batch, height, width, channels)."""
+        v = Variant(
+            self.padding,
+            self.downsample,
+            self.blur_size,
+            self.bn_axis_name,
+            self.dtype,
+            kernel_init=nn.initializers.he_normal(),
+        )
+        x = v.conv("conv1", self.width, 3)(images.astype(self.dtype))
+        x = nn.relu(v.norm("bn1")(x, train))
+        for stage, count in enumerate(self.blocks):
+            for i in range(count):
+                x = CifarBlock(
+                    planes=self.width * 2**stage,
+                    stride=2 if stage > 0 and i == 0 else 1,
+                    index=stage - 1,
+                    variant=v,
+                    name=f"layer{stage + 1}_{i}",
+                )(x, train)
+        return torch_dense("linear", self.num_classes, x.astype(jnp.float32).mean((1, 2)))

@@ -1,0 +1,129 @@
+"""ResNets for ImageNet, as torchvision defines them (stride in the 3×3 of the bottleneck)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kernsym_jax.layers import crop
+from kernsym_jax.models.variant import Variant, torch_dense
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut; the first convolution takes the step.
+
+    Attributes:
+      planes: channels.
+      stride: step of the block.
+      index: number of its strided place in the network.
+      variant: padding, downsampling and type.
+    """
+
+    planes: int
+    stride: int
+    index: int
+    variant: Variant
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps (batch, height, width, channels) to (batch, out_h, out_w, planes)."""
+        v = self.variant
+        down = v.down("conv1_down", self.stride, self.index)
+        position = down.position(train)
+        y = v.conv("conv1", self.planes, 3, stride=down.inside)(x, position)
+        y, phases = down(nn.relu(v.norm("bn1")(y, train)), train)
+        y = v.conv("conv2", self.planes, 3)(y)
+        y = v.norm("bn2")(y, train)
+        x = crop(x, v.margin(3))
+        if self.stride > 1 or x.shape[-1] != self.planes:
+            x, _ = down(x, train, phases)
+            x = v.conv("downsample_0", self.planes, 1, stride=down.inside)(x, position)
+            x = v.norm("downsample_1")(x, train)
+        return nn.relu(y + crop(x, v.margin(3)))
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 and 1×1 convolutions and a shortcut; the 3×3 takes the step.
+
+    Attributes:
+      planes: channels of the 3×3 convolution, a quarter of the block's.
+      stride: step of the block.
+      index: number of its strided place in the network.
+      variant: padding, downsampling and type.
+    """
+
+    planes: int
+    stride: int
+    index: int
+    variant: Variant
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps (batch, height, width, channels) to (batch, out_h, out_w, 4 * planes)."""
+        v = self.variant
+        down = v.down("conv2_down", self.stride, self.index)
+        position = down.position(train)
+        y = nn.relu(v.norm("bn1")(v.conv("conv1", self.planes, 1)(x), train))
+        y = v.conv("conv2", self.planes, 3, stride=down.inside)(y, position)
+        y, phases = down(nn.relu(v.norm("bn2")(y, train)), train)
+        y = v.norm("bn3")(v.conv("conv3", 4 * self.planes, 1)(y), train)
+        x = crop(x, v.margin(3))
+        if self.stride > 1 or x.shape[-1] != 4 * self.planes:
+            x, _ = down(x, train, phases)
+            x = v.conv("downsample_0", 4 * self.planes, 1, stride=down.inside)(x, position)
+            x = v.norm("downsample_1")(x, train)
+        return nn.relu(y + x)
+
+
+class ResNet(nn.Module):
+    """A residual network for large images.
+
+    Layers are ``conv1``, ``bn1``, ``layer1_0/conv1``, … and ``fc``; blocks with a projection hold
+    it as ``downsample_0`` and its BatchNorm as ``downsample_1``.
+
+    Attributes:
+      num_classes: outputs.
+      blocks: blocks of each stage.
+      bottleneck: bottleneck blocks instead of basic ones.
+      width: channels of the stem, doubled at each stage after the first.
+      padding: one of ``layers.PADDINGS``.
+      downsample: one of ``layers.DOWNSAMPLINGS``.
+      blur_size: taps of the filter of ``downsample="blur"``.
+      bn_axis_name: axis over which ``pmap`` shares BatchNorm statistics.
+      dtype: type of the computation.
+
+    Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, table 1.
+    """
+
+    num_classes: int = 1000
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
+    bottleneck: bool = False
+    width: int = 64
+    padding: str = "zero"
+    downsample: str = "stride"
+    blur_size: int = 4
+    bn_axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Logits (batch, num_classes), float32, of images (batch, height, width, channels)."""
+        v = Variant(self.padding, self.downsample, self.blur_size, self.bn_axis_name, self.dtype)
+        down = v.down("conv1_down", 2, 0)
+        x = v.conv("conv1", self.width, 7, stride=down.inside)(
+            images.astype(self.dtype), down.position(train)
+        )
+        x, _ = down(nn.relu(v.norm("bn1")(x, train)), train)
+        x = v.max_pool("maxpool", x, 3, 1, index=1, train=train)
+        block = Bottleneck if self.bottleneck else BasicBlock
+        for stage, count in enumerate(self.blocks):
+            for i in range(count):
+                x = block(
+                    planes=self.width * 2**stage,
+                    stride=2 if stage > 0 and i == 0 else 1,
+                    index=stage + 1,
+                    variant=v,
+                    name=f"layer{stage + 1}_{i}",
+                )(x, train)
+        return torch_dense("fc", self.num_classes, x.astype(jnp.float32).mean((1, 2)))

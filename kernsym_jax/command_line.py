@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 BAD_INPUT = 2
 PREEMPTED = 75
@@ -27,10 +27,15 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     def parse(argv: Sequence[str]) -> list[str]:
         try:
             return flags.FLAGS(argv)
-        except flags.Error as error:
-            fail(str(error))
+        # A config file is code and its overrides are checked while flags are parsed: whatever that
+        # raises is the user's to mend.
+        except Exception as error:
+            fail(describe(error))
 
     def guarded(argv: Sequence[str]) -> int | None:
+        if not flags.FLAGS["verbosity"].present:
+            # The libraries below tell every step of theirs at the level of information.
+            logging.set_verbosity(logging.WARNING)
         try:
             return main(argv)
         except (ValueError, OSError) as error:

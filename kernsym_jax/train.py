@@ -1,0 +1,41 @@
+"""Trains a network and follows the symmetry of its mean kernels.
+
+python -m kernsym_jax.train --config=configs/digits.py --workdir=runs/digits
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from kernsym_jax import command_line
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config, a Python file.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run directory; made if it is not there.")
+_RESUME = flags.DEFINE_bool("resume", False, "Go on with a run although its config was another.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains; the exit status is 75 if a signal stopped the run after it was saved."""
+    if len(argv) > 1:
+        raise ValueError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if _CONFIG.value is None or _WORKDIR.value is None:
+        raise ValueError("--config and --workdir are needed")
+    from kernsym_jax import training
+
+    try:
+        summary = training.train_and_evaluate(_CONFIG.value, _WORKDIR.value, _RESUME.value)
+    except training.Preempted as stopped:
+        print(stopped)
+        return command_line.PREEMPTED
+    print(f"{_WORKDIR.value}: step {summary['step']}, accuracy {summary['eval_accuracy']:.4f}")
+    return 0
+
+
+def run() -> None:
+    """The console script."""
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,131 @@
+"""The configuration of a run: every key with its default, and the check of a user's version."""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+
+
+def default() -> ml_collections.ConfigDict:
+    """Every key that a run knows, with its default; a config file changes a few and returns it."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.batch_size = 128
+    config.epochs = 10.0
+    config.eval_batch_size = 256
+
+    config.model = ml_collections.ConfigDict()
+    config.model.name = "small_cnn"
+    config.model.padding = "zero"
+    config.model.downsample = "stride"
+    # 0 for as many as the training labels have.
+    config.model.num_classes = 0
+    config.model.dtype = "float32"
+
+    config.data = ml_collections.ConfigDict()
+    config.data.source = "digits"
+    # Per channel, on the scale where white is 1; empty for those of the training images.
+    config.data.mean = ()
+    config.data.std = ()
+    # Largest random shift in pixels, and random flips: none, horizontal, vertical, d4.
+    config.data.shift = 0
+    config.data.flip = "none"
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.warmup_epochs = 1.0
+
+    # In steps; evaluation and checkpoints in epochs.
+    config.log_every = 50
+    config.eval_every_epochs = 1.0
+    config.checkpoint_every_epochs = 1.0
+    config.keep_checkpoints = 3
+    return config
+
+
+def resolve(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Fills a config up with the defaults and checks it.
+
+    Args:
+      config: any part of the keys of `default`, nested alike. Under ``model`` further keys are the
+        fields of the model.
+
+    Returns:
+      A complete, locked config of plain values.
+
+    Raises:
+      ValueError: for a key that no run knows, or a value of the wrong kind or range.
+    """
+    complete = default()
+    _update(complete, config, ())
+    positive = ("batch_size", "eval_batch_size", "log_every", "keep_checkpoints")
+    for name in positive:
+        if complete[name] < 1:
+            raise ValueError(f"config.{name} must be at least 1, got {complete[name]}")
+    for name in ("epochs", "eval_every_epochs", "checkpoint_every_epochs"):
+        if not complete[name] > 0:
+            raise ValueError(f"config.{name} must be above 0, got {complete[name]}")
+    if not 0 <= complete.seed < 2**32:
+        raise ValueError(f"config.seed must lie in 0 to 2³² − 1, got {complete.seed}")
+    if complete.model.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"config.model.dtype: float32 or bfloat16, got {complete.model.dtype!r}")
+    complete.lock()
+    return complete
+
+
+def to_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as plain nested dicts and lists, as ``config.json`` holds it."""
+    plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    return json.loads(json.dumps(plain))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The keys in which two configs differ, as ``key: old → new``, in order."""
+    old_values, new_values = dict(_leaves(to_json(old))), dict(_leaves(to_json(new)))
+    return [
+        f"{key}: {old_values.get(key, 'absent')} → {new_values.get(key, 'absent')}"
+        for key in sorted(old_values.keys() | new_values.keys())
+        if old_values.get(key, ...) != new_values.get(key, ...)
+    ]
+
+
+def _update(known: Any, given: Mapping[str, Any], path: tuple[str, ...]) -> None:
+    for key, value in given.items():
+        name = ".".join(("config", *path, key))
+        if key not in known:
+            if path == ("model",):
+                known[key] = value
+                continue
+            close = difflib.get_close_matches(key, list(known), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"unknown config key {name}{hint}")
+        if isinstance(known[key], Mapping) or isinstance(value, Mapping):
+            if not (isinstance(known[key], Mapping) and isinstance(value, Mapping)):
+                raise ValueError(f"{name}: got {value!r}, wanted a value like {known[key]!r}")
+            _update(known[key], value, (*path, key))
+        else:
+            known[key] = _like(known[key], value, name)
+
+
+def _like(example: Any, value: Any, name: str) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(example, float) and number:
+        return float(value)
+    if isinstance(example, tuple) and isinstance(value, list | tuple):
+        return tuple(value)
+    if type(example) is not type(value):
+        raise ValueError(f"{name}: got {value!r}, wanted a value like {example!r}")
+    return value
+
+
+def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value

@@ -1,0 +1,99 @@
+"""Where a run's figures go: one JSON line each, TensorBoard, and a line for whoever watches."""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+from kernsym_jax.training import run_directory
+
+
+class MetricsWriter:
+    """Writes ``metrics.jsonl`` and TensorBoard's event files.
+
+    Args:
+      workdir: the run directory.
+      step: completed steps; what an earlier session wrote about later ones is taken out, since this
+        one will write it again.
+    """
+
+    def __init__(self, workdir: pathlib.Path, step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        path = workdir / run_directory.METRICS
+        kept = [line for line in run_directory.read_metrics(workdir) if line["step"] <= step]
+        fresh = path.with_name(f".{path.name}.fresh")
+        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        fresh.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(
+            str(workdir / run_directory.TENSORBOARD), purge_step=step + 1 if step else None
+        )
+
+    def write(self, step: int, split: str, figures: dict[str, Any]) -> None:
+        """Writes figures of one split.
+
+        Args:
+          step: completed steps.
+          split: ``train``, ``eval``, ``symmetry`` or ``consistency``.
+          figures: numbers, or nested dicts of numbers; None where undefined.
+        """
+        line = {"step": step, "split": split, **run_directory.finite(figures)}
+        # Whole lines, one call each: whoever reads along never sees half a line before the end.
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in _scalars(figures, split):
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Closes both."""
+        self._file.close()
+        self._board.close()
+
+
+class Progress:
+    """Prints one line per log, with the speed since the line before and the time left.
+
+    Args:
+      total_steps: of the run.
+      step: completed steps at the start of this session.
+    """
+
+    def __init__(self, total_steps: int, step: int) -> None:
+        self._total, self._step, self._time = total_steps, step, time.monotonic()
+
+    def restart(self, step: int) -> None:
+        """Starts the clock anew, so that compiling or evaluating does not count as training."""
+        self._step, self._time = step, time.monotonic()
+
+    def line(self, step: int, images_per_step: int, figures: dict[str, float]) -> float:
+        """Prints the line of a step and returns the speed in images per second."""
+        now = time.monotonic()
+        seconds_per_step = (now - self._time) / max(step - self._step, 1)
+        self._step, self._time = step, now
+        speed = images_per_step / max(seconds_per_step, 1e-9)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        left = duration(seconds_per_step * (self._total - step))
+        width = len(str(self._total))
+        print(
+            f"step {step:{width}d}/{self._total}  {shown}  {speed:,.0f} img/s  ETA {left}",
+            flush=True,
+        )
+        return speed
+
+
+def duration(seconds: float) -> str:
+    """A time span as h:mm:ss, or m:ss below an hour."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def _scalars(figures: dict[str, Any], prefix: str) -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            found += _scalars(value, f"{prefix}/{name}")
+        elif value is not None:
+            found.append((f"{prefix}/{name}", value))
+    return found

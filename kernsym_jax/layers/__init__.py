@@ -8,7 +8,7 @@ from kernsym_jax.layers.blur import binomial, blur_pool
 from kernsym_jax.layers.conv import Conv
 from kernsym_jax.layers.downsample import DOWNSAMPLINGS, Downsample, check_downsample
 from kernsym_jax.layers.norm import BatchNorm
-from kernsym_jax.layers.padding import PADDINGS, check_padding, pad_map, padding_amounts
+from kernsym_jax.layers.padding import PADDINGS, check_padding, layer_padding, pad_map
 from kernsym_jax.layers.partial_conv import window_scale
 from kernsym_jax.layers.polyphase import (
     PhaseLogits,
@@ -39,10 +39,10 @@ __all__ = [
     "corner",
     "crop",
     "crop_to_common",
+    "layer_padding",
     "lps_weights",
     "mix",
     "pad_map",
-    "padding_amounts",
     "polyphase",
     "random_position",
     "subsample",

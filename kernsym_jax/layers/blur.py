@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from kernsym_jax.layers.padding import check_window, pad_map
+from kernsym_jax.layers.padding import check_map, check_window, pad_map
 
 
 def binomial(size: int) -> np.ndarray:
@@ -39,6 +39,7 @@ def blur_pool(
         raise ValueError(f"{layer}: blur size must be 1 to 7, got {size}")
     near, far = (size - 1) // 2, size // 2
     amounts = ((near, far), (near, far))
+    check_map((x.shape[1], x.shape[2]), layer)
     check_window((x.shape[1], x.shape[2]), (size, size), (1, 1), amounts, padding, layer)
     x = pad_map(x, amounts, padding)
     taps = binomial(size).astype(x.dtype)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kernsym_jax.layers.layer_name import layer_name
 from kernsym_jax.layers.padding import Pair, check_padding, pair
 from kernsym_jax.layers.sbpool import Position
 from kernsym_jax.layers.window import place_windows
@@ -61,7 +62,7 @@ class Conv(nn.Module):
           ValueError: for an unknown padding, channels that ``groups`` does not divide, an empty
             map, a kernel larger than the padded map, or a padding too wide for its mode.
         """
-        layer = "/".join(self.path) or "Conv"
+        layer = layer_name(self)
         check_padding(self.padding, layer)
         channels = x.shape[-1]
         if channels % self.groups or self.features % self.groups:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kernsym_jax.layers.blur import blur_pool
+from kernsym_jax.layers.layer_name import layer_name
 from kernsym_jax.layers.polyphase import PhaseLogits, aps_weights, lps_weights, mix, polyphase
 from kernsym_jax.layers.sbpool import Position, corner, random_position
 
@@ -58,7 +59,7 @@ class Downsample(nn.Module):
     @property
     def inside(self) -> int:
         """The stride that the convolution or pooling itself takes."""
-        check_downsample(self.method, self._layer())
+        check_downsample(self.method, layer_name(self))
         return self.stride if self.method in ("stride", "sbpool") else 1
 
     def position(self, train: bool = False) -> Position | None:
@@ -85,11 +86,11 @@ class Downsample(nn.Module):
         Raises:
           ValueError: for an unknown method, or a map too small for the blur.
         """
-        check_downsample(self.method, self._layer())
+        check_downsample(self.method, layer_name(self))
         if self.stride == 1 or self.method in ("stride", "sbpool"):
             return x, None
         if self.method == "blur":
-            return blur_pool(x, self.blur_size, self.stride, layer=self._layer()), None
+            return blur_pool(x, self.blur_size, self.stride, layer=layer_name(self)), None
         components = polyphase(x, self.stride)
         if phases is None and self.method == "aps":
             phases = aps_weights(components)
@@ -97,6 +98,3 @@ class Downsample(nn.Module):
             logits = PhaseLogits(dtype=self.dtype, name="logits")(components)
             phases = lps_weights(logits, self.make_rng("downsample") if train else None)
         return mix(components, phases), phases
-
-    def _layer(self) -> str:
-        return "/".join(self.path) or "Downsample"

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kernsym_jax.geometry import arithmetic
+
 PADDINGS = ("zero", "same", "reflect", "replicate", "symmetric", "circular", "partial", "valid")
 
 Pair = tuple[int, int]
@@ -32,7 +34,7 @@ def check_padding(padding: str, layer: str) -> None:
         raise ValueError(f"{layer}: unknown padding {padding!r}; wanted one of {PADDINGS}")
 
 
-def padding_amounts(
+def layer_padding(
     size: Pair,
     kernel: Pair,
     stride: Pair,
@@ -55,29 +57,30 @@ def padding_amounts(
     Returns:
       ``((top, bottom), (left, right))``.
     """
-    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-    asked = (reach[0] // 2, reach[1] // 2) if pad is None else pair(pad)
-    if padding == "valid":
-        return (0, 0), (0, 0)
-    if padding != "same":
-        return (asked[0], asked[0]), (asked[1], asked[1])
 
-    def same(axis: int) -> Pair:
-        if pad is not None and asked[axis] == 0:
+    def along(axis: int) -> Pair:
+        asked = dilation[axis] * (kernel[axis] - 1) // 2 if pad is None else pair(pad)[axis]
+        if padding == "valid" or (pad is not None and asked == 0):
             return 0, 0
-        covered = (-(-size[axis] // stride[axis]) - 1) * stride[axis] + reach[axis] + 1
-        total = max(covered - size[axis], 0)
-        return total // 2, total - total // 2
+        if padding != "same":
+            return asked, asked
+        window = size[axis], kernel[axis], stride[axis]
+        near, far = arithmetic.padding_amounts(*window, "SAME", dilation[axis])
+        return int(near), int(far)  # type: ignore[arg-type]  # one axis: a pair of ints
 
-    return same(0), same(1)
+    return along(0), along(1)
+
+
+def check_map(size: Pair, layer: str) -> None:
+    """Raises a ``ValueError`` naming ``layer`` where the map has no pixels."""
+    if 0 in size:
+        raise ValueError(f"{layer}: the input map is empty ({size[0]}x{size[1]})")
 
 
 def check_window(
     size: Pair, kernel: Pair, dilation: Pair, amounts: Amounts, padding: str, layer: str
 ) -> None:
-    """Raises a ``ValueError`` naming ``layer`` where the map cannot be padded or has no window."""
-    if 0 in size:
-        raise ValueError(f"{layer}: the input map is empty ({size[0]}x{size[1]})")
+    """Raises a ``ValueError`` naming ``layer`` where no window fits or the padding is too wide."""
     limits = {"reflect": -1, "symmetric": 0, "circular": 0}
     for axis in (0, 1):
         widest = max(amounts[axis])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from kernsym_jax.layers.layer_name import layer_name
 from kernsym_jax.layers.padding import Pair, check_padding, pair
 from kernsym_jax.layers.sbpool import Position
 from kernsym_jax.layers.window import Windows, place_windows
@@ -97,7 +98,7 @@ def adaptive_average_pool(x: jax.Array, size: int | Pair) -> jax.Array:
 def _windows(
     pool: MaxPool | AvgPool, x: jax.Array, position: Position | None, fill: float
 ) -> Windows:
-    layer = "/".join(pool.path) or type(pool).__name__
+    layer = layer_name(pool)
     check_padding(pool.padding, layer)
     kernel, stride = pair(pool.kernel_size), pair(pool.stride)
     return place_windows(

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from kernsym_jax.geometry import arithmetic
 from kernsym_jax.layers.padding import Amounts, Pair
 
 Position = tuple[float | jax.Array, float | jax.Array]
@@ -46,14 +47,14 @@ def offset_of(
       ``((r_h, r_w), (u_h, u_w))``: the offset, which is uniform on 0..u for a uniform position, and
       the uneven padding u.
     """
-    from kernsym_jax import geometry
-
     uneven = tuple(
-        int(geometry.uneven_padding(size[i], kernel[i], stride[i], amounts[i][0], dilation[i]))
+        arithmetic.uneven_padding(size[i], kernel[i], stride[i], amounts[i][0], dilation[i])
         for i in (0, 1)
     )
 
     def offset(place: float | jax.Array, surplus: int) -> int | jax.Array:
+        if surplus == 0:
+            return 0
         if isinstance(place, float):
             return min(int(place * (surplus + 1)), surplus)
         return jnp.minimum((place * (surplus + 1)).astype(jnp.int32), surplus)

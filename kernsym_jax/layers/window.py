@@ -6,11 +6,20 @@ import jax
 import numpy as np
 from jax import lax
 
-from kernsym_jax.layers.padding import Amounts, Pair, check_window, pad_map, padding_amounts, pair
+from kernsym_jax.layers.padding import (
+    Amounts,
+    Pair,
+    check_map,
+    check_window,
+    layer_padding,
+    pad_map,
+    pair,
+)
 from kernsym_jax.layers.partial_conv import window_scale
 from kernsym_jax.layers.sbpool import Position, offset_of
 
 _CONSTANT = ("zero", "same", "partial", "valid")
+_NONE: Amounts = ((0, 0), (0, 0))
 
 
 class Windows(NamedTuple):
@@ -46,7 +55,7 @@ def place_windows(
       kernel: height and width of the kernel.
       stride: vertical and horizontal stride.
       padding: one of ``PADDINGS``.
-      pad: amount per side; ``None`` for the default of ``padding_amounts``.
+      pad: amount per side; ``None`` for the default of ``layer_padding``.
       dilation: vertical and horizontal dilation.
       position: SBPool's choice, or ``None`` for windows from the first padded pixel on.
       fill: the constant of the modes that pad by one.
@@ -61,27 +70,24 @@ def place_windows(
         its mode allows.
     """
     size = (x.shape[1], x.shape[2])
-    amounts = padding_amounts(size, kernel, stride, padding, pad, dilation)
+    check_map(size, layer)
+    amounts = layer_padding(size, kernel, stride, padding, pad, dilation)
     check_window(size, kernel, dilation, amounts, padding, layer)
-    scale: jax.Array | np.ndarray | None = None
     if position is not None and max(stride) > 1:
         amounts = _even(amounts)
         offset, uneven = offset_of(position, size, kernel, stride, amounts, dilation)
         if not all(isinstance(r, int) for r in offset):
+            drawn = None
             if padding == "partial":
-                scale = window_scale(size, kernel, amounts, dilation)
-                scale = _shifted(scale, offset, uneven)[:, :: stride[0], :: stride[1]]
-            x = _shifted(pad_map(x, amounts, padding, fill), offset, uneven)
-            return Windows(x, ((0, 0), (0, 0)), scale)
-        amounts = tuple(  # type: ignore[assignment]  # mypy sees no length in a generator
-            (near - r, far - u + r)
-            for (near, far), r, u in zip(amounts, offset, uneven, strict=True)
-        )
-    if padding == "partial":
-        scale = window_scale(size, kernel, amounts, dilation, stride)
+                every = window_scale(size, kernel, amounts, dilation)
+                drawn = _from_offset(every, offset, uneven)[:, :: stride[0], :: stride[1]]
+            x = _from_offset(pad_map(x, amounts, padding, fill), offset, uneven)
+            return Windows(x, _NONE, drawn)
+        amounts = _moved(amounts, offset, uneven)
+    scale = window_scale(size, kernel, amounts, dilation, stride) if padding == "partial" else None
     if padding in _CONSTANT and min(map(min, amounts)) >= 0:
         return Windows(x, amounts, scale)
-    return Windows(pad_map(x, amounts, padding, fill), ((0, 0), (0, 0)), scale)
+    return Windows(pad_map(x, amounts, padding, fill), _NONE, scale)
 
 
 def subsample(
@@ -125,7 +131,16 @@ def _even(amounts: Amounts) -> Amounts:
     return (height, height), (width, width)
 
 
-def _shifted(x: jax.Array | np.ndarray, offset: tuple, uneven: Pair) -> jax.Array:
-    """The map from ``offset`` on, with the rows and columns that no window touches removed."""
+def _moved(amounts: Amounts, offset: tuple, uneven: Pair) -> Amounts:
+    """The padding that puts the first window at ``offset`` and leaves no row over."""
+    (top, bottom), (left, right) = amounts
+    return (
+        (top - offset[0], bottom - uneven[0] + offset[0]),
+        (left - offset[1], right - uneven[1] + offset[1]),
+    )
+
+
+def _from_offset(x: jax.Array | np.ndarray, offset: tuple, uneven: Pair) -> jax.Array:
+    """The same for a padded map and a drawn offset, which no shape may depend on."""
     shape = (x.shape[0], x.shape[1] - uneven[0], x.shape[2] - uneven[1], x.shape[3])
     return lax.dynamic_slice(x, (0, offset[0], offset[1], 0), shape)

@@ -91,4 +91,5 @@ class CifarResNet(nn.Module):
                     variant=v,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
-        return torch_dense("linear", self.num_classes, x.astype(jnp.float32).mean((1, 2)))
+        x = x.astype(jnp.float32).mean((1, 2))
+        return torch_dense("linear", self.num_classes, x, kernel_init=v.kernel_init)

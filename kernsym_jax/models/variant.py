@@ -77,10 +77,22 @@ def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
     return initialise
 
 
-def torch_dense(name: str, features: int, x: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-    """A dense layer on ``x`` (batch, in), initialised as PyTorch does."""
+def torch_dense(
+    name: str,
+    features: int,
+    x: jax.Array,
+    dtype: Any = jnp.float32,
+    kernel_init: nn.initializers.Initializer | None = None,
+) -> jax.Array:
+    """A dense layer on ``x`` (batch, in), initialised as PyTorch does unless told otherwise."""
     uniform = torch_uniform(x.shape[-1])
-    return nn.Dense(features, dtype=dtype, kernel_init=uniform, bias_init=uniform, name=name)(x)
+    return nn.Dense(
+        features,
+        dtype=dtype,
+        kernel_init=uniform if kernel_init is None else kernel_init,
+        bias_init=uniform,
+        name=name,
+    )(x)
 
 
 def flatten_channels_first(x: jax.Array) -> jax.Array:

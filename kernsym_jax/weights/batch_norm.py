@@ -1,0 +1,112 @@
+"""BatchNorm folded into the convolution before it, where a file shows which belongs to which."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from kernsym_jax.weights.conv_kernel import ConvKernel
+from kernsym_jax.weights.stored_array import StoredArray
+
+EPSILON = 1e-5
+"""PyTorch's and Flax's default; their files do not hold it."""
+
+_LEAVES = {
+    "scale": ("weight", "scale", "gamma"),
+    "mean": ("running_mean", "mean", "moving_mean"),
+    "variance": ("running_var", "var", "moving_variance"),
+}
+_PARTNERS = ("bn", "norm", "BatchNorm", "batchnorm", "batch_norm", "batch_normalization")
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """A BatchNorm's scale per channel as it is used after training.
+
+    Attributes:
+      scale: (channels,) learned scale, or None for one without.
+      variance: (channels,) running variance.
+      epsilon: what is added to the variance.
+    """
+
+    scale: np.ndarray | None
+    variance: np.ndarray
+    epsilon: float = EPSILON
+
+    def fold(self, kernel: ConvKernel) -> ConvKernel:
+        """The kernel with each output channel multiplied by the norm's factor for it."""
+        factor = 1 / np.sqrt(self.variance.astype(np.float32) + np.float32(self.epsilon))
+        if self.scale is not None:
+            factor = factor * self.scale.astype(np.float32)
+        return dataclasses.replace(kernel, weight=kernel.weight * factor)
+
+
+def fold(
+    kernels: Mapping[str, ConvKernel], arrays: Mapping[str, StoredArray], in_order: bool
+) -> tuple[dict[str, ConvKernel], tuple[str, ...]]:
+    """Folds each kernel's BatchNorm into it, where there is one that goes by its name or place.
+
+    A convolution's partner has its own name with ``bn`` or ``norm`` for ``conv``, or the next
+    number in a sequence, or, where the order of definition is known, is the next layer of the
+    same block. It has as many channels, and is never defined before the convolution.
+
+    Args:
+      kernels: layer name -> kernel.
+      arrays: name -> array, of the same file.
+      in_order: whether the arrays' order is that of the network's definition.
+
+    Returns:
+      The kernels, folded where possible, and a remark on how many were.
+    """
+    layers = list(dict.fromkeys(_layer(name) for name in arrays))
+    norms = _norms(arrays)
+    place = {layer: index for index, layer in enumerate(layers)}
+    folded = dict(kernels)
+    done = 0
+    for layer, kernel in kernels.items():
+        for candidate in _candidates(layer, layers if in_order else ()):
+            norm = norms.get(candidate)
+            early = in_order and place.get(candidate, 0) < place.get(layer, 0)
+            if norm is not None and not early and norm.variance.shape == kernel.shape[-1:]:
+                folded[layer] = norm.fold(kernel)
+                done += 1
+                break
+    return folded, (f"BatchNorm folded into {done} of {len(kernels)} kernels, ε = {EPSILON:g}",)
+
+
+def _norms(arrays: Mapping[str, StoredArray]) -> dict[str, Norm]:
+    parts: dict[str, dict[str, StoredArray]] = {}
+    for name, array in arrays.items():
+        leaf = re.split(r"[./]", name)[-1]
+        for part, leaves in _LEAVES.items():
+            if leaf in leaves and len(array.shape) == 1:
+                parts.setdefault(_layer(name), {})[part] = array
+    return {
+        layer: Norm(found["scale"].read() if "scale" in found else None, found["variance"].read())
+        for layer, found in parts.items()
+        if "variance" in found and "mean" in found
+    }
+
+
+def _layer(name: str) -> str:
+    leaf = re.split(r"[./]", name)[-1]
+    return name[: len(name) - len(leaf) - 1].removeprefix("batch_stats/")
+
+
+def _candidates(layer: str, layers: Sequence[str]) -> list[str]:
+    """Where a convolution's BatchNorm may be, the likeliest first."""
+    last = re.split(r"[./]", layer)[-1]
+    head = layer[: len(layer) - len(last)]
+    found = []
+    before, _, after = last.lower().rpartition("conv")
+    if "conv" in last.lower():
+        before = last[: len(before)]
+        found = [f"{head}{before}{word}{after}" for word in _PARTNERS]
+    if last.isascii() and last.isdecimal() and len(last) < 10:
+        found.append(f"{head}{int(last) + 1}")
+    if layer in layers and layers.index(layer) + 1 < len(layers):
+        following = layers[layers.index(layer) + 1]
+        if following.startswith(head) and "." not in following[len(head) :]:
+            found.append(following)
+    return found

@@ -1,0 +1,206 @@
+"""What kind of file this is, and the reading of it."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kernsym_jax.weights import (
+    msgpack,
+    numpy_files,
+    orbax,
+    pytorch,
+    run_directory,
+    safetensors,
+    state_tree,
+)
+from kernsym_jax.weights.array_file import ArrayFile
+from kernsym_jax.weights.conv_kernel import Weights
+from kernsym_jax.weights.kernels import find_kernels
+from kernsym_jax.weights.layout import HWIO, OIHW, check_layout
+from kernsym_jax.weights.names import natural_order
+from kernsym_jax.weights.state_tree import Path
+from kernsym_jax.weights.stored_array import StoredArray
+from kernsym_jax.weights.zip_members import ZipMembers
+
+SUPPORTED = (
+    "supported are run directories, orbax checkpoints, Flax msgpack, safetensors (with its index), "
+    "npz, npy, PyTorch (zip, legacy, TorchScript), ONNX, Keras (.keras, .h5, .weights.h5) and "
+    "TensorFlow Lite"
+)
+
+_INDEX = ".index.json"
+_DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
+def read(
+    path: str | os.PathLike, layout: str | None = None, fold_batchnorm: bool = False
+) -> Weights:
+    """Reads the convolution kernels of any supported file or directory.
+
+    No framework is needed and nothing in the file is run. Arrays stay where they are, mapped into
+    memory, until they are looked at.
+
+    Args:
+      path: a run directory, an orbax checkpoint, or a file; its content tells the format, not its
+        name.
+      layout: ``HWIO``, ``OIHW`` or ``OHWI``: the axes of kernels in a file that leaves them open
+        (``.npz``, ``.npy``, ``.safetensors``).
+      fold_batchnorm: multiplies each kernel by the scale of the BatchNorm after it, where the file
+        shows which that is.
+
+    Returns:
+      The kernels in forward order where the format keeps it, and why every other array was left
+      out.
+
+    Raises:
+      FileNotFoundError: if there is nothing at the path.
+      ValueError: if it is damaged, of an unsupported format, refused because it asks for code to
+        be run, or the layout is unknown.
+    """
+    check_layout(layout)
+    with _naming(path):
+        location = _existing(path)
+        file = _array_file(location)
+        found = find_kernels(file.arrays, file.rule, layout, fold_batchnorm, file.ordered)
+        weights = Weights(
+            kernels=found.kernels,
+            skipped=found.skipped | file.skipped,
+            source=os.fspath(path),
+            format=file.format,
+            order="file" if file.ordered else "name",
+            layout=found.layout,
+            notes=file.notes + found.notes,
+        )
+        if run_directory.is_run_directory(location):
+            weights = run_directory.with_geometry(weights, location)
+        return weights
+
+
+def read_arrays(path: str | os.PathLike) -> dict[str, StoredArray]:
+    """Reads a network's named arrays, kernels or not, as a file has them.
+
+    Args:
+      path: as for `read`, of a format that keeps arrays by their names in the network.
+
+    Returns:
+      name -> array; the optimizer's state and moving averages are left out.
+
+    Raises:
+      FileNotFoundError: if there is nothing at the path.
+      ValueError: if it cannot be read.
+    """
+    with _naming(path):
+        return _array_file(_existing(path)).arrays
+
+
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike) -> Iterator[None]:
+    """Turns whatever a damaged file provokes into one ValueError with the file's name."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (*_DAMAGE, IsADirectoryError) as error:
+        raise ValueError(f"{os.fspath(path)}: {error or type(error).__name__}") from error
+
+
+def _existing(path: str | os.PathLike) -> pathlib.Path:
+    location = pathlib.Path(path)
+    if not location.exists():
+        raise FileNotFoundError(f"{os.fspath(path)}: no such file or directory")
+    return location
+
+
+def _array_file(path: pathlib.Path) -> ArrayFile:
+    if path.is_dir():
+        return _directory(path)
+    if path.name.endswith(_INDEX):
+        return _sharded(path)
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head[:2] == b"PK":
+        return _zip(path)
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        return _checkpoint("PyTorch legacy", pytorch.read_legacy(path), OIHW, ".", ordered=True)
+    if head[:6] == b"\x93NUMPY":
+        return ArrayFile("npy", numpy_files.read_npy(path), ordered=True)
+    if len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\0\0":
+        return _by_name("safetensors", safetensors.read_arrays(path))
+    if head[:1] and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
+        return _checkpoint("Flax msgpack", msgpack.read_tree(path), HWIO, "/", ordered=False)
+    raise ValueError(f"not a format that is known; {SUPPORTED}" if head else "the file is empty")
+
+
+def _directory(path: pathlib.Path) -> ArrayFile:
+    if run_directory.is_run_directory(path):
+        return _orbax(run_directory.checkpoints(path), "run directory")
+    if orbax.is_checkpoint(path):
+        return _orbax(path, "orbax")
+    indices = sorted(path.glob(f"*{_INDEX}")) or sorted(path.glob("*.safetensors"))
+    if len(indices) == 1:
+        return _array_file(indices[0])
+    raise ValueError(f"a folder with no checkpoint in it; {SUPPORTED}")
+
+
+def _orbax(path: pathlib.Path, name: str) -> ArrayFile:
+    return _tree(name, orbax.read_arrays(path), HWIO, "/", ordered=False)
+
+
+def _zip(path: pathlib.Path) -> ArrayFile:
+    names = ZipMembers(path).names
+    if any(name.endswith("data.pkl") for name in names):
+        script = any(name.endswith("constants.pkl") for name in names)
+        name = "TorchScript" if script else "PyTorch"
+        return _checkpoint(name, pytorch.read_archive(path), OIHW, ".", ordered=True)
+    if names and all(name.endswith(".npy") for name in names):
+        return ArrayFile("npz", numpy_files.read_npz(path), ordered=True)
+    raise ValueError(f"a zip archive of something else; {SUPPORTED}")
+
+
+def _sharded(path: pathlib.Path) -> ArrayFile:
+    arrays: dict[str, StoredArray] = {}
+    shards: dict[str, Mapping[str, StoredArray]] = {}
+    weight_map = safetensors.read_weight_map(path)
+    for name, file in weight_map.items():
+        if file not in shards:
+            shards[file] = _array_file(_existing(path.parent / file)).arrays
+        if name not in shards[file]:
+            raise ValueError(f"{file} has no array {name!r}, which the index places there")
+        arrays[name] = shards[file][name]
+    if all(file.endswith(".safetensors") for file in shards):
+        return _by_name("safetensors, sharded", arrays)
+    return ArrayFile("PyTorch, sharded", arrays, OIHW, ordered=True)
+
+
+def _by_name(name: str, arrays: Mapping[str, StoredArray]) -> ArrayFile:
+    return ArrayFile(name, {key: arrays[key] for key in sorted(arrays, key=natural_order)})
+
+
+def _checkpoint(name: str, tree: Any, rule: str, separator: str, ordered: bool) -> ArrayFile:
+    return _tree(name, state_tree.leaves(tree), rule, separator, ordered)
+
+
+def _tree(
+    name: str, leaves: Mapping[Path, StoredArray], rule: str, separator: str, ordered: bool
+) -> ArrayFile:
+    model = state_tree.model_arrays(leaves)
+    arrays = {separator.join(path): array for path, array in model.arrays.items()}
+    file = ArrayFile(name, arrays, rule, ordered, model.skipped, model.notes)
+    return file if ordered else dataclasses.replace(file, arrays=_by_name(name, arrays).arrays)

@@ -1,0 +1,133 @@
+"""From a file's named arrays to the convolution kernels among them."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from kernsym_jax.weights import batch_norm, weight_norm
+from kernsym_jax.weights.conv_kernel import CONV, DEPTHWISE, TRANSPOSED, ConvKernel
+from kernsym_jax.weights.layout import LAYOUTS, axes_to_hwio, looks_like_kernel, recognise
+from kernsym_jax.weights.names import layer_name, leaf_name
+from kernsym_jax.weights.stored_array import StoredArray, is_floating
+
+_KERNEL_LEAVES = frozenset(
+    ["weight", "kernel", "weights", "w", "weight_orig", "original", "depthwise_kernel"]
+)
+# Four-dimensional arrays that networks keep beside their convolutions.
+_NOT_KERNELS = re.compile(
+    r"pos|bias|embed|anchor|grid|mask|token|table|mean|var|running|cache|index", re.IGNORECASE
+)
+_FIXED_FILTERS = frozenset(("filt", "blur_kernel", "blur_filter"))
+_AXES = {
+    0: "a scalar",
+    1: "a bias, norm or statistic",
+    2: "a dense layer",
+    3: "a 1-D convolution, attention or embedding",
+    5: "a 3-D convolution, or several networks in one",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundKernels:
+    """The kernels of a file and what was left out.
+
+    Attributes:
+      kernels: layer name -> kernel.
+      skipped: array name -> reason.
+      layout: how the kernels' axes are stored and how that is known.
+      notes: remarks on folding.
+    """
+
+    kernels: dict[str, ConvKernel]
+    skipped: dict[str, str]
+    layout: str
+    notes: tuple[str, ...]
+
+
+def find_kernels(
+    arrays: Mapping[str, StoredArray],
+    rule: str | None,
+    layout: str | None,
+    fold_batchnorm: bool,
+    in_order: bool,
+) -> FoundKernels:
+    """Tells a network's convolution kernels from its other arrays.
+
+    Args:
+      arrays: name -> array, in the order of the layers as far as that is known.
+      rule: the layout that the format prescribes, or None to recognise it.
+      layout: the layout that the user says an open format has, or None.
+      fold_batchnorm: multiplies each kernel by the scale of the BatchNorm that follows it.
+      in_order: whether the arrays' order is that of the network's definition.
+    """
+    if arrays and all(name.startswith("module.") for name in arrays):
+        arrays = {name.removeprefix("module."): array for name, array in arrays.items()}
+    arrays, skipped = weight_norm.merge(arrays)
+    layouts = _layouts(arrays, rule or layout)
+    kernels: dict[str, ConvKernel] = {}
+    used: dict[str, None] = {}
+    first = True
+    for name, array in arrays.items():
+        reason = _why_not(name, array, layouts.get(name), rule is not None)
+        if reason is None:
+            kernel = _kernel(name, arrays, layouts[name], first)
+            first = False
+            used[layouts[name]] = None
+            if kernel.shape[:2] == (1, 1):
+                reason = "1×1 convolution: no spatial extent"
+            else:
+                layer = layer_name(name)
+                kernels[layer if layer not in kernels else name] = kernel
+        if reason is not None:
+            skipped[name] = reason
+    notes: tuple[str, ...] = ()
+    if fold_batchnorm:
+        kernels, notes = batch_norm.fold(kernels, arrays, in_order)
+    known = "the format's rule" if rule else "as given" if layout else "recognised"
+    return FoundKernels(kernels, skipped, f"{' and '.join(used) or 'none'} ({known})", notes)
+
+
+def _layouts(arrays: Mapping[str, StoredArray], known: str | None) -> dict[str, str]:
+    shapes = {name: a.shape for name, a in arrays.items() if len(a.shape) == 4 and 0 not in a.shape}
+    if known is not None:
+        return dict.fromkeys(shapes, known)
+    shapes = {name: shape for name, shape in shapes.items() if is_floating(arrays[name].dtype)}
+    return {name: layout for name, layout in recognise(shapes).items() if layout is not None}
+
+
+def _why_not(name: str, array: StoredArray, layout: str | None, by_rule: bool) -> str | None:
+    """Why an array is no convolution kernel; None if it is one."""
+    shape = array.shape
+    if not is_floating(array.dtype):
+        return f"{array.dtype} array: not floating-point weights"
+    if len(shape) != 4:
+        return f"{len(shape)}-D array: {_AXES.get(len(shape), 'no convolution')}"
+    if 0 in shape:
+        return "an empty array"
+    leaf = leaf_name(name)
+    if leaf in _FIXED_FILTERS:
+        return "a fixed blurring filter, not trained"
+    if leaf not in _KERNEL_LEAVES and _NOT_KERNELS.search(leaf):
+        return f"4-D array {shape}: {leaf!r} names something other than a kernel"
+    if layout is None and any(looks_like_kernel(choice, shape) for choice in LAYOUTS):
+        return f"the axes of {shape} are open: HWIO or OIHW? --layout decides"
+    plausible = layout is not None and (
+        looks_like_kernel(layout, shape) or (by_rule and leaf in _KERNEL_LEAVES)
+    )
+    return None if plausible else f"4-D array {shape}: no two axes are a kernel's height and width"
+
+
+def _kernel(name: str, arrays: Mapping[str, StoredArray], layout: str, first: bool) -> ConvKernel:
+    leaf = leaf_name(name)
+    weight = np.transpose(arrays[name].read(), axes_to_hwio(layout))
+    kh, kw, inputs, outputs = weight.shape
+    if leaf == "depthwise_kernel":
+        return ConvKernel(weight.reshape(kh, kw, 1, inputs * outputs), DEPTHWISE, groups=inputs)
+    bias = arrays.get(f"{name.removesuffix(leaf)}bias")
+    # Only a transposed convolution has its output channels where others have their input.
+    if bias is not None and bias.shape == (inputs,) != (outputs,):
+        return ConvKernel(np.swapaxes(weight, 2, 3), TRANSPOSED)
+    # The first convolution of a network for grey images has one input channel as well.
+    return ConvKernel(weight, DEPTHWISE if inputs == 1 < outputs and not first else CONV)

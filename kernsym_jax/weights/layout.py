@@ -1,0 +1,94 @@
+"""Which axes of a stored four-dimensional array are the kernel's rows and columns."""
+
+from collections.abc import Mapping
+
+HWIO, OIHW, OHWI = "HWIO", "OIHW", "OHWI"
+LAYOUTS = (HWIO, OIHW, OHWI)
+"""The axes that a kernel may be stored in: height, width, in (per group) and out channels."""
+
+# Vision transformers cut patches of up to 32; the largest dense kernels are 31 wide.
+_LARGEST = 32
+_LARGEST_USUAL = 15
+
+Shape = tuple[int, ...]
+
+
+def axes_to_hwio(layout: str) -> tuple[int, int, int, int]:
+    """The permutation that brings a layout's axes to (height, width, in, out)."""
+    height, width, inputs, outputs = (layout.index(letter) for letter in HWIO)
+    return height, width, inputs, outputs
+
+
+def check_layout(layout: str | None) -> None:
+    """Raises a ValueError unless the layout is known, or None."""
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(f"unknown layout {layout!r}; wanted one of {', '.join(LAYOUTS)}")
+
+
+def looks_like_kernel(layout: str, shape: Shape) -> int:
+    """How much an array read in a layout looks like a kernel.
+
+    Args:
+      layout: one of `LAYOUTS`.
+      shape: four sizes.
+
+    Returns:
+      3 for the usual square sizes, 2 for other squares up to 32, 1 for odd oblongs such as 1×7,
+      0 where the two axes are no kernel's height and width.
+    """
+    height, width, *_ = axes_to_hwio(layout)
+    kh, kw = shape[height], shape[width]
+    if not (1 <= kh <= _LARGEST and 1 <= kw <= _LARGEST):
+        return 0
+    if kh == kw:
+        if kh <= 4 or (kh % 2 and kh <= _LARGEST_USUAL):
+            return 3
+        # Batches of small images look like this, patches of vision transformers too.
+        return 0 if layout == OHWI else 2
+    return 1 if kh % 2 and kw % 2 and max(kh, kw) <= _LARGEST_USUAL else 0
+
+
+def recognise(arrays: Mapping[str, Shape]) -> dict[str, str | None]:
+    """Finds the layout of each four-dimensional array of a file whose format has no rule.
+
+    An array of which one reading is the most plausible is read so. The others follow the layout
+    that suits the whole file best, or else their names: ``weight`` as PyTorch has it, ``kernel``
+    as Flax and Keras do.
+
+    Args:
+      arrays: name -> shape of four axes.
+
+    Returns:
+      name -> layout; None where the file leaves it open or no axes look like a kernel's.
+    """
+    ratings = {
+        name: {layout: looks_like_kernel(layout, shape) for layout in LAYOUTS}
+        for name, shape in arrays.items()
+    }
+    whole = _best({layout: sum(each[layout] for each in ratings.values()) for layout in LAYOUTS})
+    found: dict[str, str | None] = {}
+    for name, rating in ratings.items():
+        own = _best(rating)
+        if own is not None and rating[own] >= 2:
+            found[name] = own
+        else:
+            choice = whole or _by_name(name)
+            found[name] = choice if choice and rating[choice] else None
+    if whole == OHWI:
+        # Next to such arrays, a reading that ties with the usual layouts is this one too.
+        found |= {name: OHWI for name, each in ratings.items() if each[OHWI] == max(each.values())}
+    return found
+
+
+def _best(rating: Mapping[str, int]) -> str | None:
+    top = [layout for layout in (HWIO, OIHW) if rating[layout] == max(rating.values())]
+    if rating[OHWI] > max(rating[HWIO], rating[OIHW]):
+        return OHWI
+    return top[0] if len(top) == 1 else None
+
+
+def _by_name(name: str) -> str | None:
+    leaf = name.replace("/", ".").rsplit(".", 1)[-1].split(":")[0]
+    if leaf.startswith("weight"):
+        return OIHW
+    return HWIO if leaf.endswith("kernel") else None

@@ -1,0 +1,107 @@
+"""NumPy's ``.npz`` and ``.npy`` files; nothing is allocated before its size has been checked."""
+
+import ast
+import os
+import pathlib
+import struct
+
+import numpy as np
+
+from kernsym_jax.weights.stored_array import DTYPES, StoredArray, element_count, map_file, view
+from kernsym_jax.weights.zip_members import ZipMembers
+
+_MAGIC = b"\x93NUMPY"
+_LARGEST_HEADER = 10_000
+
+
+def read_npz(path: str | os.PathLike) -> dict[str, StoredArray]:
+    """Reads the directory of an ``.npz`` archive and the headers of its arrays.
+
+    Args:
+      path: the file.
+
+    Returns:
+      name -> array, in the archive's order; arrays of Python objects are refused.
+
+    Raises:
+      ValueError: if it is damaged, or its arrays are not of the sizes they claim.
+    """
+    members = ZipMembers(path)
+    arrays = {}
+    for member in members.names:
+        name = member.removesuffix(".npy")
+        if name == member:
+            raise ValueError(f"an archive with {member!r}, which is no .npy array")
+        start, dtype, shape, fortran = _header(members.head(member, _LARGEST_HEADER), name)
+        if members.size(member) != start + element_count(shape) * dtype.itemsize:
+            raise ValueError(f"{name!r} has {members.size(member)} bytes for {shape} of {dtype}")
+        arrays[name] = _array(members, member, start, dtype, shape, fortran)
+    return arrays
+
+
+def read_npy(path: str | os.PathLike) -> dict[str, StoredArray]:
+    """Reads a single ``.npy`` array; it is named after the file.
+
+    Args:
+      path: the file.
+
+    Raises:
+      ValueError: if it is damaged or of another size than it claims.
+    """
+    data = map_file(path)
+    name = pathlib.Path(path).stem
+    start, dtype, shape, fortran = _header(data[:_LARGEST_HEADER].tobytes(), name)
+    if data.size != start + element_count(shape) * dtype.itemsize:
+        raise ValueError(f"{data.size} bytes for an array {shape} of {dtype}")
+    flat = view(data, start, dtype, (element_count(shape),))
+    return {name: StoredArray.of(flat.reshape(shape, order="F" if fortran else "C"))}
+
+
+def _array(
+    members: ZipMembers,
+    member: str,
+    start: int,
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    fortran: bool,
+) -> StoredArray:
+    def read() -> np.ndarray:
+        flat = view(members.read(member), start, dtype, (element_count(shape),))
+        return flat.reshape(shape, order="F" if fortran else "C")
+
+    return StoredArray(shape, dtype, read)
+
+
+def _header(head: bytes, name: str) -> tuple[int, np.dtype, tuple[int, ...], bool]:
+    """Where the values start, their type, the shape, and whether columns come first."""
+    if head[:6] != _MAGIC or head[6:8] not in (b"\x01\x00", b"\x02\x00", b"\x03\x00"):
+        raise ValueError(f"{name!r} is no .npy array")
+    width = 2 if head[6] == 1 else 4
+    start = 8 + width + int.from_bytes(head[8 : 8 + width], "little")
+    if start > len(head):
+        raise ValueError(f"{name!r} has a header of {start} bytes, or is cut")
+    try:
+        header = ast.literal_eval(head[8 + width : start].decode("utf-8"))
+        descr, shape = header["descr"], header["shape"]
+        fortran = header["fortran_order"]
+    except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{name!r} has a header that cannot be read") from error
+    if not isinstance(shape, tuple):
+        raise ValueError(f"{name!r} has a shape that is no tuple")
+    element_count(shape)
+    return start, _dtype(descr, name), shape, bool(fortran)
+
+
+def _dtype(descr: object, name: str) -> np.dtype:
+    if not isinstance(descr, str) or len(descr) > 8 or "O" in descr:
+        raise ValueError(f"refused: {name!r} is an array of {str(descr)[:40]!r}, not of numbers")
+    # NumPy does not keep the names of ml_dtypes; bfloat16 is the only one of two bytes.
+    if descr[1:] == "V2":
+        return DTYPES["bfloat16"]
+    try:
+        dtype = np.dtype(descr)
+    except (TypeError, struct.error) as error:
+        raise ValueError(f"{name!r} has the unknown type {descr!r}") from error
+    if dtype.itemsize == 0:
+        raise ValueError(f"{name!r} has elements of no size")
+    return dtype

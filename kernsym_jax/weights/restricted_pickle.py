@@ -1,0 +1,308 @@
+"""A pickle read as data: a stack machine that builds plain containers and can call nothing else.
+
+Python's own unpickler imports and calls what a file names. This one asks an allowlist what each
+name stands for, before anything is done with it, and refuses the file by that name otherwise.
+"""
+
+import dataclasses
+import pickletools
+from collections.abc import Callable
+from typing import IO, Any
+
+MAX_OPERATIONS = 2_000_000
+
+_LITERALS = frozenset(
+    [
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "FLOAT",
+        "BINFLOAT",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "UNICODE",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE8",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "BYTEARRAY8",
+    ]
+)
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY: dict[str, Callable[[], Any]] = {
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_SET": list,
+    "EMPTY_TUPLE": tuple,
+}
+_SCALARS = (str, int, float, bool, bytes, type(None))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Symbol:
+    """What an allowed name stands for.
+
+    Attributes:
+      name: ``module.name`` as the pickle has it.
+      make: builds plain data from the pickle's arguments; None for a name that is never called.
+      value: what the name means to the reader, such as an element type.
+    """
+
+    name: str
+    make: Callable[..., Any] | None = None
+    value: Any = None
+
+
+@dataclasses.dataclass(eq=False)
+class Inert:
+    """An object that is kept as its attributes only: it has no behaviour."""
+
+    name: str
+    attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def set_state(self, state: Any) -> None:
+        """Takes the attributes that the pickle gives the object."""
+        for part in state if isinstance(state, tuple) else (state,):
+            if isinstance(part, dict):
+                self.attributes.update((str(key), value) for key, value in part.items())
+
+
+def load(
+    file: IO[bytes],
+    allowed: Callable[[str, str], Symbol | None],
+    persistent: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Reads one pickle from a file's position, and leaves the file behind it.
+
+    Args:
+      file: a binary file with tell and readline.
+      allowed: maps (module, name) to what it stands for, or to None if it is forbidden.
+      persistent: maps the pickle's references to outside objects to values.
+
+    Returns:
+      dicts, lists, tuples, scalars, and whatever the allowed names make. Sets become lists.
+
+    Raises:
+      ValueError: on a forbidden name, named in the message, and on anything malformed.
+    """
+    machine = _Machine(allowed, persistent)
+    try:
+        for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
+            if count > MAX_OPERATIONS:
+                raise ValueError(f"a pickle of more than {MAX_OPERATIONS} operations")
+            machine.step(operation.name, argument)
+        return machine.stack.pop()
+    except (IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"a malformed pickle ({type(error).__name__}: {error})") from error
+
+
+class _Machine:
+    """The stack, the marks and the memo; one method for each way that operations change them."""
+
+    def __init__(
+        self,
+        allowed: Callable[[str, str], Symbol | None],
+        persistent: Callable[[Any], Any] | None,
+    ):
+        self.allowed = allowed
+        self.persistent = persistent
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def step(self, name: str, argument: Any) -> None:
+        if name in _LITERALS:
+            self.stack.append(argument)
+        elif name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name])
+        elif name in _EMPTY:
+            self.stack.append(_EMPTY[name]())
+        elif name in _OPERATIONS:
+            _OPERATIONS[name](self, argument)
+        else:
+            raise ValueError(f"a pickle with the operation {name}, which no weights need")
+
+    def ignore(self, _: Any) -> None:
+        pass
+
+    def mark(self, _: Any) -> None:
+        self.marks.append(self.stack)
+        self.stack = []
+
+    def since_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.marks.pop()
+        return items
+
+    def pop(self, _: Any) -> None:
+        if self.stack:
+            self.stack.pop()
+        else:
+            self.since_mark()
+
+    def pop_mark(self, _: Any) -> None:
+        self.since_mark()
+
+    def duplicate(self, _: Any) -> None:
+        self.stack.append(self.stack[-1])
+
+    def put(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    def memoize(self, _: Any) -> None:
+        self.put(len(self.memo))
+
+    def get(self, index: int) -> None:
+        self.stack.append(self.memo[index])
+
+    def tuple_since_mark(self, _: Any) -> None:
+        items = tuple(self.since_mark())
+        self.stack.append(items)
+
+    def list_since_mark(self, _: Any) -> None:
+        items = self.since_mark()
+        self.stack.append(items)
+
+    def dict_since_mark(self, _: Any) -> None:
+        items = self.since_mark()
+        self.stack.append({})
+        self.insert(items)
+
+    def append(self, _: Any) -> None:
+        self.extend([self.stack.pop()])
+
+    def append_since_mark(self, _: Any) -> None:
+        self.extend(self.since_mark())
+
+    def extend(self, items: list[Any]) -> None:
+        if not isinstance(self.stack[-1], list):
+            raise ValueError(f"a pickle that appends to {_describe(self.stack[-1])}")
+        self.stack[-1].extend(items)
+
+    def set_item(self, _: Any) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.insert([key, value])
+
+    def set_since_mark(self, _: Any) -> None:
+        self.insert(self.since_mark())
+
+    def insert(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, Inert):
+            target = target.attributes
+        if not isinstance(target, dict) or len(items) % 2:
+            raise ValueError(f"a pickle that sets items of {_describe(target)}")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[_key(key)] = value
+
+    def push_global(self, argument: str) -> None:
+        module, _, name = argument.partition(" ")
+        self.push_symbol(module, name)
+
+    def push_stack_global(self, _: Any) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        self.push_symbol(module, name)
+
+    def push_symbol(self, module: Any, name: Any) -> None:
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise ValueError("a pickle that names a global by something other than text")
+        symbol = self.allowed(module, name)
+        if symbol is None:
+            raise ValueError(
+                f"refused: the pickle asks for {module}.{name}, which is not plain data; "
+                "save the state dict alone: torch.save(model.state_dict(), path)"
+            )
+        self.stack.append(symbol)
+
+    def call(self, _: Any) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.stack.append(_make(function, arguments))
+
+    def call_with_keywords(self, _: Any) -> None:
+        if self.stack.pop():
+            raise ValueError("a pickle that makes an object from keyword arguments")
+        self.call(None)
+
+    def call_since_mark(self, _: Any) -> None:
+        function, *arguments = self.since_mark()
+        self.stack.append(_make(function, tuple(arguments)))
+
+    def call_global(self, argument: str) -> None:
+        arguments = self.since_mark()
+        self.push_global(argument)
+        self.stack.append(_make(self.stack.pop(), tuple(arguments)))
+
+    def set_state(self, _: Any) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if hasattr(type(target), "set_state"):
+            target.set_state(state)
+        elif not isinstance(target, dict):  # An OrderedDict's attributes are of no use here.
+            raise ValueError(f"a pickle that changes {_describe(target)}")
+
+    def refer(self, _: Any) -> None:
+        if self.persistent is None:
+            raise ValueError("a pickle that refers to objects outside itself")
+        self.stack.append(self.persistent(self.stack.pop()))
+
+
+_OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(("PROTO", "FRAME", "STOP"), _Machine.ignore),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
+    **dict.fromkeys(("LIST", "FROZENSET"), _Machine.list_since_mark),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), _Machine.append_since_mark),
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine.call),
+    "TUPLE1": lambda machine, _: machine.stack.append((machine.stack.pop(),)),
+    "TUPLE2": lambda machine, _: machine.stack.append(_last(machine.stack, 2)),
+    "TUPLE3": lambda machine, _: machine.stack.append(_last(machine.stack, 3)),
+    "TUPLE": _Machine.tuple_since_mark,
+    "MARK": _Machine.mark,
+    "POP": _Machine.pop,
+    "POP_MARK": _Machine.pop_mark,
+    "DUP": _Machine.duplicate,
+    "MEMOIZE": _Machine.memoize,
+    "DICT": _Machine.dict_since_mark,
+    "APPEND": _Machine.append,
+    "SETITEM": _Machine.set_item,
+    "SETITEMS": _Machine.set_since_mark,
+    "GLOBAL": _Machine.push_global,
+    "STACK_GLOBAL": _Machine.push_stack_global,
+    "NEWOBJ_EX": _Machine.call_with_keywords,
+    "OBJ": _Machine.call_since_mark,
+    "INST": _Machine.call_global,
+    "BUILD": _Machine.set_state,
+    "BINPERSID": _Machine.refer,
+}
+
+
+def _last(stack: list[Any], count: int) -> tuple[Any, ...]:
+    return tuple(reversed([stack.pop() for _ in range(count)]))
+
+
+def _make(function: Any, arguments: Any) -> Any:
+    if not isinstance(function, Symbol) or function.make is None:
+        raise ValueError(f"refused: the pickle calls {_describe(function)}")
+    if not isinstance(arguments, tuple):
+        raise ValueError(f"a pickle that calls {function.name} without a tuple of arguments")
+    return function.make(*arguments)
+
+
+def _key(key: Any) -> Any:
+    # The hash of a nested tuple visits every path through it, so a small file could take forever.
+    plain = isinstance(key, (*_SCALARS, Symbol)) or (
+        isinstance(key, tuple) and all(isinstance(part, _SCALARS) for part in key)
+    )
+    if not plain:
+        raise ValueError(f"a pickle with {_describe(key)} as a key")
+    return key
+
+
+def _describe(value: Any) -> str:
+    return value.name if isinstance(value, Symbol | Inert) else f"a {type(value).__name__}"

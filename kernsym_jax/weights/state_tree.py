@@ -1,0 +1,160 @@
+"""Which arrays of a checkpoint are the network's: not the optimizer's, not a moving average's."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kernsym_jax.weights.restricted_pickle import Inert
+from kernsym_jax.weights.stored_array import StoredArray
+from kernsym_jax.weights.torch_pickle import NumpyArray
+
+MAX_DEPTH = 64
+
+_OPTIMIZER = re.compile(
+    r"opt(im(izers?)?)?([_-].*)?$|.*_optimizer(_.*)?$|lr_sched.*|"
+    r"(amp|scaler|grad_scaler|scheduler|loops|callbacks)$",
+    re.IGNORECASE,
+)
+_AVERAGE = re.compile(r"(.*[_-])?(ema|averaged?|avg|shadow|swa)([_-].*)?$", re.IGNORECASE)
+_WRAPPERS = frozenset(
+    [
+        "state_dict",
+        "model_state_dict",
+        "model_state",
+        "model",
+        "net",
+        "network",
+        "module",
+        "params",
+        "weights",
+        "state",
+        "variables",
+        "target",
+        "default",
+        "item",
+        "items",
+        "train_state",
+        "params_ema",
+        "ema",
+        "ema_params",
+        "ema_state_dict",
+        "state_dict_ema",
+        "model_ema",
+    ]
+)
+_BOXES = ("value", "raw_value")
+
+Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelArrays:
+    """The network's own arrays of a checkpoint.
+
+    Attributes:
+      arrays: path -> array, wrapping containers such as ``params`` or ``state_dict`` left out.
+      skipped: name of an array group that is not the network's -> why it was left out.
+      notes: remarks, such as that only a moving average was found.
+    """
+
+    arrays: dict[Path, StoredArray]
+    skipped: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def model_arrays(arrays: Mapping[Path, StoredArray]) -> ModelArrays:
+    """Finds the network in a checkpoint that may hold more.
+
+    Args:
+      arrays: path -> array, of a state dict, a TrainState or a training script's own dictionary.
+    """
+    groups: dict[str, dict[Path, StoredArray]] = {"model": {}, "optimizer": {}, "average": {}}
+    for path, array in arrays.items():
+        groups[group(path)][path] = array
+    chosen = groups["model"]
+    notes: tuple[str, ...] = ()
+    if not _has_kernels(chosen) and _has_kernels(groups["average"]):
+        chosen, groups["average"] = groups["average"], {}
+        notes = ("the weights are a moving average: the file has no others",)
+    skipped: dict[str, str] = {}
+    for kind, reason in (("optimizer", "optimizer state"), ("average", "moving average")):
+        skipped |= _summarize(groups[kind], reason)
+    return ModelArrays(_without_wrappers(chosen), skipped, notes)
+
+
+def leaves(tree: Any) -> dict[Path, StoredArray]:
+    """Every array of a nested container by its path, each container visited once.
+
+    Raises:
+      ValueError: if the containers are nested more than `MAX_DEPTH` deep.
+    """
+    return dict(_leaves(tree, (), set()))
+
+
+def _leaves(node: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, StoredArray]]:
+    if isinstance(node, NumpyArray):
+        node = node.array
+    if isinstance(node, StoredArray):
+        yield path, node
+    elif isinstance(node, np.ndarray | np.generic):
+        yield path, StoredArray.of(node)
+    elif isinstance(node, Inert | Mapping | Sequence) and not isinstance(node, str | bytes):
+        # Shared containers can make a small file unfold without end.
+        if id(node) in seen:
+            return
+        seen.add(id(node))
+        if len(path) >= MAX_DEPTH:
+            raise ValueError(f"containers nested more than {MAX_DEPTH} deep")
+        for key, child in _children(node):
+            yield from _leaves(child, (*path, key), seen)
+
+
+def _children(node: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Inert):
+        node = node.attributes
+    items = node.items() if isinstance(node, Mapping) else enumerate(node)
+    for key, child in items:
+        yield (key if isinstance(key, str) else str(getattr(key, "name", key))), child
+
+
+def group(path: Path) -> str:
+    """Whose an array is by its path: ``model``, ``optimizer`` or ``average``."""
+    for key in path[:-1]:
+        if _OPTIMIZER.match(key):
+            return "optimizer"
+        if _AVERAGE.match(key):
+            return "average"
+    return "model"
+
+
+def _has_kernels(arrays: Mapping[Path, StoredArray]) -> bool:
+    return any(len(array.shape) == 4 for array in arrays.values())
+
+
+def _summarize(arrays: Mapping[Path, StoredArray], reason: str) -> dict[str, str]:
+    counts: dict[str, int] = {}
+    for path in arrays:
+        counts[path[0]] = counts.get(path[0], 0) + 1
+    return {
+        name: f"{reason}: {count} array{'s' if count > 1 else ''}" for name, count in counts.items()
+    }
+
+
+def _without_wrappers(arrays: dict[Path, StoredArray]) -> dict[Path, StoredArray]:
+    """Drops boxes at the end of paths, and wrapping containers that all kernels share."""
+    arrays = {
+        (path[:-1] if len(path) > 1 and path[-1] in _BOXES else path): array
+        for path, array in arrays.items()
+    }
+    while True:
+        kernels = [path for path, array in arrays.items() if len(array.shape) == 4]
+        heads = {path[0] for path in kernels}
+        if len(heads) != 1 or not heads <= _WRAPPERS or min(map(len, kernels)) == 1:
+            return arrays
+        arrays = {
+            (path[1:] if path[0] in heads and len(path) > 1 else path): array
+            for path, array in arrays.items()
+        }

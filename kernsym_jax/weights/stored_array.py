@@ -1,0 +1,153 @@
+"""Arrays as files hold them: mapped instead of read, and checked before they are looked at."""
+
+import dataclasses
+import math
+import mmap
+import os
+import pathlib
+import reprlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+MAX_AXES = 32
+"""NumPy's own limit is higher; no weight comes near either."""
+
+DTYPES: dict[str, np.dtype] = {
+    name: np.dtype(getattr(ml_dtypes, name))
+    for name in (
+        "bfloat16",
+        "float8_e4m3fn",
+        "float8_e4m3fnuz",
+        "float8_e4m3b11fnuz",
+        "float8_e5m2",
+        "float8_e5m2fnuz",
+        "float8_e8m0fnu",
+    )
+    if hasattr(ml_dtypes, name)
+} | {
+    name: np.dtype(name)
+    for name in (
+        *("float64", "float32", "float16", "complex64", "complex128", "bool"),
+        *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"),
+    )
+}
+"""Every element type that the readers understand, by NumPy's name."""
+
+
+_FLOATING = frozenset(name for name in DTYPES if name.startswith(("float", "bfloat")))
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Whether an element type is one that weights are trained in."""
+    return dtype.newbyteorder("=").name in _FLOATING
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredArray:
+    """An array in a file, with everything known but its values.
+
+    Attributes:
+      shape: its axes.
+      dtype: its element type.
+      read: gives the values, as a view into the file where the format allows that.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @classmethod
+    def of(cls, array: Any) -> "StoredArray":
+        """An array that is already in memory, or a view of a mapped file."""
+        array = np.asarray(array)
+        return cls(array.shape, array.dtype, lambda: array)
+
+
+def map_file(path: str | os.PathLike) -> np.ndarray:
+    """Maps a file into memory as bytes, which costs nothing until they are looked at.
+
+    Raises:
+      ValueError: if the file is empty.
+    """
+    with pathlib.Path(path).open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise ValueError("the file is empty")
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def element_count(shape: Iterable[Any]) -> int:
+    """The number of elements of a shape that came out of a file.
+
+    Raises:
+      ValueError: if it is no shape at all.
+    """
+    sizes = tuple(shape)
+    if len(sizes) > MAX_AXES or not all(_is_size(size) for size in sizes):
+        raise ValueError(f"an array cannot have the shape {reprlib.repr(sizes)}")
+    return math.prod(sizes)
+
+
+def view(data: np.ndarray, start: int, dtype: np.dtype, shape: Iterable[int]) -> np.ndarray:
+    """A part of a mapped file as an array.
+
+    Args:
+      data: uint8 (bytes,).
+      start: offset of the first element in bytes.
+      dtype: the element type.
+      shape: the axes, row-major.
+
+    Raises:
+      ValueError: if any of it lies outside the data.
+    """
+    shape = tuple(shape)
+    end = start + element_count(shape) * dtype.itemsize
+    if not 0 <= start <= end <= data.size:
+        raise ValueError(f"array at bytes {start} to {end} of {data.size}: the file is cut or bent")
+    return data[start:end].view(dtype).reshape(shape)
+
+
+def strided_view(
+    elements: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> np.ndarray:
+    """A strided window on a flat array, as PyTorch's tensors are on their storages.
+
+    Args:
+      elements: (n,).
+      offset: index of the first element.
+      shape: the axes.
+      strides: the distance of neighbours along each axis, in elements.
+
+    Raises:
+      ValueError: if any of it lies outside the array.
+    """
+    check_strided(elements.size, offset, shape, strides)
+    if math.prod(shape) == 0:
+        return np.empty(shape, elements.dtype)
+    step = elements.dtype.itemsize
+    return np.lib.stride_tricks.as_strided(
+        elements[offset:], shape, tuple(stride * step for stride in strides), writeable=False
+    )
+
+
+def check_strided(size: int, offset: Any, shape: Any, strides: Any) -> None:
+    """Raises a ValueError if a strided window does not lie within `size` elements."""
+    count = element_count(shape)
+    if len(strides) != len(shape) or not all(_is_size(value) for value in (offset, *strides)):
+        raise ValueError(
+            f"a tensor of shape {tuple(shape)} has the strides {reprlib.repr(strides)} "
+            f"at offset {reprlib.repr(offset)}"
+        )
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    # An expanded tensor repeats its elements: harmless while small, a bomb when not.
+    if count > max(size, 1 << 20) or (count and last >= size):
+        raise ValueError(
+            f"a tensor of shape {tuple(shape)}, strides {tuple(strides)} and offset {offset} "
+            f"does not fit its storage of {size} elements"
+        )
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 48

@@ -1,0 +1,95 @@
+"""Members of a zip archive: viewed where they are stored plainly, inflated only within reason."""
+
+import os
+import struct
+import zipfile
+import zlib
+
+import numpy as np
+
+from kernsym_jax.weights.stored_array import map_file
+
+FREE_INFLATION = 256 << 20
+"""Bytes that an archive may always inflate to; above that, eight times its own size."""
+
+_LOCAL_HEADER = 30
+
+
+class ZipMembers:
+    """A zip archive of arrays, read member by member.
+
+    Attributes:
+      names: the members' names in the archive's order, directories left out.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        """Reads the archive's directory.
+
+        Raises:
+          ValueError: if it is no zip archive, or one that would inflate out of all proportion.
+        """
+        self._data = map_file(path)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                items = [item for item in archive.infolist() if not item.is_dir()]
+        except (zipfile.BadZipFile, struct.error, NotImplementedError, OSError) as error:
+            raise ValueError(f"a damaged zip archive ({error})") from error
+        self._items = {item.filename: item for item in items}
+        self.names = list(self._items)
+        inflated = sum(item.file_size for item in items if item.compress_type != zipfile.ZIP_STORED)
+        if inflated > max(FREE_INFLATION, 8 * self._data.size):
+            raise ValueError(
+                f"refused: an archive of {self._data.size} bytes that inflates to {inflated}"
+            )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._items
+
+    def size(self, name: str) -> int:
+        """The declared size of a member in bytes."""
+        return self._items[name].file_size
+
+    def head(self, name: str, size: int) -> bytes:
+        """The first bytes of a member, unchecked against its checksum."""
+        item = self._items[name]
+        if item.compress_type == zipfile.ZIP_STORED:
+            return self._content(item)[:size].tobytes()
+        return self._inflate(item, size)
+
+    def read(self, name: str) -> np.ndarray:
+        """A member's bytes, uint8 (size,): a view of the file if it is stored uncompressed.
+
+        Raises:
+          ValueError: if the archive is damaged at this member.
+        """
+        item = self._items[name]
+        if item.compress_type == zipfile.ZIP_STORED:
+            content = self._content(item)
+        else:
+            content = np.frombuffer(self._inflate(item, item.file_size + 1), np.uint8)
+        if content.size != item.file_size:
+            raise ValueError(f"{name} holds {content.size} bytes instead of {item.file_size}")
+        # PyTorch can be told to write no checksums: they are zero then.
+        if item.CRC and zlib.crc32(content.data) != item.CRC:
+            raise ValueError(f"{name} is damaged: its checksum is wrong")
+        return content
+
+    def _inflate(self, item: zipfile.ZipInfo, size: int) -> bytes:
+        if item.compress_type != zipfile.ZIP_DEFLATED:
+            raise ValueError(f"{item.filename} is compressed in a way other than deflate")
+        try:
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(self._content(item).data, size)
+        except zlib.error as error:
+            raise ValueError(f"{item.filename} is damaged ({error})") from error
+
+    def _content(self, item: zipfile.ZipInfo) -> np.ndarray:
+        header = self._data[item.header_offset : item.header_offset + _LOCAL_HEADER].tobytes()
+        if len(header) != _LOCAL_HEADER or header[:4] != b"PK\x03\x04":
+            raise ValueError(f"{item.filename} is not where the archive's directory says")
+        if item.flag_bits & 0x1:
+            raise ValueError(f"{item.filename} is encrypted")
+        name_length, extra_length = struct.unpack("<HH", header[26:])
+        start = item.header_offset + _LOCAL_HEADER + name_length + extra_length
+        if start + item.compress_size > self._data.size:
+            raise ValueError(f"{item.filename} reaches beyond the end of the file")
+        return self._data[start : start + item.compress_size]

@@ -55,7 +55,7 @@ class Checkpoints:
         """
         like = jax.tree.map(_abstract, like)
         for step in sorted(self._manager.all_steps(), reverse=True):
-            # What a damaged file raises depends on where it is damaged; orbax names no common class.
+            # What a damaged file raises depends on where the damage is; orbax has no class for it.
             try:
                 saved = _shapes(self._manager.item_metadata(step).tree)
             except Exception as error:

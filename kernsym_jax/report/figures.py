@@ -1,0 +1,197 @@
+"""Figures of a network's layer table, for papers (files) and for the page (inline SVG)."""
+
+import io
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from kernsym_jax.report.console import printable
+from kernsym_jax.report.layer_table import NetworkTable
+
+# Orange against purple: told apart by colour-blind readers, and neither reads as good or bad.
+KERNEL_COLORS = "PuOr_r"
+ROLE_COLORS = {
+    "first": "#7f7f7f",
+    "internal": "#1b7f79",
+    "strided": "#d1495b",
+    "depthwise": "#8a5fbf",
+    "transposed": "#b8860b",
+    "non-square": "#3a6ea5",
+    "trivial": "#b0b0b0",
+}
+# Text and axes are drawn in this colour, which nothing else has, so that a page can give them its
+# own, dark or light.
+_INK = "#24292f"
+_MOST_PANELS = 400
+
+
+def write_figures(
+    table: NetworkTable, folder: pathlib.Path, prefix: str = ""
+) -> list[pathlib.Path]:
+    """Writes the figures of one network as SVG and PNG.
+
+    Args:
+      table: from `network_table`.
+      folder: where to; made if it is not there.
+      prefix: of the files' names.
+
+    Returns:
+      The SVG files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, figure in draw(table).items():
+        path = folder / f"{prefix}{name}.svg"
+        path.write_text(svg(figure), encoding="utf-8")
+        figure.savefig(path.with_suffix(".png"), dpi=130, facecolor="white")
+        written.append(path)
+    return written
+
+
+def draw(table: NetworkTable) -> dict[str, Any]:
+    """The figures of one network.
+
+    Args:
+      table: from `network_table`.
+
+    Returns:
+      ``mean_kernels``, ``score_by_depth`` and, for a run that recorded it, ``trajectory``: name ->
+      matplotlib figure.
+    """
+    import matplotlib
+
+    matplotlib.rcParams["svg.fonttype"] = "none"
+    matplotlib.rcParams["svg.hashsalt"] = "kernsym"
+    with matplotlib.rc_context(
+        {
+            "font.size": 9,
+            "text.color": _INK,
+            "axes.labelcolor": _INK,
+            "axes.edgecolor": _INK,
+            "xtick.color": _INK,
+            "ytick.color": _INK,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
+    ):
+        figures = {"mean_kernels": _gallery(table), "score_by_depth": _score_by_depth(table)}
+        if len(table.history) > 1:
+            figures["trajectory"] = _trajectory(table)
+    return figures
+
+
+def svg(figure: Any, page: bool = False) -> str:
+    """A figure as SVG text, the same bytes every time.
+
+    Args:
+      figure: matplotlib's.
+      page: draws text and axes in the colour of the page around it, on no ground of its own.
+
+    Returns:
+      The SVG element; for a page without the XML declaration.
+    """
+    stream = io.StringIO()
+    figure.savefig(
+        stream,
+        format="svg",
+        transparent=page,
+        facecolor="none" if page else "white",
+        metadata={"Date": None, "Creator": None},
+    )
+    text = stream.getvalue()
+    if page:
+        text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    return text
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _gallery(table: NetworkTable) -> Any:
+    shown = table.rows[:_MOST_PANELS]
+    columns = min(len(shown), 8)
+    lines = -(-len(shown) // columns)
+    figure = _figure(1.25 * columns + 0.9, 1.55 * lines + 0.5)
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    image = None
+    for axis, row in zip(axes.flat, shown, strict=False):
+        kernel = table.mean_kernels[row["layer"]]
+        largest = np.abs(kernel).max()
+        # One scale for all: from minus to plus the largest cell of each kernel.
+        unit = kernel / largest if largest > 0 else np.zeros_like(kernel)
+        image = axis.imshow(unit, cmap=KERNEL_COLORS, vmin=-1, vmax=1)
+        name = printable(row["layer"])
+        name = name if len(name) <= 18 else f"…{name[-17:]}"
+        score = "undefined" if row["score"] is None else f"{row['score']:.2f}"
+        axis.set_title(_literal(f"{name}\n{row['role']} {score}"), fontsize=7)
+    figure.colorbar(image, ax=axes, shrink=0.6, label="share of the largest cell", ticks=[-1, 0, 1])
+    figure.suptitle(_literal(f"Mean kernels of {printable(table.source)}"), fontsize=10)
+    return figure
+
+
+def _score_by_depth(table: NetworkTable) -> Any:
+    figure = _figure(7.5, 3.6)
+    axis = figure.subplots()
+    depth = np.arange(1, len(table.rows) + 1)
+    # Whiskers reach half a layer to each side, so that the band has steps where the size changes.
+    edges = np.concatenate([[0.5], depth + 0.5])
+    means = np.array([row["null_mean"] for row in table.rows])
+    tops = np.array([row["null_q95"] for row in table.rows])
+    axis.stairs(tops, edges, baseline=means, fill=True, color="#9aa5b1", alpha=0.35, lw=0,
+                label="chance: mean to 95 % point")  # fmt: skip
+    axis.stairs(means, edges, baseline=None, color="#9aa5b1", lw=1)
+    scores = np.array([np.nan if r["score"] is None else r["score"] for r in table.rows])
+    axis.plot(depth, scores, color="#9aa5b1", lw=0.8, zorder=1)
+    for role, color in ROLE_COLORS.items():
+        chosen = np.array([row["role"] == role for row in table.rows])
+        if chosen.any():
+            axis.scatter(depth[chosen], scores[chosen], s=28, color=color, label=role, zorder=2)
+    axis.set(
+        xlim=(edges[0], edges[-1]),
+        ylim=(0.3, 1.02),
+        xlabel="layer, in order",
+        ylabel="symmetry score, |T| = 8",
+    )
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend(fontsize=7, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+    return figure
+
+
+def _trajectory(table: NetworkTable) -> Any:
+    figure = _figure(7.5, 3.6)
+    axis = figure.subplots()
+    steps = np.array([line["step"] for line in table.history])
+    roles = {row["layer"]: row["role"] for row in table.rows}
+    strided = {"strided": (0, (4, 2)), "first": (0, (1, 1))}
+    import matplotlib
+
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(table.rows)))
+    for color, (layer, role) in zip(shades, roles.items(), strict=True):
+        scores = [line["layers"].get(layer, {}).get("score") for line in table.history]
+        values = np.array([np.nan if score is None else score for score in scores])
+        label = _literal(f"{printable(layer)} ({role})") if len(roles) <= 12 else None
+        axis.plot(steps, values, color=color, lw=1.3, ls=strided.get(role, "-"), label=label)
+    by_size = {(row["null_mean"], row["null_q95"]) for row in table.rows}
+    if len(by_size) == 1:
+        low, high = by_size.pop()
+        axis.axhspan(low, high, color="#9aa5b1", alpha=0.35, lw=0, zorder=0)
+        axis.annotate("chance, mean to 95 % point", (steps[-1], low), ha="right", va="bottom",
+                      fontsize=7)  # fmt: skip
+    axis.set(xlabel="completed steps", ylabel="symmetry score, |T| = 8")
+    if len(roles) <= 12:
+        axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _literal(text: str) -> str:
+    # Matplotlib takes what stands between two dollars for mathematics.
+    return text.replace("$", r"\$")

@@ -1,0 +1,152 @@
+"""The report as one HTML file that needs nothing else."""
+
+import importlib.resources
+import itertools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kernsym_jax import symmetry
+from kernsym_jax.report import figures
+from kernsym_jax.report.console import printable
+from kernsym_jax.report.layer_table import NetworkTable
+from kernsym_jax.report.summary import in_words, sentences, summarize
+
+# The ends and the middle of the colour scale of the figures, as (red, green, blue).
+_NEGATIVE, _ZERO, _POSITIVE = (45, 0, 75), (247, 247, 247), (127, 59, 8)
+_NEGATIVE_MIDDLE, _POSITIVE_MIDDLE = (153, 142, 195), (241, 163, 64)
+_SCALE = ((-1.0, _NEGATIVE), (-0.5, _NEGATIVE_MIDDLE), (0.0, _ZERO), (0.5, _POSITIVE_MIDDLE),
+          (1.0, _POSITIVE))  # fmt: skip
+
+# Columns of the table on the page: key, heading, what it means.
+_TABLE = (
+    ("order", "#", "place in the network"),
+    ("layer", "layer", "name in the file"),
+    ("role", "role", "what part the layer plays"),
+    ("shape", "shape", "height × width × in × out, in per group"),
+    ("stride", "stride", "step between windows"),
+    ("padding", "padding", "pixels added per side, or the rule"),
+    ("uneven_h", "u", "rows at the far end that no window touches; 0 is even"),
+    ("score", "score", "1 is symmetric; eight transforms, the identity among them"),
+    ("null_mean", "chance", "mean score of random kernels of this size"),
+    ("null_q95", "95 %", "95 % point of the score of random kernels of this size"),
+    ("p_value", "p", "share of random kernels that score at least as high"),
+    ("score_centered", "centred", "score once the common offset of the cells is removed"),
+    ("dc_share", "offset", "share of the energy that is a common offset"),
+    ("A1", "A1", "energy of the symmetric part"),
+    ("B1", "B1", "energy of the contrast between rows and columns"),
+    ("B2", "B2", "energy of the contrast between the diagonals"),
+    ("E", "E", "energy of the odd part: gradients and padding skew"),
+    ("skew_x", "skew x", "first moment in cells, to the right"),
+    ("skew_y", "skew y", "first moment in cells, down"),
+    ("neuron_score", "neurons", "mean score of the kernels averaged over inputs only"),
+    ("single_score", "singles", "mean score of the single kernels"),
+    ("note", "note", ""),
+)
+
+
+def write_page(tables: Sequence[NetworkTable], path: pathlib.Path) -> None:
+    """Writes ``report.html``.
+
+    Args:
+      tables: one per network, from `network_table`.
+      path: the file.
+    """
+    path.write_text(render(tables), encoding="utf-8")
+
+
+def render(tables: Sequence[NetworkTable]) -> str:
+    """The page as text: no request leaves it, and all names in it are text.
+
+    Args:
+      tables: one per network, from `network_table`.
+
+    Returns:
+      An HTML document.
+    """
+    import jinja2
+
+    files = importlib.resources.files("kernsym_jax.report")
+
+    def read(name: str) -> str:
+        return files.joinpath(name).read_text(encoding="utf-8")
+
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["figure"] = _figure
+    return environment.from_string(read("page.jinja")).render(
+        networks=[_network(index, table) for index, table in enumerate(tables, 1)],
+        columns=_TABLE,
+        irreps=symmetry.IRREPS,
+        style=read("page.css"),
+        script=read("page.js"),
+    )
+
+
+def _network(index: int, table: NetworkTable) -> dict[str, Any]:
+    drawn = figures.draw(table)
+    summary = summarize(table)
+    return {
+        "id": f"network-{index}",
+        "source": printable(table.source),
+        "format": table.weights.format,
+        "layout": table.weights.layout,
+        "notes": [printable(note) for note in table.weights.notes],
+        "skipped": {printable(k): printable(v) for k, v in table.weights.skipped.items()},
+        "sentences": sentences(summary),
+        "summary": summary,
+        "layers": [_layer(number, row, table) for number, row in enumerate(table.rows, 1)],
+        "score_by_depth": figures.svg(drawn["score_by_depth"], page=True),
+        "trajectory": figures.svg(drawn["trajectory"], page=True) if "trajectory" in drawn else "",
+    }
+
+
+def _layer(number: int, row: dict[str, Any], table: NetworkTable) -> dict[str, Any]:
+    kernel = table.mean_kernels[row["layer"]]
+    largest = float(np.abs(kernel).max())
+    unit = kernel / largest if largest > 0 else np.zeros_like(kernel)
+    values = {key: row[key] for key, _, _ in _TABLE}
+    return {
+        **values,
+        "order": number if row["order"] is None else row["order"],
+        "layer": printable(row["layer"]),
+        "uneven_w": row["uneven_w"],
+        "words": in_words(row),
+        "cells": [
+            {"x": x, "y": y, "color": _color(float(unit[y, x]))}
+            for y in range(kernel.shape[0])
+            for x in range(kernel.shape[1])
+        ],
+        "size": kernel.shape,
+        "beyond": row["score"] is not None and row["score"] > row["null_q95"],
+        "energies": [(name, row[name] or 0.0) for name in symmetry.IRREPS],
+        "arrow": _arrow(row, kernel.shape),
+    }
+
+
+def _arrow(row: dict[str, Any], shape: tuple[int, ...]) -> dict[str, float] | None:
+    """From the kernel's middle to its skew, drawn three times as long to be seen."""
+    if row["role"] != "strided" or row["skew_x"] is None:
+        return None
+    x, y = shape[1] / 2, shape[0] / 2
+    return {"x1": x, "y1": y, "x2": x + 3 * row["skew_x"], "y2": y + 3 * row["skew_y"]}
+
+
+def _color(value: float) -> str:
+    for (low, start), (high, end) in itertools.pairwise(_SCALE):
+        if value <= high:
+            share = (value - low) / (high - low)
+            mixed = (round(a + (b - a) * share) for a, b in zip(start, end, strict=True))
+            return "#" + "".join(f"{part:02x}" for part in mixed)
+    return "#7f3b08"
+
+
+def _figure(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.1e}" if 0 < abs(value) < 5e-4 else f"{value:.3f}"
+    return str(value)

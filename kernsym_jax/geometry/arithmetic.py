@@ -1,0 +1,328 @@
+"""Convolution arithmetic: where the windows of a convolution or pooling lie on its input.
+
+Everything is counted along one axis in pixels of the input. ``lo`` and ``hi`` are the padding at
+the near end (top, left) and at the far end (bottom, right); a negative padding crops. A kernel of k
+taps at dilation d spans d(k-1)+1 pixels. The first window starts at the very near end of the padded
+axis, so whatever a stride cannot reach is left over at the far end.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, overload
+
+import numpy as np
+
+PerAxis = int | Sequence[int]
+"""One number for every axis, or one per axis."""
+
+Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
+"""An int: the same at both ends of every axis. ``(lo, hi)``: the two ends, the same on every axis.
+``((lo, hi), (lo, hi))``: the two ends axis by axis. ``"SAME"``: TensorFlow's rule, the odd pixel at
+the far end; ``"SAME_LOWER"``: at the near end; ``"VALID"``: none."""
+
+_Figure = TypeVar("_Figure")
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """The windows of a layer along one axis.
+
+    Attributes:
+      size: pixels of the input.
+      kernel: taps.
+      stride: step between windows.
+      lo: padding at the near end.
+      hi: padding at the far end.
+      dilation: step between taps.
+
+    Raises:
+      ValueError: for a size, kernel, stride or dilation below 1, or a kernel that spans more than
+        the padded input.
+    """
+
+    size: int
+    kernel: int
+    stride: int = 1
+    lo: int = 0
+    hi: int = 0
+    dilation: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.kernel, self.stride, self.dilation) < 1:
+            raise ValueError(
+                "size, kernel, stride and dilation must be at least 1, got "
+                f"{self.size}, {self.kernel}, {self.stride} and {self.dilation}"
+            )
+        if self._room < 0:
+            raise ValueError(
+                f"a kernel of {self.kernel} at dilation {self.dilation} spans {self.span} pixels, "
+                f"more than the {self.size + self.lo + self.hi} of the padded input "
+                f"({self.size} with padding {self.lo} and {self.hi})"
+            )
+
+    @property
+    def span(self) -> int:
+        """Pixels from the first tap to the last: d(k-1) + 1."""
+        return self.dilation * (self.kernel - 1) + 1
+
+    @property
+    def _room(self) -> int:
+        """How far the first window can be moved before it leaves the padded axis."""
+        return self.size + self.lo + self.hi - self.span
+
+    @property
+    def output_size(self) -> int:
+        """Number of windows: ⌊(size + lo + hi - d(k-1) - 1) / stride⌋ + 1."""
+        return self._room // self.stride + 1
+
+    @property
+    def uneven(self) -> int:
+        """Rows at the far end that no window touches, u = (size + lo + hi - d(k-1) - 1) mod stride.
+
+        With the same padding at both ends, u = 0 means that it is applied evenly; otherwise u of
+        the far rows go unused while the near ones are all seen.
+
+        With a different padding at each end u alone does not tell: TensorFlow's SAME always has
+        u = 0, and BlurPool's four taps have u = 1 on even maps; the first is off centre by half a
+        pixel, the second exactly centred. `centre_drift` tells in every case.
+
+        Reference: Alsallakh et al., "Mind the Pad", arXiv 2010.02178.
+        """
+        return self._room % self.stride
+
+    @property
+    def dropped(self) -> int:
+        """Rows of the image that are lost at its ends: max(0, u - hi), and what padding crops.
+
+        Rows between the windows of a stride larger than the kernel are not counted.
+        """
+        return max(0, self.uneven - self.hi) + max(0, -self.lo)
+
+    @property
+    def centre_drift(self) -> float:
+        """Mean of the window centres less the centre of the image, in pixels: (hi - lo - u) / 2.
+
+        Zero exactly where windows touch as much padding at the near as at the far end, lo = hi - u.
+        Negative towards the near end (top, left), which is what u > 0 does under symmetric padding;
+        positive towards the far end.
+        """
+        return (self.hi - self.lo - self.uneven) / 2
+
+    @property
+    def exposure(self) -> np.ndarray:
+        """The share of the windows in which each tap lies on padding: (kernel,) float64."""
+        return self._on_padding.mean(axis=0)
+
+    @property
+    def exposure_gap(self) -> float:
+        """`exposure` summed over the near half of the taps less that over the far half.
+
+        For k = 3, padding 1, stride 2 it is 1/h' on an even map, h' being the output size, and 0 on
+        an odd one. Where padding is zeros the weights lean away from the side that meets it more
+        often: a gap above 0 predicts a skew to the bottom or right, one below to the top or left.
+        """
+        taps = self._on_padding.sum(axis=0)
+        half = self.kernel // 2
+        near, far = taps[:half].sum(), taps[self.kernel - half :].sum()
+        return float(near - far) / self.output_size
+
+    @property
+    def _on_padding(self) -> np.ndarray:
+        """(windows, taps) bool."""
+        starts = np.arange(self.output_size) * self.stride - self.lo
+        taps = starts[:, None] + self.dilation * np.arange(self.kernel)[None, :]
+        return (taps < 0) | (taps >= self.size)
+
+
+def windows(
+    size: PerAxis,
+    kernel: PerAxis,
+    stride: PerAxis = 1,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+) -> tuple[Windows, ...]:
+    """Places the windows of a layer on each axis.
+
+    Args:
+      size: pixels of the input.
+      kernel: taps of the kernel.
+      stride: step between windows.
+      padding: see `Padding`.
+      dilation: step between taps.
+
+    Returns:
+      One per axis; a single one where every argument is for one axis.
+
+    Raises:
+      ValueError: for arguments of different numbers of axes, an unknown padding, or as `Windows`.
+    """
+    arguments = [size, kernel, stride, dilation]
+    pairs = not isinstance(padding, int | str) and any(isinstance(p, Sequence) for p in padding)
+    counts = {len(value) for value in arguments if isinstance(value, Sequence)}
+    if not isinstance(padding, int | str) and pairs:
+        counts.add(len(padding))
+    if len(counts) > 1:
+        raise ValueError(
+            f"size {size}, kernel {kernel}, stride {stride}, padding {padding} and dilation "
+            f"{dilation} are for different numbers of axes"
+        )
+    placed = []
+    for i in range(counts.pop() if counts else 1):
+        n, k, s, d = (operator.index(v[i] if isinstance(v, Sequence) else v) for v in arguments)
+        lo, hi = _ends(padding[i] if pairs else padding, n, d * (k - 1) + 1, s)  # type: ignore[index]  # pairs are no int
+        placed.append(Windows(n, k, s, lo, hi, d))
+    return tuple(placed)
+
+
+@overload
+def output_size(
+    size: int, kernel: int, stride: int = 1, padding: int | str = 0, dilation: int = 1
+) -> int: ...
+
+
+@overload
+def output_size(
+    size: PerAxis,
+    kernel: PerAxis,
+    stride: PerAxis = 1,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+) -> int | tuple[int, ...]: ...
+
+
+def output_size(
+    size: PerAxis,
+    kernel: PerAxis,
+    stride: PerAxis = 1,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+) -> int | tuple[int, ...]:
+    """Counts the windows of a layer, see `Windows.output_size`.
+
+    Args:
+      size: pixels of the input.
+      kernel: taps of the kernel.
+      stride: step between windows.
+      padding: see `Padding`.
+      dilation: step between taps.
+
+    Returns:
+      Pixels of the output: a number where every argument is for one axis, otherwise one per axis.
+
+    Raises:
+      ValueError: as `windows`.
+    """
+    arguments = (size, kernel, stride, padding, dilation)
+    return _figure(operator.attrgetter("output_size"), *arguments)
+
+
+@overload
+def uneven_padding(
+    size: int, kernel: int, stride: int, padding: int | str = 0, dilation: int = 1
+) -> int: ...
+
+
+@overload
+def uneven_padding(
+    size: PerAxis,
+    kernel: PerAxis,
+    stride: PerAxis,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+) -> int | tuple[int, ...]: ...
+
+
+def uneven_padding(
+    size: PerAxis,
+    kernel: PerAxis,
+    stride: PerAxis,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+) -> int | tuple[int, ...]:
+    """Counts the rows at the far end that no window touches, see `Windows.uneven`.
+
+    Args:
+      size: pixels of the input.
+      kernel: taps of the kernel.
+      stride: step between windows.
+      padding: see `Padding`.
+      dilation: step between taps.
+
+    Returns:
+      u, from 0 to stride - 1: a number where every argument is for one axis, otherwise one per
+      axis.
+
+    Raises:
+      ValueError: as `windows`.
+
+    Reference: Alsallakh et al., "Mind the Pad", arXiv 2010.02178.
+    """
+    return _figure(operator.attrgetter("uneven"), size, kernel, stride, padding, dilation)
+
+
+def padding_amounts(
+    size: PerAxis,
+    kernel: PerAxis,
+    stride: PerAxis,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+) -> tuple[int, int] | tuple[tuple[int, int], ...]:
+    """Resolves a padding into the rows added at the near and at the far end.
+
+    Args:
+      size: pixels of the input.
+      kernel: taps of the kernel.
+      stride: step between windows.
+      padding: see `Padding`.
+      dilation: step between taps.
+
+    Returns:
+      ``(lo, hi)``: one pair where every argument is for one axis, otherwise one per axis.
+
+    Raises:
+      ValueError: as `windows`.
+    """
+    return _figure(operator.attrgetter("lo", "hi"), size, kernel, stride, padding, dilation)
+
+
+def skew_direction(gaps: Sequence[float]) -> str | None:
+    """Names the direction to which weights lean under zero padding.
+
+    Args:
+      gaps: `Windows.exposure_gap` of each axis, one to three of them.
+
+    Returns:
+      For example ``"bottom right"``; ``None`` where no axis has a gap.
+    """
+    names = (("front", "back"), ("top", "bottom"), ("left", "right"))[-len(gaps) :]
+    words = [far if gap > 0 else near for gap, (near, far) in zip(gaps, names, strict=True) if gap]
+    return " ".join(words) or None
+
+
+def _figure(figure: Callable[[Windows], _Figure], *arguments: Any) -> Any:
+    size, kernel, stride, padding, dilation = arguments
+    figures = tuple(map(figure, windows(size, kernel, stride, padding, dilation)))
+    lists = [v for v in (size, kernel, stride, dilation) if isinstance(v, Sequence)]
+    pairs = isinstance(padding, Sequence) and any(isinstance(p, list | tuple) for p in padding)
+    return figures if lists or pairs else figures[0]
+
+
+def _ends(padding: Any, size: int, span: int, stride: int) -> tuple[int, int]:
+    """The padding of one axis as (lo, hi)."""
+    if isinstance(padding, str):
+        step = max(stride, 1)
+        total = max((-(-size // step) - 1) * step + span - size, 0)
+        rules = {
+            "VALID": (0, 0),
+            "SAME": (total // 2, total - total // 2),
+            "SAME_LOWER": (total - total // 2, total // 2),
+        }
+        if padding.upper() not in rules:
+            raise ValueError(f"unknown padding {padding!r}; wanted a number or one of {[*rules]}")
+        return rules[padding.upper()]
+    if isinstance(padding, Sequence):
+        if len(padding) != 2:
+            raise ValueError(f"padding of an axis is (lo, hi), got {padding!r}")
+        return operator.index(padding[0]), operator.index(padding[1])
+    return operator.index(padding), operator.index(padding)

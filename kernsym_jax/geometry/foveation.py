@@ -1,0 +1,199 @@
+"""Foveation: in how many windows each pixel of an image takes part."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from kernsym_jax.geometry import arithmetic
+from kernsym_jax.geometry.input_size import LayerLike, layers_at
+from kernsym_jax.geometry.layer import LayerGeometry
+
+PADDING_MODES = (
+    "zero",
+    "same",
+    "reflect",
+    "replicate",
+    "symmetric",
+    "circular",
+    "partial",
+    "valid",
+)
+
+_NUMPY_MODES = {
+    "reflect": "reflect",
+    "replicate": "edge",
+    "symmetric": "symmetric",
+    "circular": "wrap",
+}
+
+
+def foveation(
+    size: arithmetic.PerAxis,
+    kernel: arithmetic.PerAxis,
+    stride: arithmetic.PerAxis = 1,
+    padding_mode: str = "zero",
+    padding: arithmetic.Padding | None = None,
+    dilation: arithmetic.PerAxis = 1,
+) -> np.ndarray:
+    """Counts the windows of one layer in which each pixel takes part.
+
+    A pixel that the padding repeats counts once for every time a window reads it, and a window of a
+    partial convolution counts kh·kw/m, m being the number of its taps on the image. The map is the
+    gradient of the sum of all outputs with respect to the image where every weight is 1.
+
+    Args:
+      size: pixels of the image, one number for a square or (height, width).
+      kernel: taps.
+      stride: step between windows.
+      padding_mode: one of ``PADDING_MODES``.
+      padding: amount, as in `arithmetic`; ``None`` for d(k-1)/2 rounded down at each end, for
+        ``same`` what TensorFlow's rule says, for ``valid`` none.
+      dilation: step between taps.
+
+    Returns:
+      Counts (height, width), float64.
+
+    Raises:
+      ValueError: for an unknown mode, or as `arithmetic.output_size`.
+
+    Reference: Alsallakh et al., "Mind the Pad", arXiv 2010.02178, section 4.
+    """
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f"unknown padding mode {padding_mode!r}; wanted one of {PADDING_MODES}")
+    counts = []
+    for axis in (0, 1):
+        n, k, s, d = (_of_axis(value, axis) for value in (size, kernel, stride, dilation))
+        amounts = padding
+        if padding_mode == "valid":
+            amounts = 0
+        elif padding_mode == "same":
+            amounts = "SAME"
+        elif amounts is None:
+            amounts = d * (k - 1) // 2
+        elif not isinstance(amounts, int | str) and isinstance(amounts[axis], Sequence):
+            amounts = amounts[axis]
+        counts.append(window_matrix(n, k, s, amounts, d, padding_mode).sum(axis=0))
+    return np.outer(*counts)
+
+
+def window_matrix(
+    size: int,
+    kernel: int,
+    stride: int = 1,
+    padding: arithmetic.Padding = 0,
+    dilation: int = 1,
+    padding_mode: str = "zero",
+    upsampling: int = 1,
+) -> np.ndarray:
+    """Counts how often each window along an axis reads each pixel.
+
+    Args:
+      size: pixels of the input.
+      kernel: taps.
+      stride: step between windows.
+      padding: along this axis, as in `arithmetic`.
+      dilation: step between taps.
+      padding_mode: one of ``PADDING_MODES``.
+      upsampling: step by which the input is spread with zeros first.
+
+    Returns:
+      Counts (windows, size), float64; for ``partial`` times kernel/m for m taps on the image.
+
+    Raises:
+      ValueError: as `arithmetic.output_size`.
+    """
+    spread = (size - 1) * upsampling + 1
+    (axis,) = arithmetic.windows(spread, kernel, stride, padding, dilation)
+    position = np.full(spread, -1)
+    position[::upsampling] = np.arange(size)
+    ends = (max(axis.lo, 0), max(axis.hi, 0))
+    if padding_mode in _NUMPY_MODES:
+        padded = np.pad(position, ends, _NUMPY_MODES[padding_mode])  # type: ignore[call-overload]
+    else:
+        padded = np.pad(position, ends, constant_values=-1)
+    padded = padded[max(-axis.lo, 0) : len(padded) - max(-axis.hi, 0)]
+    taps = np.arange(axis.output_size)[:, None] * stride + np.arange(kernel)[None, :] * dilation
+    window, tap = np.nonzero(padded[taps] >= 0)
+    counts = np.zeros((axis.output_size, size))
+    np.add.at(counts, (window, padded[taps[window, tap]]), 1)
+    if padding_mode == "partial":
+        seen = counts.sum(axis=1, keepdims=True)
+        counts *= np.divide(kernel, seen, out=np.zeros_like(seen), where=seen > 0)
+    return counts
+
+
+def network_foveation(
+    layers: Sequence[LayerLike], size: int | None = None, outputs: Sequence[str] = ()
+) -> np.ndarray:
+    """Counts the ways from each pixel of the image through the windows of a whole network.
+
+    Ones are propagated back from the output maps: in the network that has the same windows but one
+    channel, every weight 1, sums for maxima and no non-linearities, it is the gradient of the sum
+    of the outputs with respect to the image. Branches that are added or put together add up.
+    Foveation is geometry alone, so trained weights play no part. The counts grow as the product of
+    all kernel sizes and only their ratios matter, hence they are given relative to their mean.
+
+    Args:
+      layers: rows of an audit, or ``(kernel, stride, padding[, dilation])`` in order.
+      size: height and width of the image; ``None`` for the one that the rows were audited at.
+      outputs: names of the layers from whose maps to go back; by default every map that no other
+        layer reads.
+
+    Returns:
+      Map (height, width), float64, of mean 1.
+
+    Raises:
+      ValueError: naming the layer, for one that runs in a loop, whose input could not be followed
+        or whose padding is mixed; for an unknown name in ``outputs``; if nothing reads the image.
+
+    Reference: Alsallakh et al., "Mind the Pad", arXiv 2010.02178, section 4.
+    """
+    rows = layers_at(layers, size)
+    read = {number for row in rows for number in row.reads or ()}
+    last = {i for i, row in enumerate(rows) if (row.layer in outputs if outputs else i not in read)}
+    unknown = set(outputs) - {row.layer for row in rows}
+    if unknown:
+        raise ValueError(f"no layer is named {sorted(unknown)}")
+    ways: dict[int, np.ndarray] = {i: np.ones(rows[i].output_size) for i in last}
+    for number in reversed(range(len(rows))):
+        if number not in ways:
+            continue
+        back = _back(rows[number])(ways.pop(number))
+        for source in rows[number].reads or ():
+            ways[source] = ways[source] + back if source in ways else back
+        if back.max() > 1e200:
+            # Only ratios matter, and the counts of a deep network leave float64's range.
+            ways = {source: counts * 1e-200 for source, counts in ways.items()}
+    if -1 not in ways:
+        raise ValueError("none of the outputs is reached from the image")
+    return ways[-1] / ways[-1].mean()
+
+
+def _back(row: LayerGeometry) -> Callable[[np.ndarray], np.ndarray]:
+    """From counts on the layer's output to counts on its input."""
+    if row.repeats != 1:
+        raise ValueError(f"{row.layer}: runs {row.repeats} times in a loop; audit it unrolled")
+    if row.padding_mode in ("mixed", "other"):
+        raise ValueError(f"{row.layer}: cannot follow {row.padding_mode} padding back to pixels")
+    if row.reads is None and max(row.input_size) > 1:
+        raise ValueError(f"{row.layer}: its input could not be followed to the image")
+
+    def back(counts: np.ndarray) -> np.ndarray:
+        for axis, size in enumerate(row.input_size):
+            matrix = window_matrix(
+                size,
+                row.kernel[axis],
+                row.stride[axis],
+                row.padding[axis],
+                row.dilation[axis],
+                row.padding_mode,
+                row.upsampling[axis],
+            )
+            counts = np.moveaxis(np.tensordot(matrix, counts, axes=(0, axis)), 0, axis)
+        return counts
+
+    return back
+
+
+def _of_axis(value: arithmetic.PerAxis, axis: int) -> int:
+    return value[axis] if isinstance(value, Sequence) else value

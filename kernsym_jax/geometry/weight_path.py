@@ -1,0 +1,89 @@
+"""Names of layers: the paths of weights in the arguments of a function."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+_WEIGHT_NAMES = ("kernel", "weight", "weights", "w", "W")
+_BOXES = ("value", "raw_value")
+
+
+class Leaf(NamedTuple):
+    """An array that a function is given: its path, ``"a/b/kernel"``, and number of elements."""
+
+    path: str
+    size: int
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether its own name is one that weights go by."""
+        return self.path.rpartition("/")[2] in _WEIGHT_NAMES
+
+    @property
+    def layer(self) -> str | None:
+        """``"a/b"`` for the weights ``"a/b/kernel"``; ``None`` without any path."""
+        parent = self.path.rpartition("/")[0]
+        return (parent if self.is_weight and parent else self.path) or None
+
+
+def origin(leaves: Sequence[Leaf | None]) -> Leaf | None:
+    """The leaf that an operation on several comes from: weights first, then the largest."""
+    known = [leaf for leaf in leaves if leaf is not None]
+    return max(known, key=lambda leaf: (leaf.is_weight, leaf.size), default=None)
+
+
+def arguments(fn: Any, args: tuple[Any, ...]) -> tuple[list[Leaf], list[Any], Callable[..., Any]]:
+    """Takes the arrays out of a function's arguments, and out of itself if it is a pytree.
+
+    Args:
+      fn: function.
+      args: its arguments, pytrees.
+
+    Returns:
+      The leaves by path, the arrays themselves, and the call as a function of these arrays.
+    """
+    own = jax.tree_util.tree_flatten_with_path(fn)[0]
+    is_tree = bool(own) and own[0][0] != ()
+    flat, structure = jax.tree_util.tree_flatten_with_path((fn if is_tree else None, args))
+    values = [value for _, value in flat]
+    arrays = [
+        i for i, value in enumerate(values) if hasattr(value, "shape") and hasattr(value, "dtype")
+    ]
+
+    def call(*given: Any) -> Any:
+        everything = list(values)
+        for i, value in zip(arrays, given, strict=True):
+            everything[i] = value
+        function, positional = jax.tree_util.tree_unflatten(structure, everything)
+        return (function if is_tree else fn)(*positional)
+
+    leaves = []
+    for i in arrays:
+        # The first key tells the function from its arguments, the second one counts these.
+        keys = flat[i][0]
+        leaves.append(_leaf(keys[1:] if keys[0].idx == 0 else keys[2:], values[i]))
+    return leaves, [values[i] for i in arrays], call
+
+
+def closed_over(fn: Any) -> dict[int, Leaf]:
+    """The arrays in pytrees that a Python function closes over, by identity."""
+    found = {}
+    for cell in getattr(fn, "__closure__", None) or ():
+        for keys, value in jax.tree_util.tree_flatten_with_path(cell.cell_contents)[0]:
+            if keys and hasattr(value, "shape"):
+                found[id(value)] = _leaf(keys, value)
+    return found
+
+
+def _leaf(keys: Sequence[Any], array: Any) -> Leaf:
+    names = []
+    for key in keys:
+        found = [getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name)]
+        names.append(str(found[0] if found else key))
+    while names and names[-1] in _BOXES:
+        names.pop()
+    while len(names) > 1 and names[0] == "params":
+        names.pop(0)
+    return Leaf("/".join(names), math.prod(array.shape))

@@ -7,6 +7,8 @@ from typing import Any
 
 import ml_collections
 
+_NESTED = (Mapping, ml_collections.ConfigDict)
+
 
 def default() -> ml_collections.ConfigDict:
     """Every key that a run knows, with its default; a config file changes a few and returns it."""
@@ -104,8 +106,9 @@ def _update(known: Any, given: Mapping[str, Any], path: tuple[str, ...]) -> None
             close = difflib.get_close_matches(key, list(known), n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"unknown config key {name}{hint}")
-        if isinstance(known[key], Mapping) or isinstance(value, Mapping):
-            if not (isinstance(known[key], Mapping) and isinstance(value, Mapping)):
+        nested = [isinstance(part, _NESTED) for part in (known[key], value)]
+        if any(nested):
+            if not all(nested):
                 raise ValueError(f"{name}: got {value!r}, wanted a value like {known[key]!r}")
             _update(known[key], value, (*path, key))
         else:

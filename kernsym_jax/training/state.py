@@ -70,12 +70,14 @@ def learning_rate(config: ml_collections.ConfigDict, steps_per_epoch: int) -> op
     """
     total = total_steps(config, steps_per_epoch)
     warmup = min(round(config.optimizer.warmup_epochs * steps_per_epoch), total - 1)
-    return optax.warmup_cosine_decay_schedule(
+    schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup else config.optimizer.learning_rate,
         peak_value=config.optimizer.learning_rate,
         warmup_steps=warmup,
         decay_steps=total,
     )
+    # In floats from the start: optax mixes the count with floats, which strict promotion forbids.
+    return lambda count: schedule(jnp.asarray(count, jnp.float32))
 
 
 def total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:

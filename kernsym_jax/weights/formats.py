@@ -6,12 +6,13 @@ import os
 import pathlib
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kernsym_jax.weights import (
     msgpack,
     numpy_files,
+    onnx,
     orbax,
     pytorch,
     run_directory,
@@ -77,6 +78,9 @@ def read(
     check_layout(layout)
     with _naming(path):
         location = _existing(path)
+        graph = _graph_reader(location)
+        if graph is not None:
+            return graph(path, fold_batchnorm)
         file = _array_file(location)
         found = find_kernels(file.arrays, file.rule, layout, fold_batchnorm, file.ordered)
         weights = Weights(
@@ -126,6 +130,17 @@ def _existing(path: str | os.PathLike) -> pathlib.Path:
     if not location.exists():
         raise FileNotFoundError(f"{os.fspath(path)}: no such file or directory")
     return location
+
+
+def _graph_reader(path: pathlib.Path) -> Callable[..., Weights] | None:
+    """The reader of a format that keeps the network's graph; None for the other formats."""
+    if path.is_dir():
+        return None
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head[:1] == b"\x08" or path.suffix.lower() == ".onnx":
+        return onnx.read
+    return None
 
 
 def _array_file(path: pathlib.Path) -> ArrayFile:

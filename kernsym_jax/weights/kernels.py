@@ -8,7 +8,15 @@ import numpy as np
 
 from kernsym_jax.weights import batch_norm, weight_norm
 from kernsym_jax.weights.conv_kernel import CONV, DEPTHWISE, TRANSPOSED, ConvKernel
-from kernsym_jax.weights.layout import LAYOUTS, axes_to_hwio, looks_like_kernel, recognise
+from kernsym_jax.weights.layout import (
+    HWIO,
+    LAYOUTS,
+    OIHW,
+    axes_to_hwio,
+    looks_like_kernel,
+    recognise,
+    transposed_to_hwio,
+)
 from kernsym_jax.weights.names import layer_name, leaf_name
 from kernsym_jax.weights.stored_array import StoredArray, is_floating
 
@@ -20,6 +28,8 @@ _NOT_KERNELS = re.compile(
     r"pos|bias|embed|anchor|grid|mask|token|table|mean|var|running|cache|index", re.IGNORECASE
 )
 _FIXED_FILTERS = frozenset(("filt", "blur_kernel", "blur_filter"))
+POINTWISE = "1×1 convolution: no spatial extent"
+
 _AXES = {
     0: "a scalar",
     1: "a bias, norm or statistic",
@@ -76,7 +86,7 @@ def find_kernels(
             first = False
             used[layouts[name]] = None
             if kernel.shape[:2] == (1, 1):
-                reason = "1×1 convolution: no spatial extent"
+                reason = POINTWISE
             else:
                 layer = layer_name(name)
                 kernels[layer if layer not in kernels else name] = kernel
@@ -87,6 +97,14 @@ def find_kernels(
         kernels, notes = batch_norm.fold(kernels, arrays, in_order)
     known = "the format's rule" if rule else "as given" if layout else "recognised"
     return FoundKernels(kernels, skipped, f"{' and '.join(used) or 'none'} ({known})", notes)
+
+
+def describe_axes(array: StoredArray) -> str:
+    """What an array that is no two-dimensional convolution's kernel may be."""
+    if not is_floating(array.dtype):
+        return f"{array.dtype} array: not floating-point weights"
+    axes = len(array.shape)
+    return f"{axes}-D array: {_AXES.get(axes, 'no convolution of images')}"
 
 
 def _layouts(arrays: Mapping[str, StoredArray], known: str | None) -> dict[str, str]:
@@ -100,10 +118,8 @@ def _layouts(arrays: Mapping[str, StoredArray], known: str | None) -> dict[str, 
 def _why_not(name: str, array: StoredArray, layout: str | None, by_rule: bool) -> str | None:
     """Why an array is no convolution kernel; None if it is one."""
     shape = array.shape
-    if not is_floating(array.dtype):
-        return f"{array.dtype} array: not floating-point weights"
-    if len(shape) != 4:
-        return f"{len(shape)}-D array: {_AXES.get(len(shape), 'no convolution')}"
+    if not is_floating(array.dtype) or len(shape) != 4:
+        return describe_axes(array)
     if 0 in shape:
         return "an empty array"
     leaf = leaf_name(name)
@@ -121,13 +137,18 @@ def _why_not(name: str, array: StoredArray, layout: str | None, by_rule: bool) -
 
 def _kernel(name: str, arrays: Mapping[str, StoredArray], layout: str, first: bool) -> ConvKernel:
     leaf = leaf_name(name)
-    weight = np.transpose(arrays[name].read(), axes_to_hwio(layout))
+    stored = arrays[name].read()
+    weight = np.transpose(stored, axes_to_hwio(layout))
     kh, kw, inputs, outputs = weight.shape
     if leaf == "depthwise_kernel":
         return ConvKernel(weight.reshape(kh, kw, 1, inputs * outputs), DEPTHWISE, groups=inputs)
     bias = arrays.get(f"{name.removesuffix(leaf)}bias")
-    # Only a transposed convolution has its output channels where others have their input.
-    if bias is not None and bias.shape == (inputs,) != (outputs,):
-        return ConvKernel(np.swapaxes(weight, 2, 3), TRANSPOSED)
+    if bias is not None and len(bias.shape) == 1 and bias.shape != (outputs,):
+        # Only a transposed convolution has its output channels where others have their input.
+        groups, rest = divmod(bias.shape[0], inputs)
+        if layout == OIHW and groups and not rest and outputs % groups == 0:
+            return ConvKernel(transposed_to_hwio(stored, groups), TRANSPOSED, groups=groups)
+        if layout == HWIO and bias.shape == (inputs,):
+            return ConvKernel(np.swapaxes(weight, 2, 3), TRANSPOSED, groups=1)
     # The first convolution of a network for grey images has one input channel as well.
     return ConvKernel(weight, DEPTHWISE if inputs == 1 < outputs and not first else CONV)

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 HWIO, OIHW, OHWI = "HWIO", "OIHW", "OHWI"
 LAYOUTS = (HWIO, OIHW, OHWI)
 """The axes that a kernel may be stored in: height, width, in (per group) and out channels."""
@@ -17,6 +19,21 @@ def axes_to_hwio(layout: str) -> tuple[int, int, int, int]:
     """The permutation that brings a layout's axes to (height, width, in, out)."""
     height, width, inputs, outputs = (layout.index(letter) for letter in HWIO)
     return height, width, inputs, outputs
+
+
+def transposed_to_hwio(weight: np.ndarray, groups: int) -> np.ndarray:
+    """A transposed convolution's weight as PyTorch and ONNX store it, in our axes.
+
+    Args:
+      weight: (in, out / groups, kh, kw).
+      groups: number of channel groups, a divisor of `in`.
+
+    Returns:
+      (kh, kw, in / groups, out).
+    """
+    inputs, outputs, kh, kw = weight.shape
+    split = weight.reshape(groups, inputs // groups, outputs, kh, kw)
+    return split.transpose(3, 4, 1, 0, 2).reshape(kh, kw, inputs // groups, groups * outputs)
 
 
 def check_layout(layout: str | None) -> None:

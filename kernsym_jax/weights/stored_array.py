@@ -127,8 +127,8 @@ def strided_view(
     if math.prod(shape) == 0:
         return np.empty(shape, elements.dtype)
     step = elements.dtype.itemsize
-    return np.lib.stride_tricks.as_strided(
-        elements[offset:], shape, tuple(stride * step for stride in strides), writeable=False
+    return np.ndarray(
+        shape, elements.dtype, elements, offset * step, tuple(stride * step for stride in strides)
     )
 
 

@@ -97,7 +97,7 @@ class Windows:
 
         Rows between the windows of a stride larger than the kernel are not counted.
         """
-        return max(0, self.uneven - self.hi) + max(0, -self.lo)
+        return min(self.size, max(0, self.uneven - self.hi) + max(0, -self.lo))
 
     @property
     def centre_drift(self) -> float:

@@ -39,10 +39,11 @@ def layers_at(
         if not all(isinstance(row, LayerGeometry) for row in rows):
             raise ValueError("layers given as (kernel, stride, padding) need an input size")
         return rows  # type: ignore[return-value]  # just checked
+    _check(rows)
     done: list[LayerGeometry] = []
     for number, row in enumerate(rows):
         if isinstance(row, LayerGeometry):
-            done.append(_row_at(row, _input_of(row, rows, done, size)))
+            done.append(_row_at(row, _input_of(row, done, size)))
         else:
             done.append(_tuple_at(row, number, done[-1].output_size if done else size))
     return done
@@ -138,7 +139,7 @@ def _nearest(
     steps = range(1, reach + 1)
     sizes = [middle, *itertools.chain.from_iterable((middle + d, middle - d) for d in steps)]
     if not callable(layers):
-        layers_at(layers, sized(middle))
+        _check(layers)
         return _first(
             sizes, lambda size: _even(lambda: layers_at(layers, sized(size)), axis), count
         )
@@ -176,22 +177,31 @@ def _even(rows: Callable[[], Sequence[LayerGeometry]], axis: int | None) -> bool
     )
 
 
+def _check(layers: Sequence[LayerLike]) -> None:
+    """Raises a ``ValueError`` for layers that do not say enough to work out another size."""
+    first: dict[tuple[int, ...], str] = {}
+    for number, row in enumerate(layers):
+        if not isinstance(row, LayerGeometry):
+            if len(row) not in (3, 4):
+                raise ValueError(
+                    f"layer {number + 1}: got {row!r}, wanted (kernel, stride, padding[, dilation])"
+                )
+        elif row.reads is None and max(row.input_size) > 1:
+            raise ValueError(
+                f"{row.layer}: its input size does not follow from the layers before it; audit the "
+                "network at the wanted size instead"
+            )
+        elif -1 in (row.reads or ()):
+            first.setdefault(row.input_size, row.layer)
+    if len(first) > 1:
+        raise ValueError(f"{' and '.join(first.values())} read inputs of different sizes")
+
+
 def _input_of(
-    row: LayerGeometry,
-    rows: Sequence[LayerLike],
-    done: Sequence[LayerGeometry],
-    size: int | Sequence[int],
+    row: LayerGeometry, done: Sequence[LayerGeometry], size: int | Sequence[int]
 ) -> tuple[int, ...]:
-    if row.reads is None:
-        if max(row.input_size) == 1:  # what has become one pixel, by a global average, stays one
-            return row.input_size
-        raise ValueError(
-            f"{row.layer}: its input size does not follow from the layers before it; audit the "
-            "network at the wanted size instead"
-        )
-    first = {r.input_size for r in rows if isinstance(r, LayerGeometry) and -1 in (r.reads or ())}
-    if -1 in row.reads and len(first) > 1:
-        raise ValueError(f"{row.layer}: inputs of different sizes {sorted(first)}")
+    if row.reads is None:  # what has become one pixel, by a global average, stays one
+        return row.input_size
     whole = tuple(size) if isinstance(size, Sequence) else (size,) * len(row.input_size)
     sizes = {whole if i < 0 else done[i].output_size for i in row.reads}
     if len(sizes) > 1:
@@ -210,8 +220,6 @@ def _row_at(row: LayerGeometry, input_size: tuple[int, ...]) -> LayerGeometry:
 
 def _tuple_at(layer: Sequence[Any], number: int, size: int | Sequence[int]) -> LayerGeometry:
     name = f"layer {number + 1}"
-    if len(layer) not in (3, 4):
-        raise ValueError(f"{name}: got {layer!r}, wanted (kernel, stride, padding[, dilation])")
     kernel, stride, padding = layer[:3]
     dilation = layer[3] if len(layer) == 4 else 1
     counts = [

@@ -1,0 +1,128 @@
+"""From a finished run to the files of a report."""
+
+import csv
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from kernsym_jax import report, symmetry, training
+from kernsym_jax.weights import ConvKernel, Weights
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    config = training.default()
+    config.epochs, config.batch_size, config.log_every = 4 / 22, 64, 2
+    config.model.update({"width": 4, "depth": 3, "strided": (2,)})
+    training.train_and_evaluate(config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def results(run):
+    out = run / "report"
+    return out, report.analyze([run], out)[0]
+
+
+def test_a_run_gives_every_file_of_a_report(results):
+    out, _ = results
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    figures = ("mean_kernels", "score_by_depth", "trajectory")
+    assert files == {
+        "layers.csv",
+        "layers.json",
+        "mean_kernels.npz",
+        "report.html",
+        *(f"figures/{name}.{kind}" for name in figures for kind in ("svg", "png")),
+    }
+
+
+def test_the_table_of_a_run_agrees_with_what_training_logged(run, results):
+    out, _ = results
+    with (out / "layers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["layer"] for row in rows] == ["conv1", "conv2", "conv3"]
+    assert [row["role"] for row in rows] == ["first", "strided", "internal"]
+    assert [row["uneven_h"] for row in rows] == ["0", "1", "0"]
+    assert list(rows[0]) == list(report.COLUMNS)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line["split"] == "symmetry"][-1]
+    for row in rows:
+        for name, value in last["layers"][row["layer"]].items():
+            assert float(row[name]) == pytest.approx(value, rel=1e-4, abs=1e-6)
+
+
+def test_the_json_and_the_archive_hold_the_same_network(results):
+    out, table = results
+    (network,) = json.loads((out / "layers.json").read_text())
+    assert network["layers"] == table.rows
+    assert network["summary"] == report.summarize(table)
+    kernels = np.load(out / "mean_kernels.npz")
+    assert sorted(kernels) == ["conv1", "conv2", "conv3"]
+    for row in table.rows:
+        score = symmetry.symmetry_score(kernels[row["layer"]])
+        assert row["score"] == pytest.approx(float(score), abs=1e-6)
+
+
+def test_figures_are_well_formed_and_the_same_every_time(results, tmp_path):
+    out, table = results
+    for path in (out / "figures").glob("*.svg"):
+        assert ET.fromstring(path.read_text()).tag.endswith("svg")
+    report.write_results([table], tmp_path)
+    for path in (out / "figures").glob("*.svg"):
+        assert path.read_bytes() == (tmp_path / "figures" / path.name).read_bytes()
+
+
+def test_the_page_names_no_place_outside_itself(results):
+    out, _ = results
+    page = (out / "report.html").read_text()
+    for reference in re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page):
+        assert reference.startswith(("#", "data:"))
+    assert "@import" not in page
+
+
+def test_hostile_names_are_text_everywhere(tmp_path, capsys):
+    name = '<script>alert("x")</script>\x1b[31m[bold]$\\frac{1}{2}$'
+    weight = np.random.default_rng(0).normal(size=(3, 3, 2, 2)).astype(np.float32)
+    found = Weights({name: ConvKernel(weight)}, {name: name}, name, "test", "file", "HWIO", (name,))
+    from kernsym_jax.report.console import print_tables
+
+    table = report.network_table(found)
+    report.write_results([table], tmp_path)
+    print_tables([table])
+    printed = capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+    assert "\x1b" not in page + printed
+    assert "[bold]" in printed
+    for path in (tmp_path / "figures").glob("*.svg"):
+        ET.fromstring(path.read_text())
+
+
+def test_several_networks_share_one_table_and_one_page(run, tmp_path):
+    tables = [report.read_table(run), report.read_table(run)]
+    report.write_results(tables, tmp_path)
+    with (tmp_path / "layers.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 6
+    assert "The networks side by side" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "figures" / "2_score_by_depth.svg").is_file()
+
+
+def test_weights_without_spatial_convolutions_are_refused(tmp_path):
+    np.savez(tmp_path / "dense.npz", head=np.ones((4, 3), np.float32))
+    with pytest.raises(ValueError, match="no spatial convolution"):
+        report.read_table(tmp_path / "dense.npz")
+
+
+def test_a_half_written_run_is_refused(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text((run / "config.json").read_text())
+    with pytest.raises((ValueError, FileNotFoundError), match="checkpoint"):
+        report.read_table(tmp_path / "run")
+    with pytest.raises((ValueError, FileNotFoundError), match="missing"):
+        report.read_table(tmp_path / "missing")

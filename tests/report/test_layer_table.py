@@ -1,0 +1,154 @@
+"""The table's facts, against the measure and against what was put into the weights."""
+
+import numpy as np
+import pytest
+
+from kernsym_jax import report, symmetry
+from kernsym_jax.weights import ConvKernel, Weights
+
+
+def weights_of(kernels, order="forward"):
+    return Weights(kernels, {"head": "not a convolution"}, "net", "test", order, "HWIO")
+
+
+def random_weight(shape, seed=0, offset=0.0):
+    return np.random.default_rng(seed).normal(offset, 1, shape).astype(np.float32)
+
+
+def rows_of(kernels, order="forward", **more):
+    table = report.network_table(weights_of(kernels, order), **more)
+    return {row["layer"]: row for row in table.rows}
+
+
+def test_figures_are_those_of_the_measure():
+    weight = random_weight((3, 3, 5, 7), offset=0.1)
+    row = rows_of({"a": ConvKernel(weight)})["a"]
+    figures = symmetry.kernel_symmetry(symmetry.mean_kernel(weight)).as_dict()
+    for name in symmetry.FIELDS:
+        assert row[name] == pytest.approx(float(figures[name]), abs=1e-5)
+    assert row["single_score"] == pytest.approx(float(symmetry.single_score(weight)), abs=1e-5)
+    assert row["neuron_score"] == pytest.approx(float(symmetry.neuron_score(weight)), abs=1e-5)
+
+
+def test_single_scores_of_large_layers_are_added_up_in_parts():
+    weight = random_weight((3, 3, 300, 300))
+    row = rows_of({"a": ConvKernel(weight)})["a"]
+    assert row["single_score"] == pytest.approx(float(symmetry.single_score(weight)), abs=1e-5)
+
+
+def test_every_score_stands_beside_the_null_of_its_own_shape():
+    rows = rows_of(
+        {name: ConvKernel(random_weight((k, k, 2, 2))) for name, k in (("three", 3), ("seven", 7))}
+    )
+    assert rows["three"]["null_mean"] == pytest.approx(0.482, abs=0.005)
+    assert rows["three"]["null_q95"] == pytest.approx(0.650, abs=0.01)
+    assert rows["seven"]["null_mean"] == pytest.approx(0.413, abs=0.005)
+    symmetric = rows_of({"a": ConvKernel(np.ones((3, 3, 2, 2), np.float32))})["a"]
+    assert symmetric["p_value"] == pytest.approx(1 / 20_001)
+    assert rows["three"]["p_value"] > 0.001
+
+
+def test_roles_are_told_apart():
+    weight = random_weight((3, 3, 4, 4))
+    middle_only = np.zeros_like(weight)
+    middle_only[1, 1] = weight[1, 1]
+    rows = rows_of(
+        {
+            "stem": ConvKernel(weight, stride=(2, 2)),
+            "plain": ConvKernel(weight, stride=(1, 1)),
+            "unknown": ConvKernel(weight),
+            "down": ConvKernel(weight, stride=(2, 1)),
+            "separable": ConvKernel(weight[:, :, :1], kind="depthwise", stride=(1, 1)),
+            "row": ConvKernel(weight[1:2], stride=(1, 1)),
+            "up": ConvKernel(weight, kind="transposed", stride=(2, 2)),
+            "dead": ConvKernel(middle_only, stride=(2, 2)),
+        }
+    )
+    assert {name: row["role"] for name, row in rows.items()} == {
+        "stem": "first",
+        "plain": "internal",
+        "unknown": "internal",
+        "down": "strided",
+        "separable": "depthwise",
+        "row": "non-square",
+        "up": "transposed",
+        "dead": "trivial",
+    }
+    assert rows["dead"]["score"] == 1
+    assert rows["dead"]["note"] == "only the middle tap is left"
+    assert rows["down"]["stride"] == "2×1"
+
+
+def test_the_first_layer_is_not_guessed_where_the_order_is_unknown():
+    inner = ConvKernel(random_weight((3, 3, 8, 8)))
+    image = ConvKernel(random_weight((3, 3, 3, 8)))
+    rows = rows_of({"a": inner, "b": image, "c": inner}, order="name")
+    assert [row["role"] for row in rows.values()] == ["internal", "first", "internal"]
+    assert all(row["order"] is None for row in rows.values())
+    rows = rows_of({"a": inner, "c": inner}, order="name")
+    assert [row["role"] for row in rows.values()] == ["internal", "internal"]
+
+
+def test_what_is_not_known_or_not_defined_is_empty():
+    rows = rows_of(
+        {
+            "zero": ConvKernel(np.zeros((3, 3, 2, 2), np.float32)),
+            "constant": ConvKernel(np.ones((3, 3, 2, 2), np.float32)),
+            "wide": ConvKernel(random_weight((1, 5, 2, 2))),
+        }
+    )
+    zero, constant, wide = rows.values()
+    for name in ("score", "p_value", "E", "skew_x", "single_score", "stride", "uneven_h"):
+        assert zero[name] is None
+    assert zero["note"].startswith("undefined")
+    assert constant["score"] == 1
+    assert constant["score_centered"] is None
+    assert wide["d_r90"] is None
+    assert wide["B1"] is None
+    assert wide["d_fliplr"] is not None
+    assert tuple(wide) == report.COLUMNS
+
+
+def test_the_audit_fills_in_the_uneven_padding():
+    kernel = ConvKernel(random_weight((3, 3, 2, 2)), stride=(2, 2), padding=((1, 1), (1, 1)))
+    geometry = {"down": {"layer": "down", "uneven": [1, 0]}}
+    rows = rows_of({"stem": kernel, "down": kernel}, geometry=geometry)
+    assert (rows["down"]["uneven_h"], rows["down"]["uneven_w"]) == (1, 0)
+    assert rows["stem"]["uneven_h"] is None
+    assert rows["down"]["padding"] == "1"
+
+
+def test_the_padding_skew_pattern_is_named_only_with_its_cause():
+    leaning = np.zeros((3, 3, 1, 1), np.float32)
+    leaning[1:, 1:] = 1
+    kernel = ConvKernel(leaning, stride=(2, 2))
+    even, uneven = ({"down": {"uneven": [u, u]}} for u in (0, 1))
+    pattern = "towards bottom right: the padding-skew pattern"
+    for geometry, named in ((even, False), (uneven, True), (None, False)):
+        rows = rows_of({"stem": kernel, "down": kernel}, geometry=geometry)
+        words = report.in_words(rows["down"])
+        assert words.startswith("odd part 38 %, towards bottom right")
+        assert words.endswith(pattern) == named
+
+
+def test_the_summary_counts_internal_and_strided_layers_only():
+    symmetric = np.ones((3, 3, 2, 2), np.float32)
+    table = report.network_table(
+        weights_of(
+            {
+                "stem": ConvKernel(random_weight((3, 3, 3, 4)), stride=(1, 1)),
+                "a": ConvKernel(symmetric, stride=(1, 1)),
+                "b": ConvKernel(random_weight((3, 3, 4, 4), 1), stride=(1, 1)),
+                "c": ConvKernel(symmetric, stride=(2, 2)),
+            }
+        )
+    )
+    scores = [row["score"] for row in table.rows]
+    summary = report.summarize(table)
+    assert summary["layers"] == 4
+    assert summary["first_score"] == scores[0]
+    assert summary["internal_mean"] == pytest.approx((1 + scores[2]) / 2)
+    assert summary["strided_mean"] == 1
+    assert summary["above_null"] == pytest.approx((2 + (scores[2] > 0.65)) / 3)
+    # A constant kernel is symmetric by its offset alone.
+    assert summary["above_null_centered"] <= 1 / 3

@@ -1,0 +1,133 @@
+"""The binaries as a user meets them: exit statuses, one line for bad input, real signals."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+CONFIG = """
+from kernsym_jax.training import default
+
+def get_config():
+    config = default()
+    config.epochs, config.batch_size, config.log_every = {epochs}, 64, 2
+    config.eval_every_epochs = config.checkpoint_every_epochs = 4 / 22
+    config.model.update({{"width": 4, "depth": 2, "strided": (2,)}})
+    return config
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG.format(epochs=4 / 22))
+    return path
+
+
+def start(repository, *arguments, **options):
+    environment = {**os.environ, "PYTHONPATH": str(repository), "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, arguments)],
+        env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+    )  # fmt: skip
+
+
+def finish(process):
+    out, errors = process.communicate(timeout=120)
+    return process.returncode, out, errors
+
+
+def test_train_then_analyze_as_the_readme_does(repository, config, tmp_path):
+    status, out, _ = finish(
+        start(repository, "kernsym_jax.train", f"--config={config}", f"--workdir={tmp_path}/run",
+              "--config.model.width=6")
+    )  # fmt: skip
+    assert status == 0
+    assert "img/s" in out
+    assert "ETA" in out
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["model"]["width"] == 6
+    status, out, _ = finish(
+        start(repository, "kernsym_jax.analyze", tmp_path / "run", f"--out={tmp_path}/report")
+    )
+    assert status == 0
+    assert "conv1" in out
+    assert "first" in out
+    assert "strided" in out
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "--config={c}", "--workdir={t}/run", "--config.epoch=3"], "epochs"),
+        (["train", "--config={t}/none.py", "--workdir={t}/run"], "none.py"),
+        (["train", "--config={c}"], "--config and --workdir are needed"),
+        (["train", "--config={c}", "--workdir={t}/run", "--speed=9"], "speed"),
+        (
+            ["train", "--config={c}", "--workdir={t}/run", "--config.data.source=folder:{t}/none"],
+            "none: no such folder",
+        ),
+        (
+            ["train", "--config={c}", "--workdir={t}/run", "--config.model.padding=zeros"],
+            "padding",
+        ),
+        (["analyze", "{t}/none"], "none"),
+        (["analyze", "{t}"], "config.json|format|checkpoint"),
+        (["analyze"], "name at least one"),
+    ],
+)
+def test_bad_input_is_one_line_with_status_two(repository, config, tmp_path, arguments, says):
+    import re
+
+    filled = [argument.format(c=config, t=tmp_path) for argument in arguments]
+    status, _, errors = finish(start(repository, f"kernsym_jax.{filled[0]}", *filled[1:]))
+    assert status == 2
+    (line,) = [line for line in errors.splitlines() if "xla_bridge" not in line]
+    assert re.search(says, line)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_stopped_by_a_signal_saves_exits_75_and_ends_like_the_others(repository, tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(epochs=14.0))
+    train = ("kernsym_jax.train", f"--config={config}")
+    stopped = start(repository, *train, f"--workdir={tmp_path}/run")
+    wait_for_lines(tmp_path / "run" / "metrics.jsonl", 20)
+    stopped.send_signal(signal.SIGTERM)
+    status, out, _ = finish(stopped)
+    assert status == 75
+    assert "which is saved" in out
+    killed = start(repository, *train, f"--workdir={tmp_path}/run")
+    wait_for_lines(tmp_path / "run" / "metrics.jsonl", 150)
+    killed.kill()
+    finish(killed)
+    assert finish(start(repository, *train, f"--workdir={tmp_path}/run"))[0] == 0
+    assert finish(start(repository, *train, f"--workdir={tmp_path}/whole"))[0] == 0
+    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("run", "whole")]
+    assert logs[0] == logs[1]
+
+
+def wait_for_lines(path: pathlib.Path, count: int) -> None:
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        if path.exists() and path.read_text().count("\n") >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{path} did not reach {count} lines")
+
+
+def test_importing_the_package_loads_nothing_heavy(repository):
+    code = (
+        "import sys, kernsym_jax; assert 'jax' not in sys.modules; "
+        "from kernsym_jax import symmetry, geometry, layers, models, data, weights, report; "
+        "heavy = {'matplotlib', 'orbax', 'tensorflow_datasets', 'sklearn', 'h5py', 'onnx', "
+        "'scipy.stats', 'tensorboardX', 'jinja2', 'PIL', 'tensorflow', 'torch', 'grain'}; "
+        "loaded = heavy & set(sys.modules); assert not loaded, loaded"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

@@ -43,7 +43,10 @@ class Norm:
 
 
 def fold(
-    kernels: Mapping[str, ConvKernel], arrays: Mapping[str, StoredArray], in_order: bool
+    kernels: Mapping[str, ConvKernel],
+    arrays: Mapping[str, StoredArray],
+    in_order: bool,
+    epsilon: float = EPSILON,
 ) -> tuple[dict[str, ConvKernel], tuple[str, ...]]:
     """Folds each kernel's BatchNorm into it, where there is one that goes by its name or place.
 
@@ -55,12 +58,13 @@ def fold(
       kernels: layer name -> kernel.
       arrays: name -> array, of the same file.
       in_order: whether the arrays' order is that of the network's definition.
+      epsilon: what the network adds to each variance.
 
     Returns:
       The kernels, folded where possible, and a remark on how many were.
     """
     layers = list(dict.fromkeys(_layer(name) for name in arrays))
-    norms = _norms(arrays)
+    norms = _norms(arrays, epsilon)
     place = {layer: index for index, layer in enumerate(layers)}
     folded = dict(kernels)
     done = 0
@@ -72,10 +76,10 @@ def fold(
                 folded[layer] = norm.fold(kernel)
                 done += 1
                 break
-    return folded, (f"BatchNorm folded into {done} of {len(kernels)} kernels, ε = {EPSILON:g}",)
+    return folded, (f"BatchNorm folded into {done} of {len(kernels)} kernels, ε = {epsilon:g}",)
 
 
-def _norms(arrays: Mapping[str, StoredArray]) -> dict[str, Norm]:
+def _norms(arrays: Mapping[str, StoredArray], epsilon: float) -> dict[str, Norm]:
     parts: dict[str, dict[str, StoredArray]] = {}
     for name, array in arrays.items():
         leaf = re.split(r"[./]", name)[-1]
@@ -83,7 +87,9 @@ def _norms(arrays: Mapping[str, StoredArray]) -> dict[str, Norm]:
             if leaf in leaves and len(array.shape) == 1:
                 parts.setdefault(_layer(name), {})[part] = array
     return {
-        layer: Norm(found["scale"].read() if "scale" in found else None, found["variance"].read())
+        layer: Norm(
+            found["scale"].read() if "scale" in found else None, found["variance"].read(), epsilon
+        )
         for layer, found in parts.items()
         if "variance" in found and "mean" in found
     }

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kernsym_jax.weights import (
+    keras,
     msgpack,
     numpy_files,
     onnx,
@@ -18,6 +19,7 @@ from kernsym_jax.weights import (
     run_directory,
     safetensors,
     state_tree,
+    tflite,
 )
 from kernsym_jax.weights.array_file import ArrayFile
 from kernsym_jax.weights.conv_kernel import Weights
@@ -140,6 +142,12 @@ def _graph_reader(path: pathlib.Path) -> Callable[..., Weights] | None:
         head = file.read(16)
     if head[:1] == b"\x08" or path.suffix.lower() == ".onnx":
         return onnx.read
+    if head[4:8] == b"TFL3":
+        return tflite.read
+    if head[:8] == b"\x89HDF\r\n\x1a\n":
+        return keras.read_hdf5
+    if head[:2] == b"PK" and keras.is_keras_archive(ZipMembers(path).names):
+        return keras.read_archive
     return None
 
 

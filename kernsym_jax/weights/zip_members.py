@@ -49,6 +49,13 @@ class ZipMembers:
         """The declared size of a member in bytes."""
         return self._items[name].file_size
 
+    def place(self, name: str) -> tuple[int, int] | None:
+        """Where a member's bytes are in the file, (start, size); None if it is compressed."""
+        item = self._items[name]
+        if item.compress_type != zipfile.ZIP_STORED:
+            return None
+        return self._start(item), item.file_size
+
     def head(self, name: str, size: int) -> bytes:
         """The first bytes of a member, unchecked against its checksum."""
         item = self._items[name]
@@ -83,6 +90,10 @@ class ZipMembers:
             raise ValueError(f"{item.filename} is damaged ({error})") from error
 
     def _content(self, item: zipfile.ZipInfo) -> np.ndarray:
+        start = self._start(item)
+        return self._data[start : start + item.compress_size]
+
+    def _start(self, item: zipfile.ZipInfo) -> int:
         header = self._data[item.header_offset : item.header_offset + _LOCAL_HEADER].tobytes()
         if len(header) != _LOCAL_HEADER or header[:4] != b"PK\x03\x04":
             raise ValueError(f"{item.filename} is not where the archive's directory says")
@@ -92,4 +103,4 @@ class ZipMembers:
         start = item.header_offset + _LOCAL_HEADER + name_length + extra_length
         if start + item.compress_size > self._data.size:
             raise ValueError(f"{item.filename} reaches beyond the end of the file")
-        return self._data[start : start + item.compress_size]
+        return start

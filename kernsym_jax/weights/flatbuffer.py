@@ -1,0 +1,90 @@
+"""FlatBuffers, table by table, as views of a mapped file."""
+
+import struct
+from typing import Any
+
+import numpy as np
+
+
+class Table:
+    """One table: its fields are read when they are asked for, every offset checked first.
+
+    Reference: https://flatbuffers.dev/internals
+    """
+
+    def __init__(self, data: np.ndarray, position: int):
+        """Takes a table at a position.
+
+        Args:
+          data: uint8 (bytes,), the whole buffer.
+          position: of the table in bytes.
+
+        Raises:
+          ValueError: if the table lies outside the buffer.
+        """
+        self._data = data
+        self._position = position
+        self._vtable = position - _number(data, position, "<i")
+        self._vtable_size = _number(data, self._vtable, "<H")
+
+    @classmethod
+    def root(cls, data: np.ndarray) -> "Table":
+        """The table that a buffer starts with."""
+        return cls(data, _number(data, 0, "<I"))
+
+    def number(self, field: int, layout: str, default: Any = 0) -> Any:
+        """A field of a plain type.
+
+        Args:
+          field: its number in the schema.
+          layout: its type as `struct` names it, such as ``<i``.
+          default: the value if the field is absent.
+        """
+        offset = self._offset(field)
+        return _number(self._data, self._position + offset, layout) if offset else default
+
+    def numbers(self, field: int, dtype: np.dtype) -> np.ndarray:
+        """A vector of plain values, (n,); empty if the field is absent."""
+        start, count = self._vector(field)
+        if start + count * dtype.itemsize > self._data.size:
+            raise ValueError("a FlatBuffer vector that reaches beyond the end")
+        return self._data[start : start + count * dtype.itemsize].view(dtype)
+
+    def text(self, field: int) -> str:
+        """A string; empty if the field is absent."""
+        return self.numbers(field, np.dtype(np.uint8)).tobytes().decode("utf-8")
+
+    def table(self, field: int) -> "Table | None":
+        """A table, or None if the field is absent."""
+        offset = self._offset(field)
+        return self._at(self._position + offset) if offset else None
+
+    def tables(self, field: int) -> list["Table"]:
+        """A vector of tables."""
+        start, count = self._vector(field)
+        if start + 4 * count > self._data.size:
+            raise ValueError("a FlatBuffer vector that reaches beyond the end")
+        return [self._at(start + 4 * index) for index in range(count)]
+
+    def _at(self, place: int) -> "Table":
+        return Table(self._data, place + _number(self._data, place, "<I"))
+
+    def _vector(self, field: int) -> tuple[int, int]:
+        offset = self._offset(field)
+        if not offset:
+            return 0, 0
+        place = self._position + offset
+        start = place + _number(self._data, place, "<I")
+        return start + 4, _number(self._data, start, "<I")
+
+    def _offset(self, field: int) -> int:
+        entry = 4 + 2 * field
+        if entry + 2 > self._vtable_size:
+            return 0
+        return int(_number(self._data, self._vtable + entry, "<H"))
+
+
+def _number(data: np.ndarray, position: int, layout: str) -> Any:
+    if not 0 <= position <= data.size - struct.calcsize(layout):
+        raise ValueError("a FlatBuffer offset that points outside the file")
+    return struct.unpack_from(layout, data.data, position)[0]

@@ -1,0 +1,91 @@
+"""HDF5 files, listed by a process of their own and then mapped.
+
+The HDF5 library can crash, or never come back, on a damaged file. It therefore runs where that is
+harmless and within bounds, and only says where the arrays are.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+from kernsym_jax.weights.stored_array import StoredArray, element_count, map_file, view
+
+_CHILD = pathlib.Path(__file__).with_name("hdf5_child.py")
+_SECONDS, _BYTES_PER_SECOND = 4.0, 50e6
+_FREE_SIZE = 256 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Hdf5:
+    """The content of an HDF5 file.
+
+    Attributes:
+      groups: path -> text attributes; the root's path is empty.
+      arrays: path -> array of numbers.
+    """
+
+    groups: dict[str, dict[str, Any]]
+    arrays: dict[str, StoredArray]
+
+
+def read(path: str | os.PathLike, start: int = 0, size: int | None = None) -> Hdf5:
+    """Lists an HDF5 file, or one inside another file.
+
+    Args:
+      path: the file.
+      start: offset of the HDF5 content in it.
+      size: its length in bytes, to the end if it is None.
+
+    Returns:
+      Its groups and arrays; arrays that are stored plainly are views of the file.
+
+    Raises:
+      ValueError: if the file is damaged, or would take far more memory than its own size.
+    """
+    data = map_file(path)
+    size = data.size - start if size is None else size
+    limit = max(_FREE_SIZE, 8 * size)
+    output = _run_child([os.fspath(path), str(start), str(size), str(limit)], size)
+    content = np.frombuffer(output, np.uint8)
+    length = int(view(content, 0, np.dtype("<u8"), ()))
+    listing = json.loads(view(content, 8, np.dtype(np.uint8), (length,)).tobytes())
+    arrays: dict[str, StoredArray] = {}
+    position = 8 + length
+    for entry in listing["arrays"]:
+        dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
+        if entry["offset"] is None:
+            array = view(content, position, dtype, shape)
+            position += element_count(shape) * dtype.itemsize
+        else:
+            array = view(data, entry["offset"], dtype, shape)
+        arrays[entry["name"]] = StoredArray.of(array)
+    return Hdf5(listing["groups"], arrays)
+
+
+def _run_child(arguments: list[str], size: int) -> bytes:
+    seconds = _SECONDS + size / _BYTES_PER_SECOND
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    try:
+        # -P keeps this folder, whose modules are named after formats, out of the child's imports.
+        finished = subprocess.run(
+            [sys.executable, "-P", os.fspath(_CHILD), *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=seconds,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"a damaged HDF5 file: not read after {seconds:.0f} s") from error
+    if finished.returncode < 0:
+        raise ValueError(f"a damaged HDF5 file: the HDF5 library crashed ({-finished.returncode})")
+    if finished.returncode:
+        lines = finished.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise ValueError(f"a damaged HDF5 file ({lines[-1] if lines else 'no reason given'})")
+    return finished.stdout

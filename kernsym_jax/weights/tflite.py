@@ -1,0 +1,223 @@
+"""TensorFlow Lite models: kernels dequantised, with their strides and paddings from the graph."""
+
+import dataclasses
+import os
+
+import numpy as np
+
+from kernsym_jax.weights.conv_kernel import (
+    CONV,
+    DEPTHWISE,
+    TRANSPOSED,
+    ConvKernel,
+    Padding,
+    Weights,
+)
+from kernsym_jax.weights.flatbuffer import Table
+from kernsym_jax.weights.kernels import POINTWISE, describe_axes
+from kernsym_jax.weights.layout import OHWI, axes_to_hwio
+from kernsym_jax.weights.stored_array import DTYPES, StoredArray, element_count, map_file, view
+
+MAX_TENSORS = 1_000_000
+
+# Fields of Model, SubGraph, Tensor, QuantizationParameters, Operator, OperatorCode and Buffer.
+_CODES, _SUBGRAPHS, _BUFFERS = 1, 2, 4
+_TENSORS, _OPERATORS = 0, 3
+_SHAPE, _TYPE, _BUFFER, _NAME, _QUANTIZATION = 0, 1, 2, 3, 4
+_SCALE, _ZERO_POINT, _AXIS = 2, 3, 6
+_OPCODE, _INPUTS, _OUTPUTS, _OPTIONS = 0, 1, 2, 4
+_OLD_CODE, _CODE = 0, 3
+_DATA, _FAR_OFFSET, _FAR_SIZE = 0, 1, 2
+_TYPES = {
+    0: "float32",
+    1: "float16",
+    2: "int32",
+    3: "uint8",
+    4: "int64",
+    7: "int16",
+    9: "int8",
+    10: "float64",
+    18: "bfloat16",
+}
+_CONV_2D, _DEPTHWISE_2D, _DEQUANTIZE, _PAD, _TRANSPOSE_CONV = 3, 4, 6, 34, 67
+_INT32 = np.dtype("<i4")
+
+
+def read(path: str | os.PathLike, fold_batchnorm: bool = False) -> Weights:
+    """Reads the kernels of every convolution of a TensorFlow Lite model, in graph order.
+
+    Args:
+      path: the model.
+      fold_batchnorm: no matter: the converter has folded every BatchNorm already.
+
+    Raises:
+      ValueError: if it is no such model, or is damaged.
+
+    Reference: tensorflow/compiler/mlir/lite/schema/schema.fbs
+    """
+    del fold_batchnorm
+    data = map_file(path)
+    if data[4:8].tobytes() != b"TFL3":
+        raise ValueError("no TensorFlow Lite model")
+    model = Table.root(data)
+    codes = [
+        max(code.number(_OLD_CODE, "<b"), code.number(_CODE, "<i")) for code in model.tables(_CODES)
+    ]
+    buffers = model.tables(_BUFFERS)
+    kernels: dict[str, ConvKernel] = {}
+    skipped: dict[str, str] = {}
+    for subgraph in model.tables(_SUBGRAPHS):
+        _Graph(data, subgraph, buffers, codes).collect(kernels, skipped)
+    return Weights(
+        kernels=kernels,
+        skipped=skipped,
+        source=os.fspath(path),
+        format="TensorFlow Lite",
+        order="forward",
+        layout="OHWI (the format's rule)",
+        notes=("BatchNorm is folded: the converter does it",),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Operator:
+    code: int
+    inputs: list[int]
+    outputs: list[int]
+    options: Table | None
+
+    def option(self, field: int, layout: str = "<i", default: int = 0) -> int:
+        return self.options.number(field, layout, default) if self.options else default
+
+
+class _Graph:
+    def __init__(self, data: np.ndarray, subgraph: Table, buffers: list[Table], codes: list[int]):
+        self.data = data
+        self.tensors = subgraph.tables(_TENSORS)
+        self.buffers = buffers
+        self.operators = [
+            _Operator(
+                codes[operator.number(_OPCODE, "<I")],
+                operator.numbers(_INPUTS, _INT32).tolist(),
+                operator.numbers(_OUTPUTS, _INT32).tolist(),
+                operator.table(_OPTIONS),
+            )
+            for operator in subgraph.tables(_OPERATORS)
+        ]
+        self.makers = {output: each for each in self.operators for output in each.outputs}
+
+    def collect(self, kernels: dict[str, ConvKernel], skipped: dict[str, str]) -> None:
+        used: set[int] = set()
+        for operator in self.operators:
+            if operator.code not in (_CONV_2D, _DEPTHWISE_2D, _TRANSPOSE_CONV):
+                continue
+            index = self.source(operator.inputs[1])
+            name = self.name(index)
+            array = self.array(index)
+            used.add(index)
+            if array is None or len(array.shape) != 4 or 0 in array.shape:
+                skipped[name] = "a kernel that is computed, not stored"
+            elif array.shape[1:3] == (1, 1):
+                skipped[name] = POINTWISE
+            else:
+                kernels[name if name not in kernels else f"{name} ({index})"] = self.kernel(
+                    operator, array
+                )
+        for index in range(len(self.tensors)):
+            array = self.array(index) if index not in used else None
+            if array is not None and array.shape:
+                plain = describe_axes(array)
+                unused = f"4-D array {array.shape}: no convolution's kernel"
+                skipped[self.name(index)] = unused if len(array.shape) == 4 else plain
+
+    def kernel(self, operator: _Operator, array: StoredArray) -> ConvKernel:
+        weight = array.read()
+        _, kh, kw, last = weight.shape
+        depthwise = operator.code == _DEPTHWISE_2D
+        dilation = (1, 1)
+        if depthwise:
+            kind, weight = DEPTHWISE, weight.reshape(kh, kw, 1, last)
+            dilation = operator.option(6, default=1), operator.option(5, default=1)
+        else:
+            kind = TRANSPOSED if operator.code == _TRANSPOSE_CONV else CONV
+            weight = weight.transpose(axes_to_hwio(OHWI))
+            if kind == CONV:
+                dilation = operator.option(5, default=1), operator.option(4, default=1)
+        multiplier = max(operator.option(3), 1) if depthwise else 1
+        return ConvKernel(
+            weight,
+            kind,
+            stride=(operator.option(2), operator.option(1)),
+            padding=self.padding(operator),
+            dilation=dilation,
+            groups=last // multiplier if depthwise else None,
+        )
+
+    def padding(self, operator: _Operator) -> Padding | None:
+        """The layer's rule, with that of a PAD in front of it."""
+        if operator.option(0, "<b") == 0:
+            return "SAME"
+        images = operator.inputs[-1] if operator.code == _TRANSPOSE_CONV else operator.inputs[0]
+        before = self.makers.get(images)
+        if before is None or before.code != _PAD:
+            return (0, 0), (0, 0)
+        pads = self.array(before.inputs[1])
+        if pads is None or pads.shape != (4, 2):
+            return None
+        _, rows, columns, _ = pads.read().tolist()
+        return (rows[0], rows[1]), (columns[0], columns[1])
+
+    def source(self, index: int) -> int:
+        """The stored tensor that a tensor was dequantised from."""
+        maker = self.makers.get(index)
+        return maker.inputs[0] if maker is not None and maker.code == _DEQUANTIZE else index
+
+    def name(self, index: int) -> str:
+        return self.tensor(index).text(_NAME) or f"tensor {index}"
+
+    def tensor(self, index: int) -> Table:
+        if not 0 <= index < len(self.tensors):
+            raise ValueError(f"tensor {index} of {len(self.tensors)}")
+        return self.tensors[index]
+
+    def array(self, index: int) -> StoredArray | None:
+        """A tensor's stored values, dequantised; None if it has none."""
+        tensor = self.tensor(index)
+        buffer = self.buffers[tensor.number(_BUFFER, "<I")]
+        shape = tuple(tensor.numbers(_SHAPE, _INT32).tolist())
+        name = _TYPES.get(tensor.number(_TYPE, "<b"))
+        content = buffer.numbers(_DATA, np.dtype(np.uint8))
+        if buffer.number(_FAR_OFFSET, "<Q") > 1:
+            size = buffer.number(_FAR_SIZE, "<Q")
+            content = view(self.data, buffer.number(_FAR_OFFSET, "<Q"), np.dtype(np.uint8), (size,))
+        if name is None or not content.size:
+            return None
+        dtype = DTYPES[name]
+        if content.size != element_count(shape) * dtype.itemsize:
+            raise ValueError(f"tensor {self.name(index)!r} has {content.size} bytes for {shape}")
+        stored = StoredArray.of(content.view(dtype).reshape(shape))
+        quantization = tensor.table(_QUANTIZATION)
+        return _dequantized(stored, quantization) if quantization else stored
+
+
+def _dequantized(array: StoredArray, quantization: Table) -> StoredArray:
+    scale = quantization.numbers(_SCALE, np.dtype("<f4"))
+    zero = quantization.numbers(_ZERO_POINT, np.dtype("<i8"))
+    if not scale.size or array.dtype.kind not in "iu":
+        return array
+    axis = quantization.number(_AXIS, "<i")
+    if scale.size > 1 and not (axis < len(array.shape) and array.shape[axis] == scale.size):
+        raise ValueError(f"{scale.size} scales for an array of shape {array.shape}")
+
+    def along(values: np.ndarray) -> np.ndarray:
+        if values.size == 1:
+            return values.astype(np.float32).reshape(())
+        sizes = [1] * len(array.shape)
+        sizes[axis] = values.size
+        return values.astype(np.float32).reshape(sizes)
+
+    def read() -> np.ndarray:
+        offset = along(zero) if zero.size else np.float32(0)
+        return (array.read().astype(np.float32) - offset) * along(scale)
+
+    return StoredArray(array.shape, np.dtype(np.float32), read)

@@ -147,8 +147,12 @@ def chained(pieces: Sequence[Axis | None], fills: Sequence[tuple[int, int]]) -> 
     Returns:
       The axis; unknown where pieces are of several sources, ``None`` where they are of none.
     """
-    sources = {piece.source for piece in pieces if piece is not None}
     size = sum(length for length, _ in fills)
+    known = [piece for piece in pieces if piece is not None and piece.source.rows is not None]
+    if 2 * sum(piece.size for piece in known) > size:
+        # What is computed somehow and put around a larger map is its border.
+        pieces = [piece if piece in known else None for piece in pieces]
+    sources = {piece.source for piece in pieces if piece is not None}
     if not sources:
         return None
     if len(sources) > 1:
@@ -241,49 +245,6 @@ def window_of(axis: Axis) -> tuple[int, int, int, Axis]:
     end = len(axis.extent.index) if room // axis.step + 1 == axis.size else used
     slid = Axis(axis.extent, (start,), 1, end - start)
     return reach // dilation + 1, dilation, axis.step, slid
-
-
-def reshaped(axes: Axes, old: Sequence[int], new: Sequence[int]) -> Axes:
-    """The axes of a reshaped array: those that are neither split nor merged stay known."""
-    if 0 in old or 0 in new:
-        return tuple(unknown(size) for size in new)
-    result: list[Axis | None] = []
-    i = j = 0
-    while i < len(old) or j < len(new):
-        before, after = [i] if i < len(old) else [], [j] if j < len(new) else []
-        i, j = i + len(before), j + len(after)
-        while (a := math.prod(old[p] for p in before)) != (b := math.prod(new[p] for p in after)):
-            if a < b:
-                before.append(i)
-                i += 1
-            else:
-                after.append(j)
-                j += 1
-        result += _regrouped(
-            [axes[p] for p in before], [old[p] for p in before], [new[p] for p in after]
-        )
-    return tuple(result)
-
-
-def _regrouped(axes: Sequence[Axis | None], old: Sequence[int], new: Sequence[int]) -> Axes:
-    """The axes of one group of dimensions that a reshape splits or merges among themselves."""
-    wide = [i for i, size in enumerate(old) if size > 1]
-    targets = [j for j, size in enumerate(new) if size > 1] or list(range(len(new)))[:1]
-    result: list[Axis | None] = [None] * len(new)
-    known = [i for i, axis in enumerate(axes) if axis is not None]
-    if len(targets) > 1 or (len(known) > 1 and len(wide) > 1):
-        return tuple(unknown(size) if size > 1 else None for size in new)
-    if targets and known:
-        (target,) = targets
-        kept = [i for i in known if i in wide] or known[:1]
-        axis = axes[kept[0]]
-        repeats = math.prod(old[kept[0] + 1 :])
-        tiles = math.prod(old[: kept[0]])
-        if axis is not None and repeats * tiles > 1:
-            places = np.tile(np.repeat(np.arange(axis.size), repeats), tiles)
-            axis = unknown(len(places)) if axis.pending else taken(axis, places)
-        result[target] = axis
-    return tuple(result)
 
 
 def _is_run(index: range | np.ndarray, start: int, stop: int) -> bool:

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 from jax.extend.core import Literal
 
-from kernsym_jax.geometry import jaxpr_shapes, weight_path
+from kernsym_jax.geometry import jaxpr_shapes, jaxpr_value, weight_path
 from kernsym_jax.geometry.axis import Axis, Source, unknown, whole
-from kernsym_jax.geometry.jaxpr_shapes import Value
+from kernsym_jax.geometry.jaxpr_value import Value
 from kernsym_jax.geometry.layer import LayerGeometry
 from kernsym_jax.geometry.network import Network
 from kernsym_jax.geometry.weight_path import Leaf
@@ -101,7 +101,7 @@ class _Follower:
         if name == "cond":
             branches = [lambda j=j: self.follow(j, inputs[1:]) for j in params["branches"]]
             results = zip(*self.network.branches(branches), strict=True)
-            return [jaxpr_shapes.either(self.network, values) for values in results]
+            return [jaxpr_value.either(self.network, values) for values in results]
         for jaxpr in (j for value in params.values() for j in _jaxprs(value)):
             shapes = [v.aval.shape for v in getattr(jaxpr, "jaxpr", jaxpr).invars]
             if name == "shard_map":  # each device sees its part
@@ -112,7 +112,7 @@ class _Follower:
         return jaxpr_shapes.apply(self.network, equation, inputs)
 
     def _constant(self, array: Any) -> Value:
-        return jaxpr_shapes.constant(array)._replace(leaf=self.names.get(id(array)))
+        return jaxpr_value.constant(array)._replace(leaf=self.names.get(id(array)))
 
     def _scan(self, params: Any, inputs: list[Value]) -> list[Value]:
         consts, carries = params["num_consts"], params["num_carry"]

@@ -1,18 +1,22 @@
 """Labelled images: where they come from, in which order they are seen, how they are varied."""
 
 from kernsym_jax.data.augment import Augment, augment, normalize
+from kernsym_jax.data.dataset import Dataset, TrainBatches, open
 from kernsym_jax.data.image_set import ImageSet, channel_statistics
 from kernsym_jax.data.order import DeviceBatches, epoch_order, evaluation_batches
 from kernsym_jax.data.sources import load
 
 __all__ = [
     "Augment",
+    "Dataset",
     "DeviceBatches",
     "ImageSet",
+    "TrainBatches",
     "augment",
     "channel_statistics",
     "epoch_order",
     "evaluation_batches",
     "load",
     "normalize",
+    "open",
 ]

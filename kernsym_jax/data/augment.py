@@ -1,6 +1,8 @@
 """Random variation of training images, and their normalisation, inside the jitted step."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,11 @@ class Augment:
             raise ValueError(f"the shift is a number of pixels ≥ 0, got {self.shift}")
         if self.flip not in FLIPS:
             raise ValueError(f"unknown flip {self.flip!r}; wanted one of {', '.join(FLIPS)}")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Augment":
+        """What the keys under ``config.data`` of a resolved config ask for."""
+        return cls(shift=config["shift"], flip=config["flip"])
 
 
 def augment(images: jax.Array, key: jax.Array, how: Augment) -> jax.Array:

@@ -1,6 +1,7 @@
 """The order in which images are seen: a pure function of (seed, epoch, step), nothing to save."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,21 +37,36 @@ class DeviceBatches:
 
     Args:
       images: the training set.
-      batch_size: images per step.
-      seed: of the order.
+      batch_size: images per step, over all processes.
+      seed: of the order; of several seeds, batches have a leading axis of as many members, each
+        with the order of its seed.
       replicate: puts a host array on all devices.
-      shard: puts a host array on the devices, split along its first axis.
+      shard: puts this process's part of a batch on the devices, as a part of the whole batch.
+      process_index: of this process.
+      process_count: processes that share every batch.
+
+    Attributes:
+      steps_per_epoch: full batches in an epoch.
+      waited: seconds that callers have spent waiting for a batch so far.
 
     Raises:
-      ValueError: if the set is smaller than a batch.
+      ValueError: if the set is smaller than a batch, or the processes cannot share a batch evenly.
     """
 
     def __init__(
-        self, images: ImageSet, batch_size: int, seed: int, replicate: Place, shard: Place
+        self,
+        images: ImageSet,
+        batch_size: int,
+        seed: int | Sequence[int],
+        replicate: Place,
+        shard: Place,
+        process_index: int = 0,
+        process_count: int = 1,
     ) -> None:
         if not 0 < batch_size <= len(images):
             raise ValueError(f"batches of {batch_size} from a training set of {len(images)} images")
-        self.steps_per_epoch = len(images) // batch_size
+        self.steps_per_epoch, self.waited = len(images) // batch_size, 0.0
+        self._part = process_part(batch_size, process_index, process_count)
         self._size, self._batch_size, self._seed = len(images), batch_size, seed
         self._shard = shard
         self._images, self._labels = replicate(images.images), replicate(images.labels)
@@ -63,30 +79,62 @@ class DeviceBatches:
           step: number of steps already done.
 
         Yields:
-          ``{"image": (batch, height, width, channels) uint8, "label": (batch,) int32}``.
+          ``{"image": (batch, height, width, channels) uint8, "label": (batch,) int32}``, with a
+          leading axis of members if there are several seeds.
         """
         while True:
             epoch, first = divmod(step, self.steps_per_epoch)
-            order = epoch_order(self._seed, epoch, self._size)
+            asked = time.perf_counter()
+            order = self._order(epoch)
             for index in range(first, self.steps_per_epoch):
-                chosen = order[index * self._batch_size : (index + 1) * self._batch_size]
-                yield self._take(self._images, self._labels, self._shard(chosen))
+                start = index * self._batch_size
+                chosen = order[..., start + self._part.start : start + self._part.stop]
+                batch = self._take(self._images, self._labels, self._shard(chosen))
+                self.waited += time.perf_counter() - asked
+                yield batch
+                asked = time.perf_counter()
                 step += 1
 
+    def _order(self, epoch: int) -> np.ndarray:
+        if isinstance(self._seed, int):
+            return epoch_order(self._seed, epoch, self._size)
+        return np.stack([epoch_order(seed, epoch, self._size) for seed in self._seed])
 
-def evaluation_batches(images: ImageSet, batch_size: int, shard: Place) -> Iterator[Batch]:
+
+def process_part(batch_size: int, process_index: int, process_count: int) -> slice:
+    """Which part of every batch a process has.
+
+    Raises:
+      ValueError: if the processes cannot share a batch evenly.
+    """
+    if batch_size % process_count:
+        raise ValueError(f"a batch of {batch_size} cannot be shared by {process_count} processes")
+    own = batch_size // process_count
+    return slice(process_index * own, (process_index + 1) * own)
+
+
+def evaluation_batches(
+    images: ImageSet,
+    batch_size: int,
+    shard: Place,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
     """Every image once; the last batch is filled up with images of weight 0.
 
     Args:
       images: the set.
-      batch_size: images per batch, the filling included.
-      shard: puts a host array on the devices, split along its first axis.
+      batch_size: images per batch, the filling included, over all processes.
+      shard: puts this process's part of a batch on the devices, as a part of the whole batch.
+      process_index: of this process.
+      process_count: processes that share every batch.
 
     Yields:
       ``{"image", "label", "weight": (batch,) float32}``.
     """
+    part = process_part(batch_size, process_index, process_count)
     for start in range(0, len(images), batch_size):
-        chosen = np.arange(start, start + batch_size)
+        chosen = np.arange(start + part.start, start + part.stop)
         inside = chosen < len(images)
         chosen = np.where(inside, chosen, 0)
         yield {

@@ -31,9 +31,28 @@ def default() -> ml_collections.ConfigDict:
     # Per channel, on the scale where white is 1; empty for those of the training images.
     config.data.mean = ()
     config.data.std = ()
+    # Of what is drawn once for the whole set: generated images, random labels.
+    config.data.seed = 0
+    # Files that are no readable images: fail, or skip.
+    config.data.on_broken = "fail"
+    # Images are scaled and cropped to squares of that size as they are read; 0 to leave them.
+    config.data.image_size = 0
+    # The whole set, both splits, turned counter-clockwise by 0, 90, 180 or 270 degrees.
+    config.data.rotate = 0
+    # Labels of the training split shuffled.
+    config.data.random_labels = False
     # Largest random shift in pixels, and random flips: none, horizontal, vertical, d4.
     config.data.shift = 0
     config.data.flip = "none"
+    # Random resized crops of that size, 0 for none: share of the area, and width over height. At
+    # evaluation the middle of the image, of that share of its shorter side.
+    config.data.crop_size = 0
+    config.data.crop_scale = (0.08, 1.0)
+    config.data.crop_ratio = (3 / 4, 4 / 3)
+    config.data.eval_crop = 0.875
+    # Read while training instead of once before; always so for sets of more bytes when decoded.
+    config.data.streaming = False
+    config.data.device_bytes = 4 * 2**30
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 0.1

@@ -50,8 +50,8 @@ def fold(
 ) -> tuple[dict[str, ConvKernel], tuple[str, ...]]:
     """Folds each kernel's BatchNorm into it, where there is one that goes by its name or place.
 
-    A convolution's partner has its own name with ``bn`` or ``norm`` for ``conv``, or the next
-    number in a sequence, or, where the order of definition is known, is the next layer of the
+    A convolution's partner has its name with ``bn`` or ``norm`` for ``conv`` or behind it, or the
+    next number in a sequence, or, where the order of definition is known, is the next layer of the
     same block. It has as many channels, and is never defined before the convolution.
 
     Args:
@@ -104,15 +104,15 @@ def _candidates(layer: str, layers: Sequence[str]) -> list[str]:
     """Where a convolution's BatchNorm may be, the likeliest first."""
     last = re.split(r"[./]", layer)[-1]
     head = layer[: len(layer) - len(last)]
-    found = []
+    found = [f"{layer}_{word}" for word in _PARTNERS]
     before, _, after = last.lower().rpartition("conv")
     if "conv" in last.lower():
         before = last[: len(before)]
-        found = [f"{head}{before}{word}{after}" for word in _PARTNERS]
+        found += [f"{head}{before}{word}{after}" for word in _PARTNERS]
     if last.isascii() and last.isdecimal() and len(last) < 10:
         found.append(f"{head}{int(last) + 1}")
     if layer in layers and layers.index(layer) + 1 < len(layers):
         following = layers[layers.index(layer) + 1]
-        if following.startswith(head) and "." not in following[len(head) :]:
+        if following.startswith(head) and not re.search(r"[./]", following[len(head) :]):
             found.append(following)
     return found

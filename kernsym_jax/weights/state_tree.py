@@ -99,7 +99,7 @@ def _leaves(node: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Store
         node = node.array
     if isinstance(node, StoredArray):
         yield path, node
-    elif isinstance(node, np.ndarray | np.generic):
+    elif hasattr(node, "__array__"):  # of NumPy, JAX, or anything that can become one
         yield path, StoredArray.of(node)
     elif isinstance(node, Inert | Mapping | Sequence) and not isinstance(node, str | bytes):
         # Shared containers can make a small file unfold without end.

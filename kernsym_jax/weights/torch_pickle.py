@@ -201,9 +201,9 @@ def _text_path(*parts: Any) -> str:
 
 def _bytes(data: Any = b"", *_: Any) -> bytes:
     # Python would make as many zero bytes as an integer here asks for.
-    if not isinstance(data, bytes):
+    if not isinstance(data, bytes | bytearray):
         raise ValueError("bytes made of something else in the pickle")
-    return data
+    return bytes(data)
 
 
 def _encoded(text: str, encoding: str) -> bytes:
@@ -236,9 +236,13 @@ def _numpy_array(*_: Any) -> NumpyArray:
     return NumpyArray()
 
 
-def _numpy_from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> NumpyArray:
+def _numpy_from_buffer(
+    data: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None
+) -> NumpyArray:
     made = NumpyArray()
     made.set_state((shape, dtype, order == "F", _bytes(data)))
+    if order == "K" and axes is not None and made.array is not None:
+        made.array = made.array.transpose(axes)
     return made
 
 

@@ -133,7 +133,8 @@ def _gallery(table: NetworkTable) -> Any:
         name = name if len(name) <= 18 else f"…{name[-17:]}"
         score = "undefined" if row["score"] is None else f"{row['score']:.2f}"
         axis.set_title(_literal(f"{name}\n{row['role']} {score}"), fontsize=7)
-    figure.colorbar(image, ax=axes, shrink=0.6, label="share of the largest cell", ticks=[-1, 0, 1])
+    bar = figure.colorbar(image, ax=axes, shrink=0.9 if lines == 1 else 0.6, ticks=[-1, 0, 1])
+    bar.set_label("of the largest cell", fontsize=7)
     figure.suptitle(_literal(f"Mean kernels of {printable(table.source)}"), fontsize=10)
     return figure
 
@@ -162,7 +163,7 @@ def _score_by_depth(table: NetworkTable) -> Any:
         ylabel="symmetry score, |T| = 8",
     )
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend(fontsize=7, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+    axis.legend(fontsize=7, frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
     return figure
 
 

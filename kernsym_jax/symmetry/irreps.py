@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernsym_jax.symmetry import group
-from kernsym_jax.symmetry.mean_kernel import unit_cells
+from kernsym_jax.symmetry.score import squared_distances
 
 IRREPS = ("A1", "A2", "B1", "B2", "E")
 """A1 invariant, A2 chiral, B1 axis contrast, B2 diagonal contrast, E odd (gradients, skew)."""
@@ -54,12 +53,28 @@ def irrep_energies(kernel: jax.Array) -> jax.Array:
     >>> [round(float(share), 3) for share in irrep_energies(sobel)]
     [0.0, 0.0, 0.0, 0.0, 1.0]
     """
-    cells, kh, kw = unit_cells(kernel)
+    return energies_of(squared_distances(kernel), *jnp.shape(kernel)[-2:])
+
+
+def energies_of(squares: jax.Array, kh: int, kw: int) -> jax.Array:
+    """The energies from the squared distances, on which they depend linearly.
+
+    The part of K̂ in an irrep is P K̂ with P = Σ c_T T, and since P is a projection its energy is
+    ⟨P K̂, K̂⟩ = Σ c_T ⟨T K̂, K̂⟩ = Σ c_T (1 − 2 d_T²). So A1 = 1 − 2 mean(d_T²), and E = d_r180².
+
+    Args:
+      squares: (..., len(elements(kh, kw))), from `squared_distances`.
+      kh: rows of the kernel.
+      kw: columns of the kernel.
+
+    Returns:
+      As `irrep_energies`.
+    """
     projectors = _D4_PROJECTORS if kh == kw else _RECTANGLE_PROJECTORS
-    images = cells[..., group.cell_permutations(kh, kw)]
-    # Products and sums rather than a matrix product, which accelerators round to bfloat16.
-    weights = projectors.reshape((1,) * (cells.ndim - 1) + (*projectors.shape, 1))
-    parts = jnp.sum(weights * images[..., None, :, :], axis=-2)
-    energies = jnp.sum(parts**2, axis=-1)
-    exists = projectors.any(axis=-1).reshape((1,) * (energies.ndim - 1) + (-1,))
-    return jnp.where(exists, energies, jnp.nan)
+    coefficients = projectors.reshape((1,) * (squares.ndim - 1) + projectors.shape)
+    # A product and a sum, not a matrix product, which accelerators round to bfloat16.
+    lost = 2 * jnp.sum(coefficients * squares[..., None, :], axis=-1)
+    whole = projectors.sum(axis=-1).reshape((1,) * (squares.ndim - 1) + (-1,))
+    exists = projectors.any(axis=-1).reshape(whole.shape)
+    # Rounding may leave less than nothing of a part that is not there.
+    return jnp.where(exists, jnp.maximum(whole - lost, 0.0), jnp.nan)

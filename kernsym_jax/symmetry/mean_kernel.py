@@ -25,16 +25,14 @@ def mean_kernel(weight: jax.Array) -> jax.Array:
     return jnp.mean(weight, axis=(-2, -1), dtype=jnp.float32)
 
 
-def flat_cells(kernel: jax.Array, centered: bool = False) -> tuple[jax.Array, int, int]:
+def scaled_cells(kernel: jax.Array) -> tuple[jax.Array, int, int]:
     """The kernel in float32 with its cells on one axis, scaled so that the largest is 1.
 
     Every figure of this room except the mean kernel itself is free of scale, so the scale is taken
-    out first: squares then neither overflow nor vanish. A zero kernel becomes NaN here, and so
-    does a constant one if ``centered``.
+    out first: squares then neither overflow nor vanish. A zero kernel becomes NaN here.
 
     Args:
       kernel: (..., kh, kw), any real dtype.
-      centered: removes the mean over the cells first.
 
     Returns:
       (..., kh * kw) float32, and kh, and kw.
@@ -44,17 +42,28 @@ def flat_cells(kernel: jax.Array, centered: bool = False) -> tuple[jax.Array, in
         raise ValueError(f"a kernel has the axes (..., kh, kw), none empty; got {kernel.shape}")
     kh, kw = kernel.shape[-2:]
     cells = kernel.astype(jnp.float32).reshape(*kernel.shape[:-2], kh * kw)
-    cells = _scaled(cells)
-    if centered:
-        cells = cells - jnp.mean(cells, axis=-1, keepdims=True)
-        cells = _scaled(cells, zero=_CENTRING_ROUNDING)
-    return cells, kh, kw
+    # A constant for differentiation: what is divided by it is free of scale anyway.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(cells), axis=-1, keepdims=True))
+    nothing = largest == 0
+    # Divided by 1 and then replaced, so that no gradient passes through a division by 0.
+    return jnp.where(nothing, jnp.nan, cells / jnp.where(nothing, 1.0, largest)), kh, kw
 
 
-def unit_cells(kernel: jax.Array, centered: bool = False) -> tuple[jax.Array, int, int]:
-    """Like `flat_cells`, but of Euclidean norm 1: K̂ = K / ‖K‖."""
-    cells, kh, kw = flat_cells(kernel, centered)
-    return cells / jnp.sqrt(jnp.sum(cells**2, axis=-1, keepdims=True)), kh, kw
+def energy(cells: jax.Array, centered: bool = False) -> jax.Array:
+    """The sum of squares of scaled cells, NaN for cells that are constant if ``centered``.
+
+    Args:
+      cells: (..., kh * kw), from `scaled_cells`.
+      centered: removes the mean over the cells first.
+
+    Returns:
+      float32 (...).
+    """
+    if not centered:
+        return jnp.sum(cells**2, axis=-1)
+    shape = cells - jnp.mean(cells, axis=-1, keepdims=True)
+    constant = jnp.max(jnp.abs(shape), axis=-1) <= _CENTRING_ROUNDING
+    return jnp.where(constant, jnp.nan, jnp.sum(shape**2, axis=-1))
 
 
 def dc_share(kernel: jax.Array) -> jax.Array:
@@ -66,8 +75,8 @@ def dc_share(kernel: jax.Array) -> jax.Array:
     Returns:
       float32 (...) in [0, 1]; NaN for a zero kernel.
     """
-    cells, kh, kw = flat_cells(kernel)
-    return kh * kw * jnp.mean(cells, axis=-1) ** 2 / jnp.sum(cells**2, axis=-1)
+    cells, kh, kw = scaled_cells(kernel)
+    return kh * kw * jnp.mean(cells, axis=-1) ** 2 / energy(cells)
 
 
 def skew(kernel: jax.Array) -> jax.Array:
@@ -79,20 +88,12 @@ def skew(kernel: jax.Array) -> jax.Array:
     Returns:
       float32 (..., 2) in cells: x to the right, y down; NaN for a zero kernel.
     """
-    cells, kh, kw = flat_cells(kernel)
+    cells, kh, kw = scaled_cells(kernel)
     x = jnp.tile(jnp.arange(kw, dtype=jnp.float32) - (kw - 1) / 2, kh)
     y = jnp.repeat(jnp.arange(kh, dtype=jnp.float32) - (kh - 1) / 2, kw)
     batch = (1,) * (cells.ndim - 1)
     moments = [jnp.sum(cells * axis.reshape(*batch, -1), axis=-1) for axis in (x, y)]
     return jnp.stack(moments, axis=-1) / jnp.sum(jnp.abs(cells), axis=-1, keepdims=True)
-
-
-def _scaled(cells: jax.Array, zero: float = 0.0) -> jax.Array:
-    # A constant for differentiation: what is divided by it is free of scale anyway.
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(cells), axis=-1, keepdims=True))
-    nothing = largest <= zero
-    # Divided by 1 and then replaced, so that no gradient passes through a division by 0.
-    return jnp.where(nothing, jnp.nan, cells / jnp.where(nothing, 1.0, largest))
 
 
 def _require_weight(weight: jax.Array) -> None:

@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kernsym_jax.symmetry import group
-from kernsym_jax.symmetry.irreps import IRREPS, irrep_energies
-from kernsym_jax.symmetry.mean_kernel import dc_share, mean_kernel, skew
-from kernsym_jax.symmetry.score import symmetry_score, transform_distances
+from kernsym_jax.symmetry.irreps import IRREPS, energies_of
+from kernsym_jax.symmetry.mean_kernel import dc_share, energy, mean_kernel, scaled_cells, skew
+from kernsym_jax.symmetry.score import root, squared_distances
 
 FIELDS = (
     "score",
@@ -80,18 +79,21 @@ def kernel_symmetry(kernel: jax.Array) -> KernelSymmetry:
     Returns:
       The figures, each (...).
     """
-    distances = transform_distances(kernel)
-    names = group.elements(*jnp.shape(kernel)[-2:])
-    applicable = np.array([group.D4.index(name) for name in names])
-    mean_distance = jnp.mean(distances[..., applicable], axis=-1)
+    cells, kh, kw = scaled_cells(kernel)
+    squares = squared_distances(kernel)
+    distances, names = root(squares), group.elements(kh, kw)
+    mean_distance = jnp.mean(distances, axis=-1)
+    missing = jnp.full(mean_distance.shape, jnp.nan, mean_distance.dtype)
     figures = {
         "score": 1 - mean_distance,
         "score_no_identity": 1 - mean_distance * len(names) / (len(names) - 1),
-        "score_centered": symmetry_score(kernel, centered=True),
+        "score_centered": 1 - mean_distance * jnp.sqrt(energy(cells) / energy(cells, True)),
         "dc_share": dc_share(kernel),
     }
-    figures |= {f"d_{name}": distances[..., index] for index, name in enumerate(group.D4)}
-    energies, lean = irrep_energies(kernel), skew(kernel)
+    for name in group.D4:
+        known = name in names
+        figures[f"d_{name}"] = distances[..., names.index(name)] if known else missing
+    energies, lean = energies_of(squares, kh, kw), skew(kernel)
     figures |= {name: energies[..., index] for index, name in enumerate(IRREPS)}
     figures |= {"skew_x": lean[..., 0], "skew_y": lean[..., 1]}
     return KernelSymmetry(jnp.stack([figures[name] for name in FIELDS], axis=-1))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernsym_jax.symmetry import group
-from kernsym_jax.symmetry.mean_kernel import mean_kernel, unit_cells
+from kernsym_jax.symmetry.mean_kernel import energy, mean_kernel, scaled_cells
 
 
 def transform_distances(kernel: jax.Array, centered: bool = False) -> jax.Array:
@@ -90,12 +90,34 @@ def single_score(weight: jax.Array, identity: bool = True, centered: bool = Fals
     return jnp.nanmean(symmetry_score(kernels, identity, centered), axis=(-2, -1))
 
 
-def _distances(kernel: jax.Array, centered: bool) -> jax.Array:
-    cells, kh, kw = unit_cells(kernel, centered)
+def squared_distances(kernel: jax.Array, centered: bool = False) -> jax.Array:
+    """The squares of the distances, for the transforms that apply only.
+
+    Taking the mean off a kernel changes no difference between the kernel and its images, only the
+    norm that they are measured by: both kinds of distance are one sum, divided differently.
+
+    Args:
+      kernel: (..., kh, kw).
+      centered: as in `transform_distances`.
+
+    Returns:
+      float32 (..., len(elements(kh, kw))).
+    """
+    cells, kh, kw = scaled_cells(kernel)
     images = cells[..., group.cell_permutations(kh, kw)]
-    squares = jnp.sum((images - cells[..., None, :]) ** 2, axis=-1)
-    # The square root has no slope at 0, where most of training's symmetric kernels end up: there
-    # the gradient is taken as 0, its value from either side by symmetry.
+    differences = jnp.sum((images - cells[..., None, :]) ** 2, axis=-1)
+    return 0.25 * differences / energy(cells, centered)[..., None]
+
+
+def root(squares: jax.Array) -> jax.Array:
+    """The square root with the slope 0 at 0, where it has none.
+
+    Symmetric kernels, at which training tends to arrive, have distances of 0; their score has its
+    maximum there, and 0 is its slope from all sides taken together.
+    """
     symmetric = squares == 0
-    roots = jnp.sqrt(jnp.where(symmetric, 1.0, squares))
-    return 0.5 * jnp.where(symmetric, 0.0, roots)
+    return jnp.where(symmetric, 0.0, jnp.sqrt(jnp.where(symmetric, 1.0, squares)))
+
+
+def _distances(kernel: jax.Array, centered: bool) -> jax.Array:
+    return root(squared_distances(kernel, centered))

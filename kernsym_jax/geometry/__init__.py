@@ -21,6 +21,7 @@ from kernsym_jax.geometry.foveation import (
 from kernsym_jax.geometry.input_size import even_input_sizes, layers_at, verdict
 from kernsym_jax.geometry.jaxpr_audit import audit
 from kernsym_jax.geometry.layer import CONVOLUTIONS, KINDS, LayerGeometry
+from kernsym_jax.geometry.onnx_audit import audit_onnx
 
 __all__ = [
     "CONVOLUTIONS",
@@ -29,6 +30,7 @@ __all__ = [
     "LayerGeometry",
     "Windows",
     "audit",
+    "audit_onnx",
     "even_input_sizes",
     "foveation",
     "layers_at",

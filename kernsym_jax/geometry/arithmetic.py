@@ -112,7 +112,7 @@ class Windows:
     @property
     def exposure(self) -> np.ndarray:
         """The share of the windows in which each tap lies on padding: (kernel,) float64."""
-        return self._on_padding.mean(axis=0)
+        return self._on_padding / self.output_size
 
     @property
     def exposure_gap(self) -> float:
@@ -122,17 +122,20 @@ class Windows:
         an odd one. Where padding is zeros the weights lean away from the side that meets it more
         often: a gap above 0 predicts a skew to the bottom or right, one below to the top or left.
         """
-        taps = self._on_padding.sum(axis=0)
+        taps = self._on_padding
         half = self.kernel // 2
         near, far = taps[:half].sum(), taps[self.kernel - half :].sum()
         return float(near - far) / self.output_size
 
     @property
     def _on_padding(self) -> np.ndarray:
-        """(windows, taps) bool."""
-        starts = np.arange(self.output_size) * self.stride - self.lo
-        taps = starts[:, None] + self.dilation * np.arange(self.kernel)[None, :]
-        return (taps < 0) | (taps >= self.size)
+        """The number of windows in which each tap lies on padding."""
+        # Tap t of window w lies at w * stride + offset[t] on the padded axis.
+        offset = self.dilation * np.arange(self.kernel)
+        before_image = -((offset - self.lo) // self.stride)
+        before_end = -((offset - self.lo - self.size) // self.stride)
+        before, upto = np.clip([before_image, before_end], 0, self.output_size)
+        return before + self.output_size - upto
 
 
 def windows(

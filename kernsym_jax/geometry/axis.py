@@ -7,7 +7,7 @@ the original map lies there. An `Axis` keeps exactly that, so that every guise r
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,9 @@ CONSTANT = -1
 """Stands in an index for a place that holds a constant."""
 OTHER = -2
 """Stands in an index for a place that holds something else than a pixel of the source."""
+
+LARGEST = 2**22
+"""Places of the longest axis whose index is written out; longer ones are not followed further."""
 
 _FILLS = {"replicate": "edge", "reflect": "reflect", "symmetric": "symmetric", "circular": "wrap"}
 
@@ -128,13 +131,27 @@ def extend(axis: Axis, lo: int, hi: int, value: int = CONSTANT) -> Axis:
     axis = cut(axis, max(-lo, 0), axis.size - max(-hi, 0))
     if max(lo, hi) <= 0:
         return axis
+    if axis.size + max(lo, 0) + max(hi, 0) > LARGEST:
+        return unknown(axis.size + max(lo, 0) + max(hi, 0))
     ends = (np.full(max(lo, 0), value), np.full(max(hi, 0), value))
     return from_index(axis.source, np.concatenate([ends[0], axis.index, ends[1]]))
 
 
-def taken(axis: Axis, places: np.ndarray) -> Axis:
+def taken(axis: Axis, places: range | np.ndarray) -> Axis:
     """The given places, in their order, of an axis that is not pending."""
-    return from_index(axis.source, np.asarray(axis.index)[places])
+    if max(axis.size, len(places)) > LARGEST:
+        return unknown(len(places))
+    return from_index(axis.source, np.asarray(axis.index)[np.asarray(places, int)])
+
+
+def repeated(axis: Axis, each: int = 1, times: int = 1) -> Axis:
+    """Every place ``each`` times in a row, and all of that ``times`` over."""
+    size = axis.size * each * times
+    if size == axis.size:
+        return axis
+    if axis.pending or size > LARGEST:
+        return unknown(size)
+    return taken(axis, np.tile(np.repeat(np.arange(axis.size), each), times))
 
 
 def chained(pieces: Sequence[Axis | None], fills: Sequence[tuple[int, int]]) -> Axis | None:
@@ -155,7 +172,7 @@ def chained(pieces: Sequence[Axis | None], fills: Sequence[tuple[int, int]]) -> 
     sources = {piece.source for piece in pieces if piece is not None}
     if not sources:
         return None
-    if len(sources) > 1:
+    if len(sources) > 1 or size > LARGEST:
         roles = {source.role for source in sources}
         return unknown(size, roles.pop() if len(roles) == 1 else None)
     parts = [
@@ -163,6 +180,11 @@ def chained(pieces: Sequence[Axis | None], fills: Sequence[tuple[int, int]]) -> 
         for piece, fill in zip(pieces, fills, strict=True)
     ]
     return from_index(sources.pop(), np.concatenate(parts))
+
+
+def changed(axes: Axes, changes: Mapping[int, Axis | None]) -> Axes:
+    """The axes with those of some dimensions replaced."""
+    return tuple(changes.get(d, axis) for d, axis in enumerate(axes))
 
 
 def agree(a: Axis | None, b: Axis | None) -> bool:
@@ -216,7 +238,9 @@ def read(axis: Axis | None, size: int, span: int, stride: int) -> Reading:
     source = axis.source
     if axis.untouched:
         return Reading(size, 0, 0, "valid", source.rows)
-    index = np.asarray(axis.index)
+    index = axis.index
+    if isinstance(index, range):
+        return _cropped(source, index.start, index.stop, max(span, stride))
     real = index[index >= 0]
     if len(real) == 0:
         return Reading(size, 0, 0, "valid", None)
@@ -230,6 +254,12 @@ def read(axis: Axis | None, size: int, span: int, stride: int) -> Reading:
     if max(near, far) >= max(span, stride):
         return Reading(end - begin, lo, hi, mode, None)
     return Reading(source.size, lo - near, hi - far, mode, source.rows)
+
+
+def _cropped(source: Source, start: int, stop: int, reach: int) -> Reading:
+    if max(start, source.size - stop) >= reach:
+        return Reading(stop - start, 0, 0, "valid", None)
+    return Reading(source.size, -start, stop - source.size, "valid", source.rows)
 
 
 def window_of(axis: Axis) -> tuple[int, int, int, Axis]:

@@ -1,5 +1,6 @@
 """The audit of a JAX function: its convolutions and pooling windows, read off its jaxpr."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -99,7 +100,7 @@ class _Follower:
         if name == "while":
             return self._while(params, inputs)
         if name == "cond":
-            branches = [lambda j=j: self.follow(j, inputs[1:]) for j in params["branches"]]
+            branches = [functools.partial(self.follow, j, inputs[1:]) for j in params["branches"]]
             results = zip(*self.network.branches(branches), strict=True)
             return [jaxpr_value.either(self.network, values) for values in results]
         for jaxpr in (j for value in params.values() for j in _jaxprs(value)):

@@ -11,20 +11,22 @@ from kernsym_jax.geometry.axis import (
     Axes,
     Axis,
     chained,
+    changed,
     cut,
     extend,
     from_index,
+    repeated,
     taken,
     unknown,
 )
-from kernsym_jax.geometry.jaxpr_value import Handler, Value, changed, settled, unfollowed
+from kernsym_jax.geometry.jaxpr_value import Handler, Value, unfollowed
 from kernsym_jax.geometry.network import Network
 
 
 def _pad(network: Network, params: Any, inputs: list[Value], shape: tuple[int, ...]) -> Axes:
     config = params["padding_config"]
     padded = [d for d, amounts in enumerate(config) if any(amounts)]
-    axes = settled(network, inputs[0], padded)
+    axes = network.settle_along(inputs[0].axes, padded)
     fill = OTHER if inputs[1].depends else CONSTANT
     changes: dict[int, Axis | None] = {}
     for d in padded:
@@ -41,7 +43,7 @@ def _concatenate(
 ) -> Axes:
     d = params["dimension"]
     inputs = [value for value in inputs if value.shape[d]]  # jnp.pad adds empty pieces as well
-    pieces = [settled(network, value, [d]) for value in inputs]
+    pieces = [network.settle_along(value.axes, [d]) for value in inputs]
     others = [
         changed(axes, {d: None})
         for axes, value in zip(pieces, inputs, strict=True)
@@ -66,7 +68,7 @@ def _sliced(
 ) -> Axes:
     ranges = [range(*bounds) for bounds in zip(starts, limits, steps, strict=True)]
     dims = [d for d, places in enumerate(ranges) if places != range(value.shape[d])]
-    axes = settled(network, value, dims)
+    axes = network.settle_along(value.axes, dims)
     changes: dict[int, Axis | None] = {
         d: cut(axis, starts[d], limits[d], steps[d]) for d in dims if (axis := axes[d]) is not None
     }
@@ -119,7 +121,7 @@ def _laid(network: Network, canvas: Value, piece: Value, starts: Sequence[int]) 
         return canvas.axes
     shape = canvas.shape
     dims = [d for d, size in enumerate(shape) if size != piece.shape[d]]
-    axes = settled(network, piece, dims)
+    axes = network.settle_along(piece.axes, dims)
     changes: dict[int, Axis | None] = {
         d: extend(axis, starts[d], shape[d] - piece.shape[d] - starts[d])
         for d in dims
@@ -135,11 +137,11 @@ def _starts(values: Sequence[Value], whole: Sequence[int], part: Sequence[int]) 
 
 
 def _rev(network: Network, params: Any, inputs: list[Value], shape: tuple[int, ...]) -> Axes:
-    axes = settled(network, inputs[0], params["dimensions"])
+    axes = network.settle_along(inputs[0].axes, params["dimensions"])
     return changed(
         axes,
         {
-            d: taken(axis, np.arange(axis.size)[::-1])
+            d: taken(axis, range(axis.size)[::-1])
             for d in params["dimensions"]
             if (axis := axes[d]) is not None
         },
@@ -148,11 +150,9 @@ def _rev(network: Network, params: Any, inputs: list[Value], shape: tuple[int, .
 
 def _tile(network: Network, params: Any, inputs: list[Value], shape: tuple[int, ...]) -> Axes:
     tiled = [d for d, times in enumerate(params["reps"]) if times > 1]
-    axes = settled(network, inputs[0], tiled)
+    axes = network.settle_along(inputs[0].axes, tiled)
     changes: dict[int, Axis | None] = {
-        d: taken(axis, np.tile(np.arange(axis.size), params["reps"][d]))
-        for d in tiled
-        if (axis := axes[d]) is not None
+        d: repeated(axis, times=params["reps"][d]) for d in tiled if (axis := axes[d]) is not None
     }
     return changed(axes, changes)
 
@@ -161,7 +161,7 @@ def _gather(network: Network, params: Any, inputs: list[Value], shape: tuple[int
     value, indices = inputs[:2]
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     gone = (*numbers.collapsed_slice_dims, *getattr(numbers, "operand_batching_dims", ()))
-    axes = settled(network, value, numbers.start_index_map)
+    axes = network.settle_along(value.axes, numbers.start_index_map)
     result = list(unfollowed(shape))
     kept = [d for d in range(len(value.shape)) if d not in gone]
     for d, out in zip(kept, numbers.offset_dims, strict=True):
@@ -181,9 +181,11 @@ def _gather(network: Network, params: Any, inputs: list[Value], shape: tuple[int
 
 def _picked(axis: Axis, places: np.ndarray) -> Axis:
     """The given places of an axis; what is out of bounds is filled with a constant."""
-    index = np.asarray(axis.index)[np.clip(places, 0, axis.size - 1)]
     inside = (places >= 0) & (places < axis.size)
-    return from_index(axis.source, np.where(inside, index, CONSTANT))
+    found = taken(axis, np.clip(places, 0, axis.size - 1))
+    if inside.all():
+        return found
+    return from_index(found.source, np.where(inside, found.index, CONSTANT))
 
 
 HANDLERS: dict[str, Handler] = {

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from kernsym_jax.geometry import jaxpr_indexing, weight_path
 from kernsym_jax.geometry.axis import (
     Axes,
     Axis,
-    taken,
+    repeated,
     unknown,
 )
 from kernsym_jax.geometry.jaxpr_constants import computed
@@ -120,8 +118,7 @@ def _broadcast(network: Network, params: Any, inputs: list[Value], shape: tuple[
     for source, d in enumerate(params["broadcast_dimensions"]):
         axis = inputs[0].axes[source]
         if axis is not None and axis.size < shape[d]:
-            pending = axis.pending
-            axis = unknown(shape[d]) if pending else taken(axis, np.zeros(shape[d], int))
+            axis = repeated(axis, shape[d])
         axes[d] = axis
     return tuple(axes)
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernsym_jax.geometry import weight_path
-from kernsym_jax.geometry.axis import Axes, Axis, unknown
+from kernsym_jax.geometry.axis import Axes, unknown
 from kernsym_jax.geometry.jaxpr_constants import small_constant
 from kernsym_jax.geometry.network import Network
 from kernsym_jax.geometry.weight_path import Leaf
@@ -74,15 +74,3 @@ def either(network: Network, values: Sequence[Value]) -> Value:
 def unfollowed(shape: Sequence[int]) -> Axes:
     """Axes of which nothing is known."""
     return tuple(unknown(size) for size in shape)
-
-
-def settled(network: Network, value: Value, dims: Sequence[int]) -> Axes:
-    """The axes of a value, of which ``dims`` are about to be rearranged."""
-    axes = value.axes
-    pending = any(axis is not None and axis.pending for axis in (axes[d] for d in dims))
-    return network.settle(axes) if pending else axes
-
-
-def changed(axes: Axes, changes: dict[int, Axis | None]) -> Axes:
-    """The axes with those of some dimensions replaced."""
-    return tuple(changes.get(d, axis) for d, axis in enumerate(axes))

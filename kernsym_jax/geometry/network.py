@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from kernsym_jax.geometry.axis import (
     Axes,
@@ -144,6 +144,10 @@ class Network:
         for i, axis in zip(space, settled, strict=True):
             result[i] = axis
         return tuple(result)
+
+    def settle_along(self, axes: Axes, dims: Iterable[int]) -> Axes:
+        """The axes, settled if one of ``dims``, which are about to be rearranged, is pending."""
+        return self.settle(axes) if any(a and a.pending for a in (axes[d] for d in dims)) else axes
 
     def merge(self, operands: Sequence[Axes]) -> Axes:
         """The axes of an operation on several maps place by place."""

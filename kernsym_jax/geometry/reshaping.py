@@ -3,9 +3,7 @@
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
-from kernsym_jax.geometry.axis import Axes, Axis, taken, unknown
+from kernsym_jax.geometry.axis import Axes, Axis, repeated, unknown
 
 
 def reshaped(axes: Axes, old: Sequence[int], new: Sequence[int]) -> Axes:
@@ -46,8 +44,5 @@ def _regrouped(axes: Sequence[Axis | None], old: Sequence[int], new: Sequence[in
         axis = axes[kept[0]]
         repeats = math.prod(old[kept[0] + 1 :])
         tiles = math.prod(old[: kept[0]])
-        if axis is not None and repeats * tiles > 1:
-            places = np.tile(np.repeat(np.arange(axis.size), repeats), tiles)
-            axis = unknown(len(places)) if axis.pending else taken(axis, places)
-        result[target] = axis
+        result[target] = axis if axis is None else repeated(axis, repeats, tiles)
     return tuple(result)

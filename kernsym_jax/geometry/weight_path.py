@@ -1,12 +1,15 @@
 """Names of layers: the paths of weights in the arguments of a function."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 _WEIGHT_NAMES = ("kernel", "weight", "weights", "w", "W")
+_STORED_NAMES = (*_WEIGHT_NAMES, "weight_v", "weight_orig", "depthwise_kernel", "original")
+_MADE_UP = re.compile(r"(onnx::.*|/.*|val_\d+|\d*)", re.DOTALL)
 _BOXES = ("value", "raw_value")
 
 
@@ -26,6 +29,17 @@ class Leaf(NamedTuple):
         """``"a/b"`` for the weights ``"a/b/kernel"``; ``None`` without any path."""
         parent = self.path.rpartition("/")[0]
         return (parent if self.is_weight and parent else self.path) or None
+
+
+def stored_layer(name: str) -> str:
+    """``"a.b"`` for the stored weights ``"a.b.weight"``."""
+    *parents, own = re.split(r"[./]", name)
+    return name[: -len(own) - 1] if own in _STORED_NAMES and any(parents) else name
+
+
+def is_made_up(name: str) -> bool:
+    """Whether a name is one that an exporter gave, such as ``onnx::Conv_17``."""
+    return _MADE_UP.fullmatch(name) is not None
 
 
 def origin(leaves: Sequence[Leaf | None]) -> Leaf | None:

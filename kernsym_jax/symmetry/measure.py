@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from kernsym_jax.symmetry import group
 from kernsym_jax.symmetry.irreps import IRREPS, energies_of
-from kernsym_jax.symmetry.mean_kernel import dc_share, energy, mean_kernel, scaled_cells, skew
+from kernsym_jax.symmetry.mean_kernel import dc_share, energy, scaled_cells, skew
 from kernsym_jax.symmetry.score import root, squared_distances
 
 FIELDS = (
@@ -143,19 +143,21 @@ def measure(params: Any) -> dict[str, KernelSymmetry]:
       ``{"block/conv/kernel": KernelSymmetry}`` for every kernel with kh·kw > 1; empty if there is
       none.
     """
-    means = {
-        path: mean_kernel(weight)
+    # Sums, not means: every figure is free of scale, and a division per layer would be a program
+    # of its own to compile.
+    sums = {
+        path: jnp.sum(weight, axis=(2, 3), dtype=jnp.float32)
         for path, weight in conv_kernels(params).items()
         if weight.shape[0] * weight.shape[1] > 1
     }
     by_shape: dict[tuple[int, ...], list[str]] = {}
-    for path, kernel in means.items():
+    for path, kernel in sums.items():
         by_shape.setdefault(kernel.shape, []).append(path)
     rows: dict[str, jax.Array] = {}
     for paths in by_shape.values():
-        together = kernel_symmetry(jnp.stack([means[path] for path in paths]))
+        together = kernel_symmetry(jnp.stack([sums[path] for path in paths]))
         rows.update(zip(paths, together.row, strict=True))
-    return {path: KernelSymmetry(rows[path]) for path in means}
+    return {path: KernelSymmetry(rows[path]) for path in sums}
 
 
 def _key_name(key: Any) -> str:

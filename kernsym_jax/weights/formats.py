@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pathlib
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -120,11 +121,16 @@ def read_arrays(path: str | os.PathLike) -> dict[str, StoredArray]:
 def _naming(path: str | os.PathLike) -> Iterator[None]:
     """Turns whatever a damaged file provokes into one ValueError with the file's name."""
     try:
-        yield
+        # Python's own parsers warn of odd escapes in what they read.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except FileNotFoundError:
         raise
     except (*_DAMAGE, IsADirectoryError) as error:
-        raise ValueError(f"{os.fspath(path)}: {error or type(error).__name__}") from error
+        # Names out of the file may hold anything, line breaks and terminal escapes too.
+        text = "".join(char if char.isprintable() else "?" for char in str(error))
+        raise ValueError(f"{os.fspath(path)}: {text or type(error).__name__}") from error
 
 
 def _existing(path: str | os.PathLike) -> pathlib.Path:

@@ -3,7 +3,7 @@
 import ast
 import os
 import pathlib
-import struct
+import re
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from kernsym_jax.weights.zip_members import ZipMembers
 
 _MAGIC = b"\x93NUMPY"
 _LARGEST_HEADER = 10_000
+_NUMBERS = re.compile(r"[<>|=]?([biufcV][1-9][0-9]?)")
 
 
 def read_npz(path: str | os.PathLike) -> dict[str, StoredArray]:
@@ -93,15 +94,13 @@ def _header(head: bytes, name: str) -> tuple[int, np.dtype, tuple[int, ...], boo
 
 
 def _dtype(descr: object, name: str) -> np.dtype:
-    if not isinstance(descr, str) or len(descr) > 8 or "O" in descr:
+    match = _NUMBERS.fullmatch(descr) if isinstance(descr, str) else None
+    if match is None:
         raise ValueError(f"refused: {name!r} is an array of {str(descr)[:40]!r}, not of numbers")
     # NumPy does not keep the names of ml_dtypes; bfloat16 is the only one of two bytes.
-    if descr[1:] == "V2":
+    if match[1] == "V2":
         return DTYPES["bfloat16"]
     try:
-        dtype = np.dtype(descr)
-    except (TypeError, struct.error) as error:
+        return np.dtype(match[0])
+    except TypeError as error:
         raise ValueError(f"{name!r} has the unknown type {descr!r}") from error
-    if dtype.itemsize == 0:
-        raise ValueError(f"{name!r} has elements of no size")
-    return dtype

@@ -1,13 +1,16 @@
-"""Orbax checkpoints of any kind, read without the code of the model that was saved."""
+"""Orbax checkpoints of any kind, read without the code of the model that was saved.
 
-import contextlib
+A checkpoint is a listing of a tree and, for every leaf, a zarr array, of any topology. Both are
+read as they lie there, the arrays by tensorstore, on which orbax itself stands: one array at a
+time, so that what is damaged is one error and what is not wanted is not read.
+"""
+
 import json
-import logging
 import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,9 +18,10 @@ import numpy as np
 from kernsym_jax.weights.state_tree import Path, group
 from kernsym_jax.weights.stored_array import DTYPES, StoredArray, element_count
 
-_METADATA, _STEP_METADATA = "_METADATA", "_CHECKPOINT_METADATA"
+_LISTING, _STEP_LISTING, _MANIFEST = "_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _STEP = re.compile(r"(?:.*[^0-9])?([0-9]{1,18})", re.DOTALL)
+_DESCRIPTIONS = (".zarray", "zarr.json")
 # As for archives: arrays may take eight times the files' size, and a little is always allowed.
 _FREE_SIZE = 256 << 20
 
@@ -52,10 +56,7 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
 
 
 def read_arrays(path: str | os.PathLike) -> dict[Path, StoredArray]:
-    """Reads what a checkpoint holds.
-
-    Values are read when first asked for: then those of the whole network, or the whole optimizer,
-    come in one go.
+    """Reads what a checkpoint holds; the values of an array follow when they are asked for.
 
     Args:
       path: as in `read_tree`.
@@ -73,18 +74,18 @@ def read_arrays(path: str | os.PathLike) -> dict[Path, StoredArray]:
     arrays: dict[Path, StoredArray] = {}
     for name, folder in items.items():
         prefix = (name,) if len(items) > 1 else ()
-        arrays |= {prefix + key: array for key, array in _Item(folder).arrays().items()}
+        arrays |= {prefix + key: array for key, array in _item_arrays(folder.resolve()).items()}
     return arrays
 
 
 def _items(path: pathlib.Path) -> dict[str, pathlib.Path]:
     """The trees of a checkpoint, of the newest step if there are several."""
-    if (path / _METADATA).is_file():
+    if _is_item(path):
         return {path.name: path}
     folders = [child for child in sorted(path.iterdir()) if child.is_dir()] if path.is_dir() else []
     folders = [folder for folder in folders if _UNFINISHED not in folder.name]
-    items = {folder.name: folder for folder in folders if (folder / _METADATA).is_file()}
-    if items and (path.name.isdecimal() or (path / _STEP_METADATA).is_file()):
+    items = {folder.name: folder for folder in folders if _is_item(folder)}
+    if items and (path.name.isdecimal() or (path / _STEP_LISTING).is_file()):
         return items
     steps = [
         (int(match[1]), folder) for folder in folders if (match := _STEP.fullmatch(folder.name))
@@ -93,110 +94,83 @@ def _items(path: pathlib.Path) -> dict[str, pathlib.Path]:
     return next((trees for trees in found if trees), items if len(items) == 1 else {})
 
 
-class _Item:
-    """One tree of arrays on disk."""
+def _is_item(folder: pathlib.Path) -> bool:
+    return (folder / _LISTING).is_file() or (folder / _MANIFEST).is_file()
 
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder.resolve()
-        self.tree = self._metadata()
-        self.values: dict[Path, np.ndarray] = {}
 
-    def arrays(self) -> dict[Path, StoredArray]:
-        import jax
+def _item_arrays(folder: pathlib.Path) -> dict[Path, StoredArray]:
+    """The arrays of one tree on disk."""
+    import tensorstore
 
-        return {
-            _names(keys): StoredArray(tuple(leaf.shape), np.dtype(leaf.dtype), self._reader(keys))
-            for keys, leaf in jax.tree_util.tree_flatten_with_path(self.tree)[0]
-            if _is_array(leaf)
-        }
-
-    def _metadata(self) -> Any:
-        import orbax.checkpoint as ocp
-
-        # Read first by itself, for a clear word on a file that is no JSON.
-        listing = json.loads((self.folder / _METADATA).read_text(encoding="utf-8"))
-        if not isinstance(listing, dict) or not isinstance(listing.get("tree_metadata"), dict):
-            raise ValueError(f"{_METADATA} does not describe a tree of arrays")
-        try:
-            with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                metadata = checkpointer.metadata(self.folder)
-        # What a damaged checkpoint raises depends on where it is damaged.
-        except Exception as error:
-            raise ValueError(f"damaged orbax metadata ({_first_line(error)})") from error
-        item = getattr(metadata, "item_metadata", metadata)
-        return getattr(item, "tree", item)
-
-    def _reader(self, keys: Any) -> Any:
-        def read() -> np.ndarray:
-            path = _names(keys)
-            if path not in self.values:
-                self._restore(group(path))
-            return self.values[path]
-
-        return read
-
-    def _restore(self, wanted: str) -> None:
-        import jax
-        import orbax.checkpoint as ocp
-
-        def target(keys: Any, leaf: Any) -> Any:
-            chosen = _is_array(leaf) and group(_names(keys)) == wanted
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if chosen else ocp.PLACEHOLDER
-
-        targets = jax.tree_util.tree_map_with_path(target, self.tree)
-        self._refuse_bombs(targets)
-        plain = ocp.RestoreArgs(restore_type=np.ndarray)
-        arguments = ocp.args.PyTreeRestore(
-            item=targets, restore_args=jax.tree.map(lambda _: plain, targets)
+    paths, zarr3 = _listed(folder) if (folder / _LISTING).is_file() else _found(folder)
+    store_of = _store(folder)
+    opened = {
+        path: tensorstore.open(
+            {
+                "driver": "zarr3" if zarr3 else "zarr",
+                "kvstore": store_of(".".join(path)),
+            },
+            open=True,
+            read=True,
         )
-        try:
-            with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                restored = checkpointer.restore(self.folder, args=arguments)
-        except Exception as error:
-            raise ValueError(f"damaged orbax arrays ({_first_line(error)})") from error
-        for keys, value in jax.tree_util.tree_flatten_with_path(restored)[0]:
-            if value is not ocp.PLACEHOLDER:
-                self.values[_names(keys)] = np.asarray(value)
-
-    def _refuse_bombs(self, targets: Any) -> None:
-        import jax
-
-        stored = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
-        wanted = 0
-        leaves = zip(jax.tree.leaves(targets), jax.tree.leaves(self.tree), strict=True)
-        for target, leaf in leaves:
-            if isinstance(target, jax.ShapeDtypeStruct):
-                chunk = getattr(getattr(leaf, "storage", None), "chunk_shape", None) or ()
-                elements = max(element_count(leaf.shape), math.prod(chunk))
-                wanted += elements * np.dtype(leaf.dtype).itemsize
-        if wanted > max(_FREE_SIZE, 8 * stored):
-            raise ValueError(f"refused: {stored} bytes of files that claim {wanted} of arrays")
+        for path in paths
+    }
+    arrays: dict[Path, StoredArray] = {}
+    claimed = 0
+    for path, future in opened.items():
+        store = _waited(future.result, path)
+        dtype = np.dtype(store.dtype.numpy_dtype)
+        if dtype.name in DTYPES:
+            chunk = math.prod(size or 1 for size in store.chunk_layout.read_chunk.shape or ())
+            elements = max(element_count(store.shape), chunk)
+            claimed += elements * dtype.itemsize * (group(path) != "optimizer")
+            arrays[path] = StoredArray(tuple(store.shape), dtype, _reader(store, path))
+    stored = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if claimed > max(_FREE_SIZE, 8 * stored):
+        raise ValueError(f"refused: {stored} bytes of files that claim {claimed} of arrays")
+    return arrays
 
 
-def _is_array(leaf: Any) -> bool:
-    if getattr(leaf, "shape", None) is None or getattr(leaf, "dtype", None) is None:
-        return False
-    return np.dtype(leaf.dtype).name in DTYPES
+def _store(folder: pathlib.Path) -> Callable[[str], dict[str, Any]]:
+    """Where an array of a tree is, as tensorstore is told."""
+    files = {"driver": "file", "path": f"{folder}/"}
+    if (folder / _MANIFEST).is_file():
+        return lambda name: {"driver": "ocdbt", "base": files, "path": f"{name}/" if name else ""}
+    return lambda name: files | {"path": f"{folder}/{name}/"}
 
 
-def _names(keys: Any) -> Path:
-    """The names along a JAX key path."""
-    parts = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))) for key in keys)
-    return tuple(str(part) for part in parts)
+def _reader(store: Any, path: Path) -> Callable[[], np.ndarray]:
+    return lambda: np.asarray(_waited(lambda: store.read().result(), path))
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps orbax from logging what is no concern of someone who only reads."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _waited(result: Callable[[], Any], path: Path) -> Any:
     try:
-        yield
-    finally:
-        logger.setLevel(level)
+        return result()
+    # Tensorstore has no class of its own for what it finds damaged.
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"the array {'/'.join(path)} is damaged ({lines[0][:200]})") from error
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
+def _listed(folder: pathlib.Path) -> tuple[list[Path], bool]:
+    """The paths of the arrays as the listing has them, and whether they are of zarr 3."""
+    listing = json.loads((folder / _LISTING).read_text(encoding="utf-8"))
+    entries = listing["tree_metadata"]
+    paths = []
+    for entry in entries.values():
+        value = entry.get("value_metadata") or {}
+        if not value.get("skip_deserialize") and value.get("value_type") not in ("None", "string"):
+            paths.append(tuple(str(key["key"]) for key in entry["key_metadata"]))
+    return paths, bool(listing.get("use_zarr3"))
+
+
+def _found(folder: pathlib.Path) -> tuple[list[Path], bool]:
+    """The same of a checkpoint from before there were listings, from the names of its arrays."""
+    import tensorstore
+
+    store = tensorstore.KvStore.open(_store(folder)(""))
+    keys = _waited(lambda: store.result().list().result(), (folder.name,))
+    names = [key.decode("utf-8").rpartition("/") for key in keys]
+    described = {head: tail for head, _, tail in names if tail in _DESCRIPTIONS}
+    paths = [tuple(head.split(".")) for head in described]
+    return paths, "zarr.json" in described.values()

@@ -5,8 +5,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from kernsym_jax.weights.restricted_pickle import Inert
 from kernsym_jax.weights.stored_array import StoredArray
 from kernsym_jax.weights.torch_pickle import NumpyArray

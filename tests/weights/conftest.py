@@ -1,14 +1,12 @@
 """The small network of network.py in every format, once for all tests of the readers."""
 
-import gzip
 import pathlib
 import sys
 
 import pytest
 
-_HERE = pathlib.Path(__file__).parent
 # network.py and its companions are also run as programs, from this folder.
-sys.path.insert(0, str(_HERE))
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import writers
 
@@ -16,17 +14,10 @@ import writers
 @pytest.fixture(scope="session")
 def fixtures():
     """The folder of files that other frameworks have made, see make_fixtures.py."""
-    return _HERE / "fixtures"
+    return writers.FIXTURES
 
 
 @pytest.fixture(scope="session")
-def files(tmp_path_factory, fixtures):
-    """Format -> a file of the network in it."""
-    folder = tmp_path_factory.mktemp("formats")
-    written = writers.write_all(folder)
-    for packed in sorted(fixtures.glob("net.*.gz")):
-        path = folder / packed.name.removesuffix(".gz").replace("net.", "keras3.", 1)
-        path.write_bytes(gzip.decompress(packed.read_bytes()))
-        written[f"keras 3 {path.name.removeprefix('keras3.')}"] = path
-    written["tflite"] = fixtures / "net.tflite"
-    return written
+def files(tmp_path_factory):
+    """Format -> a file or folder of the network in it."""
+    return writers.write_all(tmp_path_factory.mktemp("formats"))

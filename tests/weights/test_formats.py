@@ -9,7 +9,7 @@ from kernsym_jax import weights
 
 FORMATS = (
     *("npz", "npz compressed", "safetensors", "safetensors bfloat16", "safetensors sharded"),
-    *("torch", "torch legacy", "onnx", "msgpack", "keras hdf5", "tflite"),
+    *("torch", "torch legacy", "onnx", "msgpack", "orbax", "keras hdf5", "tflite"),
     *("keras 3 keras", "keras 3 h5", "keras 3 weights.h5"),
 )
 
@@ -107,7 +107,9 @@ def test_a_missing_file_and_an_empty_folder_are_named(tmp_path):
 def test_a_folder_with_one_safetensors_file_or_index_is_read(files, tmp_path):
     writers.write_safetensors(tmp_path / "model.safetensors")
     assert len(weights.read(tmp_path).kernels) == 3
-    assert len(weights.read(files["safetensors sharded"].parent).kernels) == 3
+    assert len(weights.read(files["safetensors sharded"]).kernels) == 3
+    index = files["safetensors sharded"] / "model.safetensors.index.json"
+    assert weights.read(index).format == "safetensors, sharded"
 
 
 def test_layer_names_are_data(tmp_path):

@@ -1,5 +1,6 @@
 """The network of network.py in every format that can be written without its framework."""
 
+import gzip
 import json
 import pathlib
 import pickle
@@ -14,6 +15,9 @@ import safetensors.numpy
 from flax import serialization
 from network import BIAS, KERNELS, NORM, PADS, STRIDES, flax_variables, state_dict
 from onnx import helper, numpy_helper
+
+FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+"""Files that other frameworks have made, see make_fixtures.py."""
 
 _STORAGES = {
     "float64": "DoubleStorage",
@@ -150,21 +154,38 @@ def write_keras_hdf5(path, compression=None):
     return path
 
 
+def write_orbax(folder, tree=None):
+    """An orbax checkpoint of one tree."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder, flax_variables() if tree is None else tree)
+    return folder
+
+
 def write_all(folder):
-    """Every format at once: name -> path."""
+    """Every format at once, with what other frameworks have written: name -> path."""
     folder = pathlib.Path(folder)
     sharded = folder / "sharded"
     sharded.mkdir()
     half = {name: array.astype(ml_dtypes.bfloat16) for name, array in state_dict().items()}
-    return {
+    written = {
         "npz": write_npz(folder / "net.npz"),
         "npz compressed": write_npz(folder / "small.npz", compressed=True),
         "safetensors": write_safetensors(folder / "net.safetensors"),
         "safetensors bfloat16": write_safetensors(folder / "half.safetensors", half),
-        "safetensors sharded": write_safetensors_sharded(sharded),
+        "safetensors sharded": write_safetensors_sharded(sharded).parent,
         "torch": write_torch(folder / "net.pt", state_dict()),
         "torch legacy": write_torch_legacy(folder / "net.th", state_dict()),
         "onnx": write_onnx(folder / "net.onnx"),
         "msgpack": write_msgpack(folder / "net.msgpack"),
         "keras hdf5": write_keras_hdf5(folder / "net.h5"),
+        "orbax": write_orbax(folder / "orbax"),
+        "tflite": FIXTURES / "net.tflite",
+        "torchscript": FIXTURES / "script.pt",
     }
+    for packed in sorted(FIXTURES.glob("net.*.gz")):
+        path = folder / f"keras3-{packed.name.removesuffix('.gz')}"
+        path.write_bytes(gzip.decompress(packed.read_bytes()))
+        written[f"keras 3 {path.name.removeprefix('keras3-net.')}"] = path
+    return written

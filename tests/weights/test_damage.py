@@ -1,0 +1,295 @@
+"""Damaged and hostile files end in one clear error, soon and within memory."""
+
+import json
+import resource
+import struct
+import zipfile
+import zlib
+
+import damage
+import h5py
+import network
+import numpy as np
+import onnx
+import pytest
+import writers
+
+from kernsym_jax import weights
+
+# 2,200 and more in all; HDF5 files take a hundred times as long as the others.
+COPIES = {
+    "npz": 240,
+    "npz compressed": 200,
+    "safetensors": 240,
+    "safetensors sharded": 200,
+    "torch": 280,
+    "torch legacy": 280,
+    "torchscript": 200,
+    "onnx": 240,
+    "msgpack": 240,
+    "tflite": 240,
+    "orbax": 200,
+    "keras hdf5": 12,
+    "keras 3 keras": 12,
+    "keras 3 weights.h5": 8,
+}
+
+
+@pytest.mark.parametrize("name", list(COPIES))
+def test_damaged_files_end_in_one_clear_error(files, tmp_path, name):
+    assert damage.faults(files[name], COPIES[name], seed=0, folder=tmp_path) == []
+
+
+def test_more_than_two_thousand_damaged_files_are_read():
+    assert sum(COPIES.values()) >= 2000
+
+
+@pytest.fixture
+def within_a_gigabyte():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # in KiB
+
+
+def _refused(path, word):
+    assert damage.fault(path) is None
+    with pytest.raises(ValueError, match=word):
+        weights.read(path)
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+@pytest.mark.parametrize("kind", ["npz", "torch"])
+def test_a_zip_bomb_is_refused_before_it_is_inflated(tmp_path, kind):
+    path = tmp_path / "bomb"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        name = "w.npy" if kind == "npz" else "net/data.pkl"
+        with archive.open(name, "w") as member:
+            for _ in range(40):
+                member.write(bytes(16 << 20))
+    _refused(path, "refused: an archive of .* that inflates to 671088640")
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+def test_a_zip_member_that_inflates_to_more_than_it_declares_is_refused(tmp_path):
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w.weight.npy", _npy("(4, 3, 3, 3)") + bytes(200 << 20))
+    content = bytearray(path.read_bytes())
+    small = struct.pack("<I", len(_npy("(4, 3, 3, 3)")) + 432)
+    large = struct.pack("<I", len(_npy("(4, 3, 3, 3)")) + (200 << 20))
+    path.write_bytes(bytes(content).replace(large, small))
+    _refused(path, "instead of")
+
+
+def _npy(shape, descr="<f4"):
+    header = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}}}".encode()
+    header += b" " * (117 - len(header)) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "(99999999, 99999, 3, 3)",
+        "(-1, 3, 3, 3)",
+        "(True, 3, 3, 3)",
+        "(2.0, 3)",
+        "[3]",
+        "(1,) * 99",
+        "9",
+    ],
+)
+def test_absurd_npy_shapes_are_refused(tmp_path, shape):
+    path = tmp_path / "w.npy"
+    path.write_bytes(_npy(shape) + bytes(432))
+    _refused(path, "w")
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        archive.writestr("w.npy", _npy(shape) + bytes(432))
+    _refused(tmp_path / "w.npz", "w")
+
+
+@pytest.mark.parametrize("descr", ["|O", "<f4,O", "O", "|S9", "<U4", "f0", "(3,3)f4"])
+def test_npy_arrays_of_anything_but_numbers_are_refused(tmp_path, descr):
+    path = tmp_path / "w.npy"
+    path.write_bytes(_npy("(1,)", descr) + bytes(8))
+    _refused(path, "not of numbers")
+
+
+def _safetensors(path, entries, size):
+    header = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+@pytest.mark.parametrize(
+    ("shape", "offsets", "size"),
+    [
+        ([99999999, 99999, 3, 3], [0, 432], 432),
+        ([4, 3, 3, 3], [0, 431], 432),
+        ([4, 3, 3, 3], [-432, 0], 432),
+        ([4, 3, 3, 3], [432, 864], 432),
+        ([4, 3, 3, 3], [0, 432], 864),
+        ([-4, -3, 3, 3], [0, 432], 432),
+        ([4, 3, 3, 3], [0.0, 432], 432),
+        ([4, 3, 3, 3], [0], 432),
+        ("4333", [0, 432], 432),
+    ],
+)
+def test_absurd_safetensors_headers_are_refused(tmp_path, shape, offsets, size):
+    path = tmp_path / "w.safetensors"
+    _safetensors(path, {"w": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}, size)
+    _refused(path, "w.safetensors")
+
+
+def test_overlapping_safetensors_are_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    entry = {"dtype": "F32", "shape": [4, 3, 3, 3], "data_offsets": [0, 432]}
+    _safetensors(path, {"a": entry, "b": entry}, 432)
+    _refused(path, "overlaps")
+
+
+@pytest.mark.parametrize("file", ["../net.safetensors", "/etc/passwd", "a/b", "..", "", 7, "a\\b"])
+def test_an_index_that_leads_elsewhere_is_refused(tmp_path, file):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {"w": file}}))
+    _refused(path, "outside its own folder")
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {"w": "part-9.safetensors"}}))
+    with pytest.raises(FileNotFoundError, match="part-9"):
+        weights.read(path)
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/hostname", "..", "link"])
+def test_onnx_values_outside_the_models_folder_are_refused(tmp_path, location):
+    (tmp_path / "secret").write_bytes(bytes(1000))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path / "secret")
+    path = writers.write_onnx(folder / "net.onnx", external="values.bin")
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    path.write_bytes(model.SerializeToString())
+    _refused(path, "no file beside the model")
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+@pytest.mark.parametrize(
+    "dims", [[1 << 40, 3, 3, 3], [-1, 3, 3, 3], [1 << 62, 1 << 62, 3, 3], [5, 3, 3, 3]]
+)
+def test_absurd_onnx_shapes_are_refused(tmp_path, dims):
+    path = writers.write_onnx(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    del model.graph.initializer[0].dims[:]
+    model.graph.initializer[0].dims.extend(dims)
+    path.write_bytes(model.SerializeToString())
+    _refused(path, r"net\.onnx")
+
+
+def test_graphs_inside_graphs_without_end_are_refused(tmp_path):
+    inner = b""
+    for _ in range(200):
+        attribute = b"\x0a\x01g" + b"\x32" + _length(inner) + inner  # AttributeProto: name, g
+        node = b"\x22\x02If\x2a" + _length(attribute) + attribute  # NodeProto: op_type, attribute
+        inner = b"\x0a" + _length(node) + node  # GraphProto: node
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"\x08\x08\x3a" + _length(inner) + inner)
+    _refused(path, "nested")
+
+
+def _length(content):
+    number, made = len(content), b""
+    while number >= 0x80:
+        made += bytes([number & 0x7F | 0x80])
+        number >>= 7
+    return made + bytes([number])
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x81\xa1a" + b"\xdd\xff\xff\xff\xff" * 60,
+        b"\x81\xa1a" + b"\x91" * 5000,
+        b"\x81\xa1a\xdf\xff\xff\xff\xff",
+        b"\x81\xa1a\xc6\xff\xff\xff\xff",
+        b"\x81\xa1a\xc7\x10\x01\x93\x94\xce\xff\xff\xff\xff\x03\x03\x03\xa7float32\xc4\x00",
+        b"\x81\x91\x01\x01",
+        b"\x81\xa1a\xc7\x05\x07" + bytes(5),
+    ],
+)
+def test_absurd_msgpack_is_refused(tmp_path, content):
+    path = tmp_path / "net.msgpack"
+    path.write_bytes(content)
+    _refused(path, r"net\.msgpack")
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+def test_an_hdf5_array_that_is_not_there_is_refused(tmp_path):
+    path = tmp_path / "net.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset(
+            "layers/conv2d/vars/0", shape=(1 << 20, 1 << 10, 3, 3), dtype="f4", chunks=(1, 1, 3, 3)
+        )
+    _refused(path, "claim more than")
+
+
+def test_hdf5_values_in_other_files_are_refused(tmp_path):
+    (tmp_path / "secret").write_bytes(bytes(1000))
+    path = tmp_path / "net.h5"
+    with h5py.File(path, "w") as file:
+        external = [(str(tmp_path / "secret"), 0, 432)]
+        file.create_dataset(
+            "layers/conv2d/vars/0", shape=(3, 3, 4, 3), dtype="f4", external=external
+        )
+    _refused(path, "in other files")
+
+
+def test_an_hdf5_file_from_elsewhere_is_refused(tmp_path):
+    path = tmp_path / "net.h5"
+    with h5py.File(path, "w") as file:
+        file["images"] = np.zeros((4, 3, 3, 3), np.float32)
+    _refused(path, "not from Keras")
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+@pytest.mark.parametrize("key", ["shape", "chunks"])
+def test_an_orbax_array_that_claims_too_much_is_refused(tmp_path, key):
+    import orbax.checkpoint as ocp
+
+    path = tmp_path / "checkpoint"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+        checkpointer.save(path, {"params": {"conv": {"kernel": np.ones((3, 3, 4, 8), np.float32)}}})
+    (description,) = path.rglob(".zarray")
+    content = json.loads(description.read_text())
+    content[key] = [3, 3, 1 << 14, 1 << 14]
+    description.write_text(json.dumps(content))
+    _refused(path, "refused|damaged")
+
+
+@pytest.mark.parametrize(
+    "name", ["torch legacy", "safetensors", "onnx", "msgpack", "tflite", "npz"]
+)
+def test_a_file_cut_anywhere_is_refused(files, tmp_path, name):
+    content = files[name].read_bytes()
+    path = tmp_path / "cut"
+    for size in range(1, len(content) - 1, len(content) // 60):
+        path.write_bytes(content[:size])
+        with pytest.raises(ValueError, match="cut"):
+            weights.read(path)
+
+
+def test_a_raw_deflate_stream_that_ends_early_is_refused(tmp_path):
+    path = writers.write_npz(tmp_path / "net.npz", compressed=True)
+    content = path.read_bytes()
+    stored = network.state_dict()["layer1.weight"].tobytes()
+    assert zlib.crc32(stored)
+    place = content.find(b"layer1.weight.npy") + 100
+    path.write_bytes(content[:place] + bytes(40) + content[place + 40 :])
+    _refused(path, "layer1.weight")

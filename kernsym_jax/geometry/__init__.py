@@ -4,6 +4,7 @@
 read the numbers off a network, and `even_input_sizes` says which images would suit it better.
 """
 
+from kernsym_jax.geometry.advice import Advice, advise
 from kernsym_jax.geometry.arithmetic import (
     Windows,
     output_size,
@@ -18,28 +19,35 @@ from kernsym_jax.geometry.foveation import (
     network_foveation,
     window_matrix,
 )
-from kernsym_jax.geometry.input_size import even_input_sizes, layers_at, verdict
-from kernsym_jax.geometry.jaxpr_audit import audit
-from kernsym_jax.geometry.layer import CONVOLUTIONS, KINDS, LayerGeometry
+from kernsym_jax.geometry.input_size import even_input_sizes, layers_at
+from kernsym_jax.geometry.jaxpr_audit import audit, audit_module
+from kernsym_jax.geometry.layer import CONVOLUTIONS, KINDS, LayerGeometry, read_rows
 from kernsym_jax.geometry.onnx_audit import audit_onnx
+from kernsym_jax.geometry.table import audit_json, layer_table, print_audit
 
 __all__ = [
     "CONVOLUTIONS",
     "KINDS",
     "PADDING_MODES",
+    "Advice",
     "LayerGeometry",
     "Windows",
+    "advise",
     "audit",
+    "audit_json",
+    "audit_module",
     "audit_onnx",
     "even_input_sizes",
     "foveation",
+    "layer_table",
     "layers_at",
     "network_foveation",
     "output_size",
     "padding_amounts",
+    "print_audit",
+    "read_rows",
     "skew_direction",
     "uneven_padding",
-    "verdict",
     "window_matrix",
     "windows",
 ]

@@ -102,31 +102,6 @@ def even_input_sizes(
     return sorted(itertools.product(*axes), key=distance)[:count]
 
 
-def verdict(rows: Sequence[LayerGeometry], nearest: Any = None) -> str:
-    """Says in one sentence how evenly a network applies its padding.
-
-    Args:
-      rows: of an audit. Only layers with a kernel of several taps and a stride count: others either
-        have no padding or lose none of it to the stride.
-      nearest: the first of `even_input_sizes`, or ``None`` where there is none.
-
-    Returns:
-      For example ``"uneven at 5 of 5 strided layers; 225 is the nearest size where none is"``.
-    """
-    strided = [row for row in rows if row.strided]
-    uneven = sum(not row.even for row in strided)
-    if not strided:
-        return "no strided layers: no input size makes padding uneven"
-    layers = f"{len(strided)} strided layer{'s' if len(strided) > 1 else ''}"
-    if not uneven:
-        return f"even at all {layers}" if len(strided) > 1 else f"even at the only {layers[2:]}"
-    found = f"uneven at {uneven} of {layers}"
-    if nearest is None:
-        return f"{found}; no size nearby where none is"
-    name = "x".join(map(str, nearest)) if isinstance(nearest, Sequence) else str(nearest)
-    return f"{found}; {name} is the nearest size where none is"
-
-
 def _nearest(
     layers: Layers,
     sized: Callable[[int], Any],

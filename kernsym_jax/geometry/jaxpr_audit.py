@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from kernsym_jax.geometry import jaxpr_shapes, jaxpr_value, weight_path
@@ -63,6 +64,28 @@ def audit(fn: Callable[..., Any], *example_args: Any) -> list[LayerGeometry]:
     for value in _Follower(network, weight_path.closed_over(fn)).follow(jaxpr, inputs):
         network.leave(value.axes)
     return network.rows()
+
+
+def audit_module(
+    module: Any, input_size: int | Sequence[int], channels: int = 3
+) -> list[LayerGeometry]:
+    """Reads the geometry of a Linen module off its trace, without making any weights.
+
+    Args:
+      module: its call takes images (batch, height, width, channels) float32 and ``train``.
+      input_size: pixels of the images, one number for squares or (height, width).
+      channels: of the images.
+
+    Returns:
+      As `audit`.
+
+    Raises:
+      ValueError: as `audit`, and whatever the module raises at this size.
+    """
+    size = tuple(input_size) if isinstance(input_size, Sequence) else (input_size, input_size)
+    images = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
+    variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), images)
+    return audit(lambda v, x: module.apply(v, x, train=False), variables, images)
 
 
 class _Follower:

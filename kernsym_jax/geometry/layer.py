@@ -1,6 +1,9 @@
 """One row of an audit: where the windows of a convolution or pooling lie on its map."""
 
 import dataclasses
+import json
+import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -126,6 +129,26 @@ class LayerGeometry:
         if missing:
             raise ValueError(f"layer {row.get('layer', '?')!r} lacks {', '.join(missing)}")
         return cls(**{f.name: _tuples(row[f.name]) for f in fields if f.name in row})
+
+
+def read_rows(path: str | os.PathLike) -> list[LayerGeometry]:
+    """Reads the rows in the ``layers.json`` of a run directory.
+
+    Args:
+      path: the file, a JSON list of what `LayerGeometry.to_dict` gives.
+
+    Returns:
+      The rows.
+
+    Raises:
+      FileNotFoundError: if it is not there.
+      ValueError: naming the file, if it holds something else.
+    """
+    text = pathlib.Path(path).read_text(encoding="utf-8")
+    try:
+        return [LayerGeometry.from_dict(row) for row in json.loads(text)]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{os.fspath(path)}: no list of layers ({error})") from error
 
 
 def _plain(value: Any) -> Any:

@@ -157,31 +157,3 @@ def test_a_function_whose_padding_depends_on_the_size_gives_the_exact_answer():
 
     wanted = [size for size in range(1, 40) if all(r.even for r in same(size))]
     assert sorted(geometry.even_input_sizes(same, 20, count=100)) == wanted
-
-
-@pytest.mark.parametrize(
-    ("size", "sentence"),
-    [
-        (224, "uneven at 5 of 5 strided layers; 225 is the nearest size where none is"),
-        (227, "uneven at 1 of 5 strided layers; 225 is the nearest size where none is"),
-        (225, "even at all 5 strided layers"),
-    ],
-)
-def test_the_verdict_in_one_sentence(size, sentence):
-    nearest = geometry.even_input_sizes(RESNET, size, count=1)
-    assert geometry.verdict(geometry.layers_at(RESNET, size), nearest[0]) == sentence
-
-
-def test_the_verdict_without_a_better_size_or_any_stride():
-    rows = geometry.layers_at(RESNET, 224)
-    assert geometry.verdict(rows).endswith("5 strided layers; no size nearby where none is")
-    assert geometry.verdict(rows, (225, 193)).endswith("225x193 is the nearest size where none is")
-    assert geometry.verdict(rows[2:3]).startswith("no strided layers")
-    assert geometry.verdict([row(input_size=(9, 9))]) == "even at the only strided layer"
-
-
-def test_one_tap_neither_counts_nor_skews():
-    shortcut = row("shortcut", kernel=(1, 1), padding=((0, 0), (0, 0)))
-    assert not shortcut.even
-    assert geometry.verdict([shortcut]).startswith("no strided layers")
-    assert shortcut.skew is None

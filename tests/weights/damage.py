@@ -1,6 +1,6 @@
 """Files with cut, changed, moved and repeated bytes, read one after the other.
 
-Run as a program for as long as wanted; it prints each file that ends in anything but a clear error::
+Run as a program for as long as wanted, it prints each that ends in anything but a clear error::
 
     python tests/weights/damage.py --files=5000 --seed=1
 """

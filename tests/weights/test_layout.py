@@ -105,7 +105,7 @@ def test_arrays_of_other_axes_say_what_they_may_be(tmp_path, shape, word):
 
 
 def test_an_unknown_layout_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'IHWO'.*HWIO"):
+    with pytest.raises(ValueError, match=r"'IHWO'.*HWIO"):
         _read(tmp_path, {"a": (3, 3, 3, 3)}, layout="IHWO")
 
 

@@ -1,0 +1,85 @@
+"""safetensors, NumPy and msgpack files: every element type, views instead of copies."""
+
+import ml_dtypes
+import network
+import numpy as np
+import pytest
+import writers
+
+from kernsym_jax import weights
+
+_FLOATS = {
+    name: np.dtype(getattr(ml_dtypes, name, None) or name)
+    for name in ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+}
+_NUMBERS = (np.arange(16 * 8 * 9) % 13 - 6).astype(np.float32).reshape(16, 8, 3, 3)
+
+
+@pytest.mark.parametrize("name", list(_FLOATS))
+def test_every_float_of_safetensors_is_read_exactly(tmp_path, name):
+    path = tmp_path / "net.safetensors"
+    writers.write_safetensors(path, {"w": _NUMBERS.astype(_FLOATS[name])})
+    assert weights.read_arrays(path)["w"].dtype == _FLOATS[name]
+    np.testing.assert_array_equal(
+        weights.read(path).kernels["w"].weight, _NUMBERS.transpose(2, 3, 1, 0)
+    )
+
+
+@pytest.mark.parametrize("name", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_every_float_of_npz_is_read_exactly(tmp_path, name, order):
+    path = tmp_path / "net.npz"
+    np.savez(path, w=np.asarray(_NUMBERS.astype(_FLOATS[name]), order=order))
+    np.testing.assert_array_equal(
+        weights.read(path).kernels["w"].weight, _NUMBERS.transpose(2, 3, 1, 0)
+    )
+
+
+def test_big_endian_npz_is_read(tmp_path):
+    np.savez(tmp_path / "net.npz", w=_NUMBERS.astype(">f4"))
+    kernel = weights.read(tmp_path / "net.npz").kernels["w"].weight
+    np.testing.assert_array_equal(kernel, _NUMBERS.transpose(2, 3, 1, 0))
+
+
+def test_a_single_npy_is_named_after_its_file(tmp_path):
+    np.save(tmp_path / "stem.npy", _NUMBERS)
+    assert list(weights.read(tmp_path / "stem.npy").kernels) == ["stem"]
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float64"])
+def test_every_float_of_msgpack_is_read_exactly(tmp_path, name):
+    tree = {"params": {"conv": {"kernel": _NUMBERS.transpose(2, 3, 1, 0).astype(_FLOATS[name])}}}
+    path = writers.write_msgpack(tmp_path / "net.msgpack", tree)
+    np.testing.assert_array_equal(
+        weights.read(path).kernels["conv"].weight, _NUMBERS.transpose(2, 3, 1, 0)
+    )
+
+
+def test_an_array_that_msgpack_keeps_in_pieces_is_joined(tmp_path, monkeypatch):
+    from flax import serialization
+
+    monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 1000)
+    kernel = _NUMBERS.transpose(2, 3, 1, 0)
+    tree = {"params": {"conv": {"kernel": kernel}}}
+    path = writers.write_msgpack(tmp_path / "net.msgpack", tree)
+    assert b"__msgpack_chunked_array__" in path.read_bytes()
+    np.testing.assert_array_equal(weights.read(path).kernels["conv"].weight, kernel)
+
+
+@pytest.mark.parametrize("name", ["safetensors", "torch", "torch legacy", "npz", "onnx", "msgpack"])
+def test_float32_kernels_are_views_of_the_file(files, name):
+    kernel = weights.read(files[name]).kernels["layer1"]
+    assert not kernel.weight.flags.owndata
+    assert not kernel.weight.flags.writeable
+    assert kernel.weight.base is not None
+
+
+def test_arrays_in_bfloat16_are_exact_in_every_format_that_keeps_them(tmp_path):
+    half = {name: array.astype(ml_dtypes.bfloat16) for name, array in network.state_dict().items()}
+    for path in (
+        writers.write_safetensors(tmp_path / "net.safetensors", half),
+        writers.write_torch(tmp_path / "net.pt", half),
+        writers.write_torch_legacy(tmp_path / "net.th", half),
+    ):
+        for layer, kernel in weights.read(path).kernels.items():
+            np.testing.assert_array_equal(kernel.weight, network.KERNELS[layer])

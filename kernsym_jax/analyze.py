@@ -3,24 +3,38 @@
 python -m kernsym_jax.analyze runs/digits --out=report
 """
 
+import sys
 from collections.abc import Sequence
 
 from absl import flags
 
 from kernsym_jax import command_line
 
+_LAYOUT = flags.DEFINE_enum(
+    "layout", None, ["HWIO", "OIHW", "OHWI"], "Axes of kernels, for files that leave them open."
+)
+_FOLD = flags.DEFINE_bool("fold_batchnorm", False, "Fold BatchNorm into the kernels before it.")
+_MODEL = flags.DEFINE_string(
+    "model", None, "A model of ours that the weights are of; it tells their strides and paddings."
+)
+_INPUT_SIZE = flags.DEFINE_integer(
+    "input_size", None, "Pixels of the images, to audit --model or an ONNX graph.", lower_bound=1
+)
 _OUT = flags.DEFINE_string("out", "report", "The folder for the report; made if it is not there.")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Analyzes every source named on the command line."""
+    """Analyzes every source named; the exit status is 1 if some of several could not be."""
     if len(argv) < 2:
         raise ValueError("name at least one run directory or file of weights")
     from kernsym_jax import report
 
-    report.analyze(argv[1:], _OUT.value)
+    options = report.Options(_LAYOUT.value, _FOLD.value, _MODEL.value, _INPUT_SIZE.value)
+    _, failed = report.analyze(argv[1:], _OUT.value, options)
     print(f"report: {_OUT.value}/report.html")
-    return 0
+    for reason in failed.values():
+        print(command_line.one_line(reason), file=sys.stderr)
+    return 1 if failed else 0
 
 
 def run() -> None:

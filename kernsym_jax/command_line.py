@@ -47,8 +47,13 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """The error in one line: its message with line breaks and control characters removed."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """The error in one line."""
+    return one_line(str(error)) or type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks, and with control characters written out."""
+    text = " ".join(text.split())
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 

@@ -1,6 +1,7 @@
 """From sources of weights to a folder of results."""
 
 import csv
+import importlib.util
 import json
 import pathlib
 from collections.abc import Sequence
@@ -10,64 +11,54 @@ import numpy as np
 
 from kernsym_jax.report.console import print_tables
 from kernsym_jax.report.figures import write_figures
-from kernsym_jax.report.layer_table import COLUMNS, NetworkTable, network_table
+from kernsym_jax.report.layer_table import COLUMNS, NetworkTable
 from kernsym_jax.report.page import write_page
-from kernsym_jax.report.summary import summarize
+from kernsym_jax.report.sources import Options, find_sources, read_table
+from kernsym_jax.report.summary import advice, summarize
+
+# Drawing takes longer than measuring: beyond so many networks the page alone shows them.
+_MOST_DRAWN = 20
 
 
-def analyze(paths: Sequence[str | pathlib.Path], out: str | pathlib.Path) -> list[NetworkTable]:
+def analyze(
+    places: Sequence[str | pathlib.Path], out: str | pathlib.Path, options: Options | None = None
+) -> tuple[list[NetworkTable], dict[str, str]]:
     """Measures networks, prints their tables and writes everything about them.
 
     Args:
-      paths: run directories or files of weights.
+      places: run directories, files of weights, folders of them, and patterns.
       out: the folder for ``layers.csv``, ``layers.json``, ``mean_kernels.npz``, ``figures/`` and
         ``report.html``; made if it is not there.
+      options: how sources are read.
 
     Returns:
-      The tables.
+      The tables, and source -> reason for those that could not be analyzed.
 
     Raises:
-      ValueError: if a source cannot be read or has no spatial convolution.
-      FileNotFoundError: if it does not exist.
+      ValueError: if the only source, or every one, cannot be read or has no spatial convolution.
+      FileNotFoundError: if a place does not exist.
     """
-    tables = [read_table(path) for path in paths]
+    sources = find_sources([str(place) for place in places])
+    tables, failed = [], {}
+    for source in sources:
+        try:
+            tables.append(read_table(source, options))
+        except (ValueError, OSError) as error:
+            if len(sources) == 1:
+                raise
+            failed[str(source)] = str(error)
+    if not tables:
+        reasons = "; ".join(failed.values())
+        raise ValueError(f"none of {len(sources)} sources could be analyzed: {reasons}")
     print_tables(tables)
     write_results(tables, pathlib.Path(out))
-    return tables
-
-
-def read_table(path: str | pathlib.Path) -> NetworkTable:
-    """Reads one source and measures it.
-
-    Args:
-      path: a run directory or a file of weights.
-
-    Returns:
-      Its table.
-
-    Raises:
-      ValueError: if it cannot be read or has no spatial convolution.
-      FileNotFoundError: if it does not exist.
-    """
-    from kernsym_jax import weights
-
-    path = pathlib.Path(path)
-    found = weights.read(path)
-    if not found.kernels:
-        raise ValueError(
-            f"{path}: no spatial convolution among its {len(found.skipped)} entries, "
-            "nothing to measure"
-        )
-    geometry, history = {}, []
-    if (path / "layers.json").is_file():
-        geometry = {row["layer"]: row for row in _lines(path / "layers.json")}
-    if (path / "metrics.jsonl").is_file():
-        history = [line for line in _lines(path / "metrics.jsonl") if line["split"] == "symmetry"]
-    return network_table(found, str(path), geometry, history)
+    return tables, failed
 
 
 def write_results(tables: Sequence[NetworkTable], out: pathlib.Path) -> None:
-    """Writes the tables, the mean kernels, the figures and the page.
+    """Writes the tables, the mean kernels, the figures of up to 20 networks, and the page.
+
+    With pyarrow installed (the extra ``parquet``) the table is also written as ``layers.parquet``.
 
     Args:
       tables: one per network.
@@ -76,7 +67,7 @@ def write_results(tables: Sequence[NetworkTable], out: pathlib.Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     rows = [row for table in tables for row in table.rows]
     with (out / "layers.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     networks = [
@@ -86,6 +77,7 @@ def write_results(tables: Sequence[NetworkTable], out: pathlib.Path) -> None:
             "layout": table.weights.layout,
             "order": table.weights.order,
             "summary": summarize(table),
+            "advice": advice(table),
             "layers": table.rows,
             "skipped": table.weights.skipped,
             "notes": list(table.weights.notes),
@@ -103,22 +95,21 @@ def write_results(tables: Sequence[NetworkTable], out: pathlib.Path) -> None:
     }
     with (out / "mean_kernels.npz").open("wb") as file:
         np.savez(file, **_named(kernels))
-    for index, table in enumerate(tables, 1):
+    for index, table in enumerate(tables if len(tables) <= _MOST_DRAWN else [], 1):
         write_figures(table, out / "figures", prefix=f"{index}_" if several else "")
     write_page(tables, out / "report.html")
+    if importlib.util.find_spec("pyarrow"):
+        _write_parquet(rows, out / "layers.parquet")
+
+
+def _write_parquet(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {name: [row[name] for row in rows] for name in COLUMNS}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
 
 
 def _named(kernels: dict[str, np.ndarray]) -> dict[str, Any]:
     # The archive's members are files: a name that would leave their folder is made harmless.
     return {name.replace("..", "__").lstrip("/"): kernel for name, kernel in kernels.items()}
-
-
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
-    try:
-        if path.suffix == ".json":
-            return json.loads(text)
-        # The last line may be cut off while a run is writing it.
-        return [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error

@@ -23,6 +23,18 @@ ROLE_COLORS = {
 # Text and axes are drawn in this colour, which nothing else has, so that a page can give them its
 # own, dark or light.
 _INK = "#24292f"
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "kernsym",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 _MOST_PANELS = 400
 
 
@@ -59,25 +71,9 @@ def draw(table: NetworkTable) -> dict[str, Any]:
       ``mean_kernels``, ``score_by_depth`` and, for a run that recorded it, ``trajectory``: name ->
       matplotlib figure.
     """
-    import matplotlib
-
-    matplotlib.rcParams["svg.fonttype"] = "none"
-    matplotlib.rcParams["svg.hashsalt"] = "kernsym"
-    with matplotlib.rc_context(
-        {
-            "font.size": 9,
-            "text.color": _INK,
-            "axes.labelcolor": _INK,
-            "axes.edgecolor": _INK,
-            "xtick.color": _INK,
-            "ytick.color": _INK,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-        }
-    ):
-        figures = {"mean_kernels": _gallery(table), "score_by_depth": _score_by_depth(table)}
-        if len(table.history) > 1:
-            figures["trajectory"] = _trajectory(table)
+    figures = {"mean_kernels": gallery(table), "score_by_depth": score_by_depth(table)}
+    if len(table.history) > 1:
+        figures["trajectory"] = trajectory(table)
     return figures
 
 
@@ -92,56 +88,58 @@ def svg(figure: Any, page: bool = False) -> str:
       The SVG element; for a page without the XML declaration.
     """
     stream = io.StringIO()
-    figure.savefig(
-        stream,
-        format="svg",
-        transparent=page,
-        facecolor="none" if page else "white",
-        metadata={"Date": None, "Creator": None},
-    )
+    with _style():
+        figure.savefig(
+            stream,
+            format="svg",
+            transparent=page,
+            facecolor="none" if page else "white",
+            metadata={"Date": None, "Creator": None},
+        )
     text = stream.getvalue()
     if page:
         text = text[text.index("<svg") :].replace(_INK, "currentColor")
     return text
 
 
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _gallery(table: NetworkTable) -> Any:
+def gallery(table: NetworkTable) -> Any:
+    """The mean kernels side by side, each from minus to plus its largest cell."""
     shown = table.rows[:_MOST_PANELS]
     columns = min(len(shown), 8)
     lines = -(-len(shown) // columns)
-    figure = _figure(1.25 * columns + 0.9, 1.55 * lines + 0.5)
-    axes = figure.subplots(lines, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    image = None
-    for axis, row in zip(axes.flat, shown, strict=False):
+    # One unit is the width of a kernel; names stand in the space above each.
+    across, down = 1.08, 1.36
+    figure, axis = _figure(1.25 * columns + 0.9, 1.6 * lines + 0.5)
+    axis.set_axis_off()
+    for index, row in enumerate(shown):
+        left, top = across * (index % columns), down * (index // columns)
         kernel = table.mean_kernels[row["layer"]]
         largest = np.abs(kernel).max()
-        # One scale for all: from minus to plus the largest cell of each kernel.
         unit = kernel / largest if largest > 0 else np.zeros_like(kernel)
-        image = axis.imshow(unit, cmap=KERNEL_COLORS, vmin=-1, vmax=1)
+        high, wide = (side / max(kernel.shape) for side in kernel.shape)
+        image = axis.imshow(
+            unit,
+            cmap=KERNEL_COLORS,
+            vmin=-1,
+            vmax=1,
+            extent=(left, left + wide, top + high, top),
+            interpolation="nearest",
+        )
         name = printable(row["layer"])
         name = name if len(name) <= 18 else f"…{name[-17:]}"
         score = "undefined" if row["score"] is None else f"{row['score']:.2f}"
-        axis.set_title(_literal(f"{name}\n{row['role']} {score}"), fontsize=7)
-    bar = figure.colorbar(image, ax=axes, shrink=0.9 if lines == 1 else 0.6, ticks=[-1, 0, 1])
+        text = _literal(f"{name}\n{row['role']} {score}")
+        axis.text(left + 0.5, top - 0.03, text, fontsize=7, ha="center", va="bottom")
+    axis.set(xlim=(-0.05, across * columns), ylim=(down * lines - 0.3, -0.32), aspect="equal")
+    bar = figure.colorbar(image, ax=axis, shrink=0.7 if lines == 1 else 0.4, ticks=[-1, 0, 1])
     bar.set_label("of the largest cell", fontsize=7)
     figure.suptitle(_literal(f"Mean kernels of {printable(table.source)}"), fontsize=10)
     return figure
 
 
-def _score_by_depth(table: NetworkTable) -> Any:
-    figure = _figure(7.5, 3.6)
-    axis = figure.subplots()
+def score_by_depth(table: NetworkTable) -> Any:
+    """The score of every layer in order, over the band of chance."""
+    figure, axis = _figure(7.5, 3.6)
     depth = np.arange(1, len(table.rows) + 1)
     # Whiskers reach half a layer to each side, so that the band has steps where the size changes.
     edges = np.concatenate([[0.5], depth + 0.5])
@@ -167,9 +165,9 @@ def _score_by_depth(table: NetworkTable) -> Any:
     return figure
 
 
-def _trajectory(table: NetworkTable) -> Any:
-    figure = _figure(7.5, 3.6)
-    axis = figure.subplots()
+def trajectory(table: NetworkTable) -> Any:
+    """The score of every layer over the steps of a run that recorded it."""
+    figure, axis = _figure(7.5, 3.6)
     steps = np.array([line["step"] for line in table.history])
     roles = {row["layer"]: row["role"] for row in table.rows}
     strided = {"strided": (0, (4, 2)), "first": (0, (1, 1))}
@@ -191,6 +189,22 @@ def _trajectory(table: NetworkTable) -> Any:
     if len(roles) <= 12:
         axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with _style():
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        return figure, figure.subplots()
+
+
+def _style() -> Any:
+    import matplotlib
+
+    return matplotlib.rc_context(_STYLE)
 
 
 def _literal(text: str) -> str:

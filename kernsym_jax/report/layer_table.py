@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernsym_jax import symmetry
+from kernsym_jax.geometry import LayerGeometry
 from kernsym_jax.weights import ConvKernel, Weights
 
 COLUMNS = (
@@ -46,6 +47,10 @@ COLUMNS = (
 )
 """The columns of ``layers.csv``; a fact that is not known is empty."""
 
+FURTHER = ("q_value", "predicted_skew")
+"""What a row holds beside the columns: its p-value's false-discovery rate among the network's
+layers, and the direction to which its padding is predicted to skew it."""
+
 NULL_DRAWS = 20_000
 _NULL_SEED = 0
 # A few sizes of batch, so that layers of every size share a few compiled programs.
@@ -60,8 +65,10 @@ class NetworkTable:
     Attributes:
       source: its name in tables and figures.
       weights: what was read.
-      rows: one dict per layer, with the keys of `COLUMNS`; None where unknown or undefined.
+      rows: one dict per layer, with the keys of `COLUMNS` and `FURTHER`; None where unknown or
+        undefined.
       mean_kernels: layer -> (kh, kw) float32, in the order of the rows.
+      geometry: rows of the audit, pooling included; empty where nothing is known.
       history: the ``symmetry`` lines of a run's ``metrics.jsonl``, if it is one.
     """
 
@@ -69,13 +76,14 @@ class NetworkTable:
     weights: Weights
     rows: list[dict[str, Any]]
     mean_kernels: dict[str, np.ndarray]
+    geometry: Sequence[LayerGeometry] = ()
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 def network_table(
     weights: Weights,
     source: str | None = None,
-    geometry: dict[str, dict[str, Any]] | None = None,
+    geometry: Sequence[LayerGeometry] = (),
     history: Iterable[dict[str, Any]] = (),
 ) -> NetworkTable:
     """Measures every kernel of a network.
@@ -83,40 +91,44 @@ def network_table(
     Args:
       weights: from `weights.read`.
       source: the network's name, its path if None.
-      geometry: layer -> row of the audit as a dict, for what the weights do not say themselves.
+      geometry: rows of the network's audit, for what the weights do not say themselves.
       history: lines of ``metrics.jsonl`` to keep along.
 
     Returns:
       The table.
     """
     source = source or weights.source
-    rows, means = [], {}
+    audited = {row.layer: row for row in geometry}
     ordered = weights.order in ("forward", "file")
     first = _first_layer(weights, ordered)
+    rows, means = [], {}
     for order, (layer, kernel) in enumerate(weights.kernels.items(), 1):
         weight = kernel.weight
         mean = np.asarray(weight.mean(axis=(2, 3), dtype=np.float64), np.float32)
         means[layer] = mean
-        known = (geometry or {}).get(layer, {})
+        found = audited.get(layer)
         row = {
             "source": source,
             "order": order if ordered else None,
             "layer": layer,
             "kind": kernel.kind,
+            "role": role(kernel, is_first=layer == first),
             "shape": "×".join(map(str, kernel.shape)),
             "stride": _pair(kernel.stride),
             "padding": _padding(kernel.padding),
             **_figures(mean),
-            **_null_columns(mean),
             "neuron_score": _mean_score(weight.mean(axis=2, dtype=np.float32)[:, :, None]),
             "single_score": _mean_score(weight),
+            "uneven_h": found.uneven[0] if found else None,
+            "uneven_w": found.uneven[-1] if found else None,
+            "predicted_skew": found.skew if found else None,
         }
-        uneven = known.get("uneven") or (None, None)
-        row["uneven_h"], row["uneven_w"] = uneven
-        row["role"] = role(kernel, is_first=layer == first)
         row["note"] = _note(row)
-        rows.append({column: row[column] for column in COLUMNS})
-    return NetworkTable(source, weights, rows, means, list(history))
+        rows.append(row)
+    _add_false_discovery_rates(rows)
+    order_of_keys = (*COLUMNS, *FURTHER)
+    rows = [{key: row[key] for key in order_of_keys} for row in rows]
+    return NetworkTable(source, weights, rows, means, geometry, list(history))
 
 
 def role(kernel: ConvKernel, is_first: bool) -> str:
@@ -196,19 +208,29 @@ def _mean_score(weight: np.ndarray) -> float | None:
 
 
 def _figures(mean: np.ndarray) -> dict[str, float | None]:
+    """The measure of a mean kernel, beside the null of its shape."""
     row = np.asarray(_figure_row(mean))
-    return dict(zip(symmetry.FIELDS, map(_number, row), strict=True))
-
-
-def _null_columns(mean: np.ndarray) -> dict[str, float | None]:
+    figures = dict(zip(symmetry.FIELDS, map(_number, row), strict=True))
     null, _ = null_quantiles(*mean.shape)
-    score = float(np.asarray(_figure_row(mean))[symmetry.FIELDS.index("score")])
-    p_value = (1 + len(null) - np.searchsorted(null, score)) / (1 + len(null))
-    return {
+    score = figures["score"]
+    # How many of the sorted draws lie below the score, from which the p-value follows.
+    below = None if score is None else int(np.searchsorted(null, np.float32(score)))
+    return figures | {
         "null_mean": float(null.mean()),
         "null_q95": float(np.quantile(null, 0.95)),
-        "p_value": None if math.isnan(score) else float(p_value),
+        "p_value": None if below is None else (1 + len(null) - below) / (1 + len(null)),
     }
+
+
+def _add_false_discovery_rates(rows: list[dict[str, Any]]) -> None:
+    """Benjamini and Hochberg's step-up procedure over the layers whose score is defined."""
+    tested = sorted((r for r in rows if r["p_value"] is not None), key=lambda r: r["p_value"])
+    smallest = 1.0
+    for row in rows:
+        row["q_value"] = None
+    for rank, row in reversed(list(enumerate(tested, 1))):
+        smallest = min(smallest, row["p_value"] * len(tested) / rank)
+        row["q_value"] = smallest
 
 
 def _first_layer(weights: Weights, ordered: bool) -> str | None:

@@ -12,13 +12,17 @@ from kernsym_jax import symmetry
 from kernsym_jax.report import figures
 from kernsym_jax.report.console import printable
 from kernsym_jax.report.layer_table import NetworkTable
-from kernsym_jax.report.summary import in_words, sentences, summarize
+from kernsym_jax.report.summary import advice, in_words, sentences, summarize
 
 # The ends and the middle of the colour scale of the figures, as (red, green, blue).
 _NEGATIVE, _ZERO, _POSITIVE = (45, 0, 75), (247, 247, 247), (127, 59, 8)
 _NEGATIVE_MIDDLE, _POSITIVE_MIDDLE = (153, 142, 195), (241, 163, 64)
 _SCALE = ((-1.0, _NEGATIVE), (-0.5, _NEGATIVE_MIDDLE), (0.0, _ZERO), (0.5, _POSITIVE_MIDDLE),
           (1.0, _POSITIVE))  # fmt: skip
+
+# The drawing of the scores, in its own units.
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 300, 40, 10, 10, 40
+_SCORES = (0.3, 1.02)
 
 # Columns of the table on the page: key, heading, what it means.
 _TABLE = (
@@ -33,6 +37,7 @@ _TABLE = (
     ("null_mean", "chance", "mean score of random kernels of this size"),
     ("null_q95", "95 %", "95 % point of the score of random kernels of this size"),
     ("p_value", "p", "share of random kernels that score at least as high"),
+    ("q_value", "q", "false-discovery rate if this and all lower p count as found"),
     ("score_centered", "centred", "score once the common offset of the cells is removed"),
     ("dc_share", "offset", "share of the energy that is a common offset"),
     ("A1", "A1", "energy of the symmetric part"),
@@ -41,6 +46,7 @@ _TABLE = (
     ("E", "E", "energy of the odd part: gradients and padding skew"),
     ("skew_x", "skew x", "first moment in cells, to the right"),
     ("skew_y", "skew y", "first moment in cells, down"),
+    ("predicted_skew", "predicted", "where uneven padding is predicted to skew the kernel"),
     ("neuron_score", "neurons", "mean score of the kernels averaged over inputs only"),
     ("single_score", "singles", "mean score of the single kernels"),
     ("note", "note", ""),
@@ -87,7 +93,6 @@ def render(tables: Sequence[NetworkTable]) -> str:
 
 
 def _network(index: int, table: NetworkTable) -> dict[str, Any]:
-    drawn = figures.draw(table)
     summary = summarize(table)
     return {
         "id": f"network-{index}",
@@ -99,8 +104,62 @@ def _network(index: int, table: NetworkTable) -> dict[str, Any]:
         "sentences": sentences(summary),
         "summary": summary,
         "layers": [_layer(number, row, table) for number, row in enumerate(table.rows, 1)],
-        "score_by_depth": figures.svg(drawn["score_by_depth"], page=True),
-        "trajectory": figures.svg(drawn["trajectory"], page=True) if "trajectory" in drawn else "",
+        "advice": advice(table),
+        "plot": _score_by_depth(table),
+        "trajectory": figures.svg(figures.trajectory(table), page=True)
+        if len(table.history) > 1
+        else "",
+    }
+
+
+def _score_by_depth(table: NetworkTable) -> dict[str, Any]:
+    """Places on a drawing of _WIDTH by _HEIGHT: points with their layers, the band of chance."""
+    step = (_WIDTH - _LEFT - _RIGHT) / len(table.rows)
+
+    def x(number: float) -> float:
+        return round(_LEFT + number * step, 2)
+
+    def y(score: float) -> float:
+        low, high = _SCORES
+        return round(_TOP + (high - score) / (high - low) * (_HEIGHT - _TOP - _BOTTOM), 2)
+
+    # Neighbours of one kernel size share a piece of the band.
+    bands: list[dict[str, float]] = []
+    for number, row in enumerate(table.rows):
+        band = {"top": y(row["null_q95"]), "bottom": y(row["null_mean"])}
+        if bands and all(bands[-1][key] == value for key, value in band.items()):
+            bands[-1]["right"] = x(number + 1)
+        else:
+            bands.append({**band, "left": x(number), "right": x(number + 1)})
+    points = [
+        {
+            "x": x(number + 0.5),
+            "y": y(row["score"]),
+            "color": figures.ROLE_COLORS[row["role"]],
+            "text": f"{printable(row['layer'])} ({row['role']}): {row['score']:.3f}",
+        }
+        for number, row in enumerate(table.rows)
+        if row["score"] is not None
+    ]
+    every = max(1, round(len(table.rows) / 10))
+    return {
+        "width": _WIDTH,
+        "height": _HEIGHT,
+        "left": _LEFT,
+        "right": _WIDTH - _RIGHT,
+        "bottom": _HEIGHT - _BOTTOM,
+        "bands": bands,
+        "points": points,
+        "radius": max(1.5, min(4.5, step / 2.5)),
+        "rows": [(y(score / 10), f"{score / 10:.1f}") for score in range(3, 11)],
+        "columns": [
+            (x(number - 0.5), number) for number in range(every, len(table.rows) + 1, every)
+        ],
+        "roles": {
+            role: color
+            for role, color in figures.ROLE_COLORS.items()
+            if any(row["role"] == role for row in table.rows)
+        },
     }
 
 

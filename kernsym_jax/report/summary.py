@@ -25,8 +25,11 @@ def summarize(table: NetworkTable) -> dict[str, Any]:
     Returns:
       ``layers``, ``internal_mean`` and ``strided_mean`` (mean scores by role), ``first_score``,
       ``above_null`` and ``above_null_centered`` (share of the internal and strided layers whose
-      score, or score without the offset, is above the 95 % point of its null) and
-      ``depth_spearman`` (rank correlation of score and depth over the internal layers).
+      score, or score without the offset, is above the 95 % point of its null),
+      ``discoveries`` (the share of them that stay at a false-discovery rate of 5 %),
+      ``depth_spearman`` (rank correlation of score and depth over the internal layers) and
+      ``strided_deficit`` (how much lower strided layers score than the internal layers between
+      them and the next stride, on average).
     """
     rows = [row for row in table.rows if row["score"] is not None]
     by_role = {name: [row for row in rows if row["role"] == name] for name in ORDINARY}
@@ -40,7 +43,9 @@ def summarize(table: NetworkTable) -> dict[str, Any]:
         "first_score": first[0] if first else None,
         "above_null": _mean([float(row["score"] > row["null_q95"]) for row in ordinary]),
         "above_null_centered": _mean([_above_centred(table, row) for row in ordinary]),
+        "discoveries": _mean([float(row["q_value"] <= 0.05) for row in ordinary]),
         "depth_spearman": _rank_correlation(internal),
+        "strided_deficit": _strided_deficit(rows),
     }
 
 
@@ -52,7 +57,7 @@ def in_words(row: dict[str, Any]) -> str:
 
     Returns:
       For example ``"odd part 31 %, towards bottom right: the padding-skew pattern"``, where the
-      last words need a strided layer with uneven padding that leans to the bottom right.
+      last words need a layer that leans to where its padding is predicted to skew it.
     """
     if row["score"] is None or row["E"] < _ODD_SHARE:
         return ""
@@ -60,10 +65,23 @@ def in_words(row: dict[str, Any]) -> str:
     direction = skew_direction(row["skew_x"], row["skew_y"])
     if direction:
         words += f", towards {direction}"
-    uneven = (row["uneven_h"] or 0) > 0 and (row["uneven_w"] or 0) > 0
-    if row["role"] == "strided" and uneven and direction == "bottom right":
+    if direction and direction == row["predicted_skew"]:
         words += ": the padding-skew pattern"
     return words
+
+
+def advice(table: NetworkTable) -> str:
+    """What the audit says about the network's padding, in one sentence; empty without an audit."""
+    rows = list(table.geometry)
+    if not rows:
+        return ""
+    from kernsym_jax import geometry
+
+    size = "×".join(map(str, rows[0].input_size))
+    try:
+        return f"Padding at {size} pixels: {geometry.advise(rows).verdict}."
+    except ValueError:  # other sizes cannot be foretold from these rows
+        return ""
 
 
 def skew_direction(x: float, y: float) -> str:
@@ -83,6 +101,12 @@ def sentences(summary: dict[str, Any]) -> list[str]:
         said.append(f"Internal layers score {summary['internal_mean']:.3f} on average.")
     if summary["strided_mean"] is not None:
         said.append(f"Strided layers score {summary['strided_mean']:.3f} on average.")
+    if summary["strided_deficit"] is not None:
+        lower = summary["strided_deficit"]
+        said.append(
+            f"That is {abs(lower):.3f} {'below' if lower > 0 else 'above'} the internal layers of "
+            "their own stages."
+        )
     if summary["first_score"] is not None:
         said.append(f"The first layer scores {summary['first_score']:.3f}.")
     if summary["above_null"] is not None:
@@ -104,11 +128,29 @@ def _above_centred(table: NetworkTable, row: dict[str, Any]) -> float:
     return float(score is not None and score > np.quantile(centred, 0.95))
 
 
+def _strided_deficit(rows: list[dict[str, Any]]) -> float | None:
+    """Over the strided layers that internal ones follow before the next stride."""
+    if any(row["order"] is None for row in rows):
+        return None
+    stages: list[list[dict[str, Any]]] = []
+    for row in rows:
+        if row["role"] == "strided":
+            stages.append([row])
+        elif row["role"] == "internal" and stages:
+            stages[-1].append(row)
+    deficits = [
+        float(np.mean([row["score"] for row in after])) - strided["score"]
+        for strided, *after in stages
+        if after
+    ]
+    return _mean(deficits)
+
+
 def _rank_correlation(rows: list[dict[str, Any]]) -> float | None:
     if len(rows) < 3 or any(row["order"] is None for row in rows):
         return None
     ranks = [np.argsort(np.argsort([row[name] for row in rows])) for name in ("order", "score")]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.asarray(np.corrcoef(ranks))[0, 1])
 
 
 def _mean(values: list[float]) -> float | None:

@@ -1,6 +1,7 @@
 """From a finished run to the files of a report."""
 
 import csv
+import importlib.util
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -25,7 +26,9 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(run):
     out = run / "report"
-    return out, report.analyze([run], out)[0]
+    tables, failed = report.analyze([run], out)
+    assert not failed
+    return out, tables[0]
 
 
 def test_a_run_gives_every_file_of_a_report(results):
@@ -38,7 +41,15 @@ def test_a_run_gives_every_file_of_a_report(results):
         "mean_kernels.npz",
         "report.html",
         *(f"figures/{name}.{kind}" for name in figures for kind in ("svg", "png")),
+        *(["layers.parquet"] if importlib.util.find_spec("pyarrow") else []),
     }
+
+
+def test_the_parquet_table_is_that_of_the_csv(results):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    out, table = results
+    rows = parquet.read_table(out / "layers.parquet").to_pylist()
+    assert rows == [{name: row[name] for name in report.COLUMNS} for row in table.rows]
 
 
 def test_the_table_of_a_run_agrees_with_what_training_logged(run, results):
@@ -61,6 +72,7 @@ def test_the_json_and_the_archive_hold_the_same_network(results):
     (network,) = json.loads((out / "layers.json").read_text())
     assert network["layers"] == table.rows
     assert network["summary"] == report.summarize(table)
+    assert network["advice"].startswith("Padding at 8×8 pixels: uneven at 1 of 1 strided layer; ")
     kernels = np.load(out / "mean_kernels.npz")
     assert sorted(kernels) == ["conv1", "conv2", "conv3"]
     for row in table.rows:
@@ -126,3 +138,67 @@ def test_a_half_written_run_is_refused(run, tmp_path):
         report.read_table(tmp_path / "run")
     with pytest.raises((ValueError, FileNotFoundError), match="missing"):
         report.read_table(tmp_path / "missing")
+
+
+def test_one_bad_source_among_several_is_reported_and_the_rest_are_done(run, tmp_path, shared):
+    (tmp_path / "torn.pth").write_bytes((shared / "weights/cifar_resnet20.th").read_bytes()[:9999])
+    np.savez(tmp_path / "dense.npz", head=np.ones((4, 3), np.float32))
+    tables, failed = report.analyze([tmp_path, run], tmp_path / "out")
+    assert [table.source for table in tables] == [str(run)]
+    assert {path.rsplit("/", 1)[1] for path in failed} == {"torn.pth", "dense.npz"}
+    with pytest.raises(ValueError, match="none of 2 sources"):
+        report.analyze([tmp_path / "*.*"], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_folders_and_patterns_stand_for_what_is_in_them(run, tmp_path):
+    for name in ("b.npz", "deep/a.safetensors", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = [str(path.relative_to(tmp_path)) for path in report.find_sources([str(tmp_path)])]
+    assert names == ["b.npz", "deep/a.safetensors"]
+    assert [p.name for p in report.find_sources([str(tmp_path / "*.npz")] * 2)] == ["b.npz"]
+    assert report.find_sources([str(run.parent)]) == [run]
+    with pytest.raises(FileNotFoundError, match=r"none\*"):
+        report.find_sources([str(tmp_path / "none*")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no run directory and no file of weights"):
+        report.find_sources([str(tmp_path / "empty")])
+
+
+def test_a_model_tells_the_strides_of_weights_that_are_of_it(shared):
+    path = shared / "weights" / "cifar_resnet20.th"
+    table = report.read_table(path, report.Options(model="cifar_resnet20"))
+    roles = {row["layer"]: row["role"] for row in table.rows}
+    assert {layer for layer, role in roles.items() if role == "strided"} == {
+        "layer2.0.conv1",
+        "layer3.0.conv1",
+    }
+    scores = {row["layer"]: row["score"] for row in table.rows}
+    assert scores["conv1"] == pytest.approx(0.59, abs=0.005)
+    assert scores["layer2.0.conv1"] == pytest.approx(0.652, abs=0.0005)
+    summary = report.summarize(table)
+    assert summary["internal_mean"] == pytest.approx(0.768, abs=0.0005)
+    assert summary["strided_mean"] == pytest.approx(0.722, abs=0.0005)
+    folded = report.read_table(path, report.Options(fold_batchnorm=True))
+    (score,) = (row["score"] for row in folded.rows if row["layer"] == "layer2.0.conv1")
+    assert score == pytest.approx(0.426, abs=0.0005)
+    with pytest.raises(ValueError, match=r"cifar_resnet20\.th is no resnet18"):
+        report.read_table(path, report.Options(model="resnet18"))
+    with pytest.raises(ValueError, match="is no cifar_resnet32: 12 of its layers are missing"):
+        report.read_table(path, report.Options(model="cifar_resnet32"))
+
+
+def test_real_files_of_pytorch_are_read_in_full(shared):
+    counts = {}
+    for path in report.find_sources([str(shared / "weights")]):
+        table = report.read_table(path)
+        counts[path.name] = len(table.rows)
+        assert all(row["score"] is not None for row in table.rows)
+    assert counts == {
+        "captum_cifar_lenet.pt": 2,
+        "cifar_resnet20.th": 19,
+        "cifar_resnet32.th": 31,
+        "cifar_resnet44.th": 43,
+        "cifar_resnet56.th": 55,
+    }

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from kernsym_jax import report, symmetry
+from kernsym_jax.geometry import LayerGeometry
 from kernsym_jax.weights import ConvKernel, Weights
 
 
@@ -106,15 +108,22 @@ def test_what_is_not_known_or_not_defined_is_empty():
     assert wide["d_r90"] is None
     assert wide["B1"] is None
     assert wide["d_fliplr"] is not None
-    assert tuple(wide) == report.COLUMNS
+    assert tuple(wide) == (*report.COLUMNS, "q_value", "predicted_skew")
 
 
-def test_the_audit_fills_in_the_uneven_padding():
+def audited(layer, input_size, stride=2):
+    output = tuple((size - 1) // stride + 1 for size in input_size)
+    ones = ((1, 1), (1, 1))
+    return LayerGeometry(layer, "conv", input_size, output, (3, 3), (stride, stride), (1, 1), ones)
+
+
+def test_the_audit_fills_in_the_uneven_padding_and_the_skew_it_predicts():
     kernel = ConvKernel(random_weight((3, 3, 2, 2)), stride=(2, 2), padding=((1, 1), (1, 1)))
-    geometry = {"down": {"layer": "down", "uneven": [1, 0]}}
-    rows = rows_of({"stem": kernel, "down": kernel}, geometry=geometry)
+    rows = rows_of({"stem": kernel, "down": kernel}, geometry=[audited("down", (32, 33))])
     assert (rows["down"]["uneven_h"], rows["down"]["uneven_w"]) == (1, 0)
+    assert rows["down"]["predicted_skew"] == "bottom"
     assert rows["stem"]["uneven_h"] is None
+    assert rows["stem"]["predicted_skew"] is None
     assert rows["down"]["padding"] == "1"
 
 
@@ -122,13 +131,22 @@ def test_the_padding_skew_pattern_is_named_only_with_its_cause():
     leaning = np.zeros((3, 3, 1, 1), np.float32)
     leaning[1:, 1:] = 1
     kernel = ConvKernel(leaning, stride=(2, 2))
-    even, uneven = ({"down": {"uneven": [u, u]}} for u in (0, 1))
-    pattern = "towards bottom right: the padding-skew pattern"
-    for geometry, named in ((even, False), (uneven, True), (None, False)):
+    even, uneven = ([audited("down", (size, size))] for size in (33, 32))
+    for geometry, named in ((even, False), (uneven, True), ([], False)):
         rows = rows_of({"stem": kernel, "down": kernel}, geometry=geometry)
         words = report.in_words(rows["down"])
         assert words.startswith("odd part 38 %, towards bottom right")
-        assert words.endswith(pattern) == named
+        assert words.endswith("the padding-skew pattern") == named
+
+
+def test_false_discovery_rates_step_up_over_the_layers_of_a_network():
+    kernels = {f"layer{i}": ConvKernel(random_weight((3, 3, 2, 2), i)) for i in range(12)}
+    kernels["zero"] = ConvKernel(np.zeros((3, 3, 2, 2), np.float32))
+    rows = rows_of(kernels)
+    assert rows.pop("zero")["q_value"] is None
+    p = np.array([row["p_value"] for row in rows.values()])
+    expected = scipy.stats.false_discovery_control(p)
+    np.testing.assert_allclose([row["q_value"] for row in rows.values()], expected, rtol=1e-9)
 
 
 def test_the_summary_counts_internal_and_strided_layers_only():
@@ -152,3 +170,23 @@ def test_the_summary_counts_internal_and_strided_layers_only():
     assert summary["above_null"] == pytest.approx((2 + (scores[2] > 0.65)) / 3)
     # A constant kernel is symmetric by its offset alone.
     assert summary["above_null_centered"] <= 1 / 3
+    # Nothing of stride 1 follows the only strided layer: it has no stage to be compared with.
+    assert summary["strided_deficit"] is None
+
+
+def test_strided_layers_are_compared_with_the_stage_they_open():
+    plain, down = ({"stride": (s, s)} for s in (1, 2))
+    kernels = {
+        "stem": ConvKernel(random_weight((3, 3, 3, 4), 0), **plain),
+        "down1": ConvKernel(random_weight((3, 3, 4, 4), 1), **down),
+        "a": ConvKernel(random_weight((3, 3, 4, 4), 2), **plain),
+        "b": ConvKernel(random_weight((3, 3, 4, 4), 3), **plain),
+        "down2": ConvKernel(random_weight((3, 3, 4, 4), 4), **down),
+        "c": ConvKernel(random_weight((3, 3, 4, 4), 5), **plain),
+    }
+    score = {name: row["score"] for name, row in rows_of(kernels).items()}
+    expected = [(score["a"] + score["b"]) / 2 - score["down1"], score["c"] - score["down2"]]
+    summary = report.summarize(report.network_table(weights_of(kernels)))
+    assert summary["strided_deficit"] == pytest.approx(np.mean(expected))
+    by_name = report.summarize(report.network_table(weights_of(kernels, "name")))
+    assert by_name["strided_deficit"] is None

@@ -97,7 +97,7 @@ def _norms(arrays: Mapping[str, StoredArray], epsilon: float) -> dict[str, Norm]
 
 def _layer(name: str) -> str:
     leaf = re.split(r"[./]", name)[-1]
-    return name[: len(name) - len(leaf) - 1].removeprefix("batch_stats/")
+    return re.sub(r"^batch_stats[./]", "", name[: len(name) - len(leaf) - 1])
 
 
 def _candidates(layer: str, layers: Sequence[str]) -> list[str]:
@@ -109,8 +109,9 @@ def _candidates(layer: str, layers: Sequence[str]) -> list[str]:
     if "conv" in last.lower():
         before = last[: len(before)]
         found += [f"{head}{before}{word}{after}" for word in _PARTNERS]
-    if last.isascii() and last.isdecimal() and len(last) < 10:
-        found.append(f"{head}{int(last) + 1}")
+    number = re.search(r"(?:^|(?<=_))[0-9]{1,9}$", last)
+    if number:
+        found.append(f"{layer[: len(layer) - len(number[0])]}{int(number[0]) + 1}")
     if layer in layers and layers.index(layer) + 1 < len(layers):
         following = layers[layers.index(layer) + 1]
         if following.startswith(head) and not re.search(r"[./]", following[len(head) :]):

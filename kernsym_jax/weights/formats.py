@@ -199,7 +199,8 @@ def _zip(path: pathlib.Path) -> ArrayFile:
         name = "TorchScript" if script else "PyTorch"
         return _checkpoint(name, pytorch.read_archive(path), OIHW, ".", ordered=True)
     if names and all(name.endswith(".npy") for name in names):
-        return ArrayFile("npz", numpy_files.read_npz(path), ordered=True)
+        arrays, skipped = numpy_files.read_npz(path)
+        return ArrayFile("npz", arrays, ordered=True, skipped=skipped)
     raise ValueError(f"a zip archive of something else; {SUPPORTED}")
 
 

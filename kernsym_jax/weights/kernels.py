@@ -28,6 +28,7 @@ _NOT_KERNELS = re.compile(
     r"pos|bias|embed|anchor|grid|mask|token|table|mean|var|running|cache|index", re.IGNORECASE
 )
 _FIXED_FILTERS = frozenset(("filt", "blur_kernel", "blur_filter"))
+_PREFIXES = ("module.", "params/", "params.")
 POINTWISE = "1×1 convolution: no spatial extent"
 
 _AXES = {
@@ -72,8 +73,7 @@ def find_kernels(
       fold_batchnorm: multiplies each kernel by the scale of the BatchNorm that follows it.
       in_order: whether the arrays' order is that of the network's definition.
     """
-    if arrays and all(name.startswith("module.") for name in arrays):
-        arrays = {name.removeprefix("module."): array for name, array in arrays.items()}
+    arrays = _without_prefix(arrays)
     arrays, skipped = weight_norm.merge(arrays)
     layouts = _layouts(arrays, rule or layout)
     kernels: dict[str, ConvKernel] = {}
@@ -97,6 +97,15 @@ def find_kernels(
         kernels, notes = batch_norm.fold(kernels, arrays, in_order)
     known = "the format's rule" if rule else "as given" if layout else "recognised"
     return FoundKernels(kernels, skipped, f"{' and '.join(used) or 'none'} ({known})", notes)
+
+
+def _without_prefix(arrays: Mapping[str, StoredArray]) -> dict[str, StoredArray]:
+    """The arrays without the name of a container that every kernel of theirs is in."""
+    kernels = [name for name, array in arrays.items() if len(array.shape) == 4]
+    for prefix in _PREFIXES:
+        if kernels and all(name.startswith(prefix) for name in kernels):
+            return {name.removeprefix(prefix): array for name, array in arrays.items()}
+    return dict(arrays)
 
 
 def describe_axes(array: StoredArray) -> str:

@@ -15,29 +15,39 @@ _LARGEST_HEADER = 10_000
 _NUMBERS = re.compile(r"[<>|=]?([biufcV][1-9][0-9]?)")
 
 
-def read_npz(path: str | os.PathLike) -> dict[str, StoredArray]:
+class NotNumbersError(ValueError):
+    """An array of text, records or Python objects, which only NumPy's pickles can hold."""
+
+
+def read_npz(path: str | os.PathLike) -> tuple[dict[str, StoredArray], dict[str, str]]:
     """Reads the directory of an ``.npz`` archive and the headers of its arrays.
 
     Args:
       path: the file.
 
     Returns:
-      name -> array, in the archive's order; arrays of Python objects are refused.
+      name -> array, in the archive's order; and name -> reason of those that are not of numbers
+      and have not been looked at.
 
     Raises:
       ValueError: if it is damaged, or its arrays are not of the sizes they claim.
     """
     members = ZipMembers(path)
-    arrays = {}
+    arrays: dict[str, StoredArray] = {}
+    skipped: dict[str, str] = {}
     for member in members.names:
         name = member.removesuffix(".npy")
         if name == member:
             raise ValueError(f"an archive with {member!r}, which is no .npy array")
-        start, dtype, shape, fortran = _header(members.head(member, _LARGEST_HEADER), name)
+        try:
+            start, dtype, shape, fortran = _header(members.head(member, _LARGEST_HEADER), name)
+        except NotNumbersError:
+            skipped[name] = "an array of something other than numbers: not read"
+            continue
         if members.size(member) != start + element_count(shape) * dtype.itemsize:
             raise ValueError(f"{name!r} has {members.size(member)} bytes for {shape} of {dtype}")
         arrays[name] = _array(members, member, start, dtype, shape, fortran)
-    return arrays
+    return arrays, skipped
 
 
 def read_npy(path: str | os.PathLike) -> dict[str, StoredArray]:
@@ -96,7 +106,9 @@ def _header(head: bytes, name: str) -> tuple[int, np.dtype, tuple[int, ...], boo
 def _dtype(descr: object, name: str) -> np.dtype:
     match = _NUMBERS.fullmatch(descr) if isinstance(descr, str) else None
     if match is None:
-        raise ValueError(f"refused: {name!r} is an array of {str(descr)[:40]!r}, not of numbers")
+        raise NotNumbersError(
+            f"refused: {name!r} is an array of {str(descr)[:40]!r}, not of numbers"
+        )
     # NumPy does not keep the names of ml_dtypes; bfloat16 is the only one of two bytes.
     if match[1] == "V2":
         return DTYPES["bfloat16"]

@@ -305,4 +305,6 @@ def _key(key: Any) -> Any:
 
 
 def _describe(value: Any) -> str:
-    return value.name if isinstance(value, Symbol | Inert) else f"a {type(value).__name__}"
+    if isinstance(value, Symbol | Inert):
+        return value.name
+    return f"an object of type {type(value).__name__}"

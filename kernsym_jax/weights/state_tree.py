@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kernsym_jax.weights.numpy_pickle import NumpyArray
 from kernsym_jax.weights.restricted_pickle import Inert
 from kernsym_jax.weights.stored_array import StoredArray
-from kernsym_jax.weights.torch_pickle import NumpyArray
 
 MAX_DEPTH = 64
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from kernsym_jax.weights import numpy_pickle
+from kernsym_jax.weights.numpy_pickle import NumpyArray
 from kernsym_jax.weights.restricted_pickle import Inert, Symbol
 from kernsym_jax.weights.stored_array import (
     DTYPES,
     StoredArray,
     check_strided,
-    element_count,
     strided_view,
 )
 
@@ -63,35 +64,6 @@ class Storage:
         data = self.bytes()
         whole = data.size // dtype.itemsize * dtype.itemsize
         return data[:whole].view(dtype)
-
-
-@dataclasses.dataclass(eq=False)
-class NumpyArray:
-    """A NumPy array inside a pickle, while its state has not been read yet."""
-
-    array: np.ndarray | None = None
-
-    def set_state(self, state: Any) -> None:
-        """Takes (version, shape, dtype, column-major, bytes)."""
-        shape, dtype, columns_first, data = state[-4:]
-        if not isinstance(dtype, NumpyDtype) or not isinstance(data, bytes):
-            raise ValueError("a NumPy array of Python objects in the pickle")
-        if element_count(shape) * dtype.dtype.itemsize != len(data):
-            raise ValueError(f"a NumPy array of shape {shape} with {len(data)} bytes")
-        flat = np.frombuffer(data, dtype.dtype)
-        self.array = flat.reshape(shape, order="F" if columns_first else "C")
-
-
-@dataclasses.dataclass(eq=False)
-class NumpyDtype:
-    """A NumPy element type inside a pickle; anything but plain numbers is refused."""
-
-    dtype: np.dtype
-
-    def set_state(self, state: Any) -> None:
-        """Takes the byte order."""
-        if state[1] == ">":
-            self.dtype = self.dtype.newbyteorder(">")
 
 
 def symbol(module: str, name: str) -> Symbol | None:
@@ -199,53 +171,6 @@ def _text_path(*parts: Any) -> str:
     return "/".join(part for part in parts if isinstance(part, str))
 
 
-def _bytes(data: Any = b"", *_: Any) -> bytes:
-    # Python would make as many zero bytes as an integer here asks for.
-    if not isinstance(data, bytes | bytearray):
-        raise ValueError("bytes made of something else in the pickle")
-    return bytes(data)
-
-
-def _encoded(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1") or not isinstance(text, str):
-        raise ValueError(f"bytes written in {encoding} in the pickle")
-    return text.encode("latin1")
-
-
-def _numpy_dtype(code: Any, *_: Any) -> NumpyDtype:
-    name = code.decode("ascii") if isinstance(code, bytes) else code
-    if not isinstance(name, str):
-        raise ValueError("a NumPy array of no plain type in the pickle")
-    dtype = DTYPES.get(name)
-    if dtype is None and len(name) <= 3 and name[:1] in "biufc":
-        dtype = np.dtype(name)
-    if dtype is None:
-        raise ValueError(f"a NumPy array of type {name[:20]!r} in the pickle")
-    return NumpyDtype(dtype)
-
-
-def _numpy_scalar(dtype: Any, data: Any = b"", *_: Any) -> Any:
-    if not isinstance(dtype, NumpyDtype) or not isinstance(data, bytes):
-        raise ValueError("a NumPy scalar of a Python object in the pickle")
-    if len(data) != dtype.dtype.itemsize:
-        raise ValueError("a NumPy scalar of the wrong size in the pickle")
-    return np.frombuffer(data, dtype.dtype)[0].item()
-
-
-def _numpy_array(*_: Any) -> NumpyArray:
-    return NumpyArray()
-
-
-def _numpy_from_buffer(
-    data: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None
-) -> NumpyArray:
-    made = NumpyArray()
-    made.set_state((shape, dtype, order == "F", _bytes(data)))
-    if order == "K" and axes is not None and made.array is not None:
-        made.array = made.array.transpose(axes)
-    return made
-
-
 def _complex(real: float, imaginary: float) -> complex:
     return complex(real, imaginary)
 
@@ -304,19 +229,13 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _mapping,
     "collections.Counter": _mapping,
     "collections.defaultdict": _default_mapping,
-    "_codecs.encode": _encoded,
-    "numpy.dtype": _numpy_dtype,
+    **numpy_pickle.MAKERS,
 }
-for _module in ("numpy.core", "numpy._core"):
-    _MAKERS[f"{_module}.multiarray._reconstruct"] = _numpy_array
-    _MAKERS[f"{_module}.multiarray.scalar"] = _numpy_scalar
-    _MAKERS[f"{_module}.numeric._frombuffer"] = _numpy_from_buffer
 for _module in ("builtins", "__builtin__"):
     _MAKERS |= dict.fromkeys(
         (f"{_module}.{name}" for name in ("set", "frozenset", "list", "tuple")), _sequence
     )
     _MAKERS[f"{_module}.dict"] = _mapping
-    _MAKERS[f"{_module}.bytearray"] = _bytes
     _MAKERS[f"{_module}.complex"] = _complex
 for _name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"):
     _MAKERS[f"pathlib.{_name}"] = _text_path

@@ -49,9 +49,8 @@ def state_dict(dtype=np.float32):
     for name, kernel in KERNELS.items():
         arrays[f"{name}.weight"] = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)).astype(dtype)
         if name == "layer1":
-            for leaf, stored in zip(
-                ("weight", "bias", "running_mean", "running_var"), NORM.values()
-            ):
+            leaves = ("weight", "bias", "running_mean", "running_var")
+            for leaf, stored in zip(leaves, NORM.values(), strict=True):
                 arrays[f"layer1_bn.{leaf}"] = stored.astype(dtype)
             arrays["layer1_bn.num_batches_tracked"] = np.array(3, np.int64)
     arrays["layer10.bias"] = BIAS.astype(dtype)

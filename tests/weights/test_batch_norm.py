@@ -55,6 +55,7 @@ def _folded_layers(tmp_path, layers):
         ([("conv1", (8, 3)), ("bn1", 4)], {}),
         ([("a.conv1", (8, 3)), ("b.norm", 8)], {}),
         ([("layer", (8, 3)), ("layer_bn", 8)], {"layer": "layer_bn"}),
+        ([("features_3", (8, 3)), ("features_4", 8)], {"features_3": "features_4"}),
     ],
 )
 def test_a_convolution_is_folded_with_the_norm_that_follows_it(tmp_path, layers, wanted):

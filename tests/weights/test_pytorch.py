@@ -183,11 +183,11 @@ def test_every_way_to_name_a_global_is_refused(tmp_path, program):
     [
         (b"\x80\x02ctorch\nFloatStorage\n)R.", "calls torch.FloatStorage"),
         (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}b.", "changes torch._utils"),
-        (b"\x80\x02K\x01)R.", "calls a int"),
+        (b"\x80\x02K\x01)R.", "calls an object of type int"),
         (b"\x80\x02\x82\x01.", "the operation EXT1"),
         (b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.", "bytes made of something else"),
         # Hashing a tuple of tuples of tuples would visit every path through it.
-        (b"\x80\x02}(" + b")" + b"2\x86" * 60 + b"K\x01u.", "a tuple as a key"),
+        (b"\x80\x02}(" + b")" + b"2\x86" * 60 + b"K\x01u.", "type tuple as a key"),
         (b"\x80\x02" + b"]" * 70 + b"a" * 69 + b".", "nested more than"),
     ],
 )

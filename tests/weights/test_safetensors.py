@@ -35,6 +35,14 @@ def test_every_float_of_npz_is_read_exactly(tmp_path, name, order):
     )
 
 
+def test_objects_and_text_in_an_npz_are_listed_and_not_read(tmp_path):
+    np.savez(tmp_path / "net.npz", w=_NUMBERS, notes=np.array("text"), objects=np.array([{}]))
+    found = weights.read(tmp_path / "net.npz")
+    assert list(found.kernels) == ["w"]
+    assert "other than numbers" in found.skipped["notes"]
+    assert "other than numbers" in found.skipped["objects"]
+
+
 def test_big_endian_npz_is_read(tmp_path):
     np.savez(tmp_path / "net.npz", w=_NUMBERS.astype(">f4"))
     kernel = weights.read(tmp_path / "net.npz").kernels["w"].weight

@@ -21,21 +21,20 @@ _SIZE = flags.DEFINE_string("input_size", None, "Pixels of the images: one numbe
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> None:
     """Audits one network and prints its layers and the verdict."""
     from kernsym_jax import geometry
 
-    name, rows, rows_at = _network(argv[1:])
-    advice = geometry.advise(rows, rows_at)
+    name, size, rows, rows_at = _network(argv[1:])
+    advice = geometry.advise(rows, rows_at, size)
     if _JSON.value:
         print(geometry.audit_json(name, rows, advice))
     else:
         geometry.print_audit(name, rows, advice)
-    return 0
 
 
-def _network(paths: Sequence[str]) -> tuple[str, list[Any], Callable[[Any], list[Any]]]:
-    """The network's name, its rows, and its audit at another size."""
+def _network(paths: Sequence[str]) -> tuple[str, Any, list[Any], Callable[[Any], list[Any]]]:
+    """The network's name, input size if it was given, rows, and its audit at another size."""
     from kernsym_jax import geometry
 
     if len(paths) + bool(_MODEL.value) != 1:
@@ -49,19 +48,20 @@ def _network(paths: Sequence[str]) -> tuple[str, list[Any], Callable[[Any], list
         from kernsym_jax import models
 
         rows_at = functools.partial(_of_model, {"name": _MODEL.value, **fields})
-        return _MODEL.value, rows_at(size or models.default_input_size(_MODEL.value)), rows_at
+        size = size or models.default_input_size(_MODEL.value)
+        return _MODEL.value, size, rows_at(size), rows_at
     if fields:
         raise ValueError(f"--{next(iter(fields))} goes with --model, not with {paths[0]}")
     path = pathlib.Path(paths[0])
     if not path.is_dir():
         rows_at = functools.partial(geometry.audit_onnx, path)
-        return paths[0], rows_at(size), rows_at
+        return paths[0], size, rows_at(size), rows_at
     from kernsym_jax.training import run_directory
 
     model = run_directory.read_json(path / run_directory.CONFIG).get("model", {})
     rows_at = functools.partial(_of_model, {"name": f"of {path}", **model})
     rows = rows_at(size) if size else geometry.read_rows(path / run_directory.LAYERS)
-    return paths[0], rows, rows_at
+    return paths[0], size, rows, rows_at
 
 
 def _of_model(fields: dict[str, Any], size: int | tuple[int, ...]) -> list[Any]:

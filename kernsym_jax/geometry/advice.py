@@ -13,6 +13,7 @@ class Advice:
     """What an audit comes to.
 
     Attributes:
+      total: number of convolutions and pooling windows.
       strided: layers with a kernel of several taps and a stride. Others have no padding to lose to
         their stride, or no stride.
       uneven: those among them whose windows meet more padding at one end than at the other.
@@ -20,6 +21,7 @@ class Advice:
         axis; ``None`` where none was found or none is needed.
     """
 
+    total: int
     strided: int
     uneven: int
     nearest: int | tuple[int, ...] | None
@@ -27,6 +29,8 @@ class Advice:
     @property
     def verdict(self) -> str:
         """One sentence: ``"uneven at 5 of 5 strided layers; 225 is the nearest size …"``."""
+        if not self.total:
+            return "neither convolutions nor pooling windows"
         layers = f"{self.strided} strided layer{'s' if self.strided > 1 else ''}"
         if not self.strided:
             return "no strided layers: no input size makes padding uneven"
@@ -43,6 +47,7 @@ class Advice:
 def advise(
     rows: Sequence[LayerGeometry],
     rows_at: Callable[[Any], Sequence[LayerGeometry]] | None = None,
+    input_size: int | Sequence[int] | None = None,
     reach: int = 64,
 ) -> Advice:
     """Judges a network at the input size that it was audited at.
@@ -51,6 +56,7 @@ def advise(
       rows: of the audit.
       rows_at: the audit of the same network at another input size, one number or one per axis.
         Without it, sizes are worked out from the rows, see `even_input_sizes`.
+      input_size: that the rows were audited at; ``None`` for the input of the first layer.
       reach: how far from the audited size to look for a better one.
 
     Returns:
@@ -63,8 +69,9 @@ def advise(
     uneven = sum(not row.even for row in strided)
     nearest = None
     if uneven:
-        first = next((row for row in rows if -1 in (row.reads or ())), rows[0]).input_size
-        around = first[0] if len(set(first)) == 1 else first
-        sizes = even_input_sizes(rows_at or rows, around, count=1, reach=reach)
+        if input_size is None:
+            first = next((row for row in rows if -1 in (row.reads or ())), rows[0]).input_size
+            input_size = first[0] if len(set(first)) == 1 else first
+        sizes = even_input_sizes(rows_at or rows, input_size, count=1, reach=reach)
         nearest = sizes[0] if sizes else None
-    return Advice(len(strided), uneven, nearest)
+    return Advice(len(rows), len(strided), uneven, nearest)

@@ -117,7 +117,9 @@ class _Follower:
         if name == "conv_general_dilated" and depends:
             return [self._conv(params, inputs, equation.outvars[0].aval.shape)]
         if name in _POOLS and depends:
-            return [self._pool(_POOLS[name], params, inputs[0], equation.outvars[0].aval.shape)]
+            image = next(value for value in inputs if value.depends)
+            made = self._pool(_POOLS[name], params, image, equation.outvars[0].aval.shape)
+            return [made] * len(equation.outvars)
         if name == "scan":
             return self._scan(params, inputs)
         if name == "while":

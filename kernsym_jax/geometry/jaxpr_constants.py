@@ -82,7 +82,7 @@ def _result(name: str, params: Any, known: list[np.ndarray], shape: tuple[int, .
         d = params["dimension"]
         places = np.arange(shape[d]).reshape([-1 if i == d else 1 for i in range(len(shape))])
         return np.broadcast_to(places, shape)
-    if name == "reshape" and params["dimensions"] is not None:
+    if name == "reshape" and params.get("dimensions") is not None:
         return known[0].transpose(params["dimensions"])
     if name in ("reshape", "squeeze", "convert_element_type"):
         return known[0]

@@ -104,7 +104,7 @@ def _squeeze(network: Network, params: Any, inputs: list[Value], shape: tuple[in
 
 def _reshape(network: Network, params: Any, inputs: list[Value], shape: tuple[int, ...]) -> Axes:
     axes, old = inputs[0].axes, inputs[0].shape
-    if params["dimensions"] is not None:
+    if params.get("dimensions") is not None:  # transposed first
         axes = tuple(axes[d] for d in params["dimensions"])
         old = tuple(old[d] for d in params["dimensions"])
     result = reshaped(axes, old, shape)

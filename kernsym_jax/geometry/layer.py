@@ -22,6 +22,7 @@ class LayerGeometry:
     Attributes:
       layer: parameter path of the weights without the weights' own name, ``"layer1/conv2"``, or the
         kind and a number, ``"max_pool_1"``, where there are none or they could not be traced.
+        Weights that are used twice give two rows of one name.
       kind: one of ``KINDS``. ``depthwise`` has a group per input channel; ``transposed`` spreads
         its input by ``upsampling`` first; ``subsample`` is a strided slice, or a sum of shifted
         ones (BlurPool, polyphase sampling), with the taps as its kernel.

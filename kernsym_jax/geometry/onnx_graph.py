@@ -12,6 +12,7 @@ import numpy as np
 _SMALL = 1024
 """Elements up to which an initializer is read: amounts of padding, indices and shapes."""
 
+_SCALED = ("Resize", "Upsample")
 _SAME_PLACES = ("Identity", "Cast", "Add", "Sub", "Mul", "Div", "Clip", "QuantizeLinear")
 _CHANNELS = (1, 3, 4)
 
@@ -147,11 +148,12 @@ def evaluated(graph: OnnxGraph, node: Any, known: Mapping[str, np.ndarray]) -> n
 
 
 def _lighten(graph: Any, folder: pathlib.Path) -> None:
-    """Drops the numbers of large tensors, and reads those of small integers from external files."""
+    """Drops the numbers of large tensors, and reads what shapes depend on from external files."""
     import onnx
     from onnx.external_data_helper import load_external_data_for_tensor
 
-    integers = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+    shaping = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+    scales = {name for node in graph.node if node.op_type in _SCALED for name in node.input}
     for tensor in graph.initializer:
         external = tensor.data_location == onnx.TensorProto.EXTERNAL
         if math.prod(tensor.dims) > _SMALL:
@@ -159,7 +161,7 @@ def _lighten(graph: Any, folder: pathlib.Path) -> None:
                 tensor.ClearField(field)
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
-        elif external and tensor.data_type in integers:
+        elif external and (tensor.data_type in shaping or tensor.name in scales):
             load_external_data_for_tensor(tensor, os.fspath(folder))
 
 

@@ -25,6 +25,16 @@ from kernsym_jax.geometry.reshaping import reshaped
 _NUMPY_MODES = ("reflect", "edge", "wrap")
 
 
+_PLACE_BY_PLACE = frozenset((
+    "Abs", "Add", "BatchNormalization", "Cast", "Ceil", "Clip", "DequantizeLinear", "Div",
+    "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity",
+    "InstanceNormalization", "LeakyRelu", "Log", "Max", "Min", "Mish", "Mul", "Neg", "PRelu",
+    "Pow", "QLinearAdd", "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid", "QuantizeLinear",
+    "QuickGelu", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Softplus", "Sqrt", "Sub", "Sum",
+    "Tanh",
+))  # fmt: skip
+
+
 class Values:
     """What is known of the values of a graph, by name.
 
@@ -114,6 +124,10 @@ def apply(values: Values, node: Any, given: dict[str, Any]) -> None:
 def _place_by_place(values: Values, node: Any) -> Axes | None:
     """An operation on maps that are broadcast to one shape, or one of which nothing is known."""
     shape = values.shapes.get(node.output[0])
+    if shape is None and node.op_type in _PLACE_BY_PLACE:
+        # Behind an operator that onnx does not know, it infers no shape.
+        known = [name for name in node.input if name in values.depends and name in values.shapes]
+        shape = np.broadcast_shapes(*(values.shapes[name] for name in known)) if known else None
     maps = []
     for name in node.input:
         axes, own = values.axes.get(name), values.shapes.get(name)

@@ -79,7 +79,7 @@ def audit_json(title: str, rows: Sequence[LayerGeometry], advice: Advice) -> str
       advice: what they come to.
 
     Returns:
-      A JSON object with the keys network, verdict, strided, uneven, nearest and layers.
+      A JSON object: network, verdict, total, strided, uneven, nearest, and the rows as layers.
     """
     figures = {"network": title, "verdict": advice.verdict, **dataclasses.asdict(advice)}
     layers = [row.to_dict() for row in rows]

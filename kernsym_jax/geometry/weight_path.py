@@ -1,5 +1,8 @@
 """Names of layers: the paths of weights in the arguments of a function."""
 
+import contextlib
+import functools
+import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -82,13 +85,28 @@ def arguments(fn: Any, args: tuple[Any, ...]) -> tuple[list[Leaf], list[Any], Ca
 
 
 def closed_over(fn: Any) -> dict[int, Leaf]:
-    """The arrays in pytrees that a Python function closes over, by identity."""
+    """The arrays in pytrees that a Python function brings along, by identity."""
     found = {}
-    for cell in getattr(fn, "__closure__", None) or ():
-        for keys, value in jax.tree_util.tree_flatten_with_path(cell.cell_contents)[0]:
+    for held in _held(fn):
+        try:
+            leaves = jax.tree_util.tree_flatten_with_path(held)[0]
+        except (TypeError, ValueError):  # a dict whose keys have no order, for one
+            continue
+        for keys, value in leaves:
             if keys and hasattr(value, "shape"):
                 found[id(value)] = _leaf(keys, value)
     return found
+
+
+def _held(fn: Any) -> list[Any]:
+    """What a function brings along: its closure, the object of a method, a partial's arguments."""
+    fn = inspect.unwrap(fn)
+    if isinstance(fn, functools.partial):
+        return [*fn.args, *fn.keywords.values(), *_held(fn.func)]
+    held = [fn.__self__] if inspect.ismethod(fn) else []
+    with contextlib.suppress(ValueError):  # a cell that is not filled yet
+        held += [cell.cell_contents for cell in getattr(fn, "__closure__", None) or ()]
+    return held
 
 
 def _leaf(keys: Sequence[Any], array: Any) -> Leaf:

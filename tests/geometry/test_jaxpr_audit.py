@@ -164,6 +164,22 @@ def test_pooling_windows_are_layers():
     assert all(row.skew is None for row in rows)
 
 
+def test_pooling_of_several_arrays_at_once_is_one_layer():
+    def arg_max_pool(x):
+        places = jnp.arange(x.size, dtype=jnp.int32).reshape(x.shape)
+
+        def larger(a, b):
+            keep = a[0] >= b[0]
+            return jnp.where(keep, a[0], b[0]), jnp.where(keep, a[1], b[1])
+
+        window = (1, 2, 2, 1)
+        start = (-jnp.inf, jnp.int32(0))
+        return lax.reduce_window((x, places), start, larger, window, window, "VALID")
+
+    row = only(geometry.audit(arg_max_pool, IMAGE))
+    assert (row.kind, row.output_size) == ("pool", (5, 6))
+
+
 def test_what_only_looks_like_pooling_is_no_layer():
     def network(x, w):
         x = conv(x, w)

@@ -78,7 +78,7 @@ def test_a_residual_network_reads_as_it_was_exported(save):
     assert [row.reads for row in rows] == [(-1,), (0,), (1,), (1,)]
     assert rows[0].skew == "bottom right"
     assert geometry.even_input_sizes(rows, 224, count=1) == [225]
-    assert "uneven at 3 of 3 strided layers" in geometry.verdict(rows)
+    assert "uneven at 3 of 3 strided layers" in geometry.advise(rows).verdict
 
 
 def test_the_input_size_may_be_fixed_given_or_rectangular(save):
@@ -376,3 +376,45 @@ def test_a_shape_that_cannot_be_inferred_names_file_and_layer(save):
     stored = [weights("stem.weight", 4, 1, 3, 3), integers("axes", 0, 1)]
     with pytest.raises(ValueError, match=r"net\.onnx: stem: the size of its input cannot be inf"):
         geometry.audit_onnx(save(nodes, stored))
+
+
+def test_an_operator_that_onnx_does_not_know_may_stand_between_layers(save):
+    quantized = helper.make_node(
+        "QLinearAdd", ["a", "one", "one", "a", "one", "one"], ["q"], domain="local"
+    )
+    nodes = [
+        node("Conv", "x conv1.weight", "a", **CONV),
+        quantized,
+        node("Relu", "q", "r"),
+        node("MaxPool", "r", "m", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Conv", "m conv2.weight", "y", **CONV),
+    ]
+    stored = [weights("conv1.weight", 4, 3, 3, 3), weights("conv2.weight", 4, 4, 3, 3)]
+    rows = geometry.audit_onnx(save(nodes, [*stored, weights("one", 1)]))
+    assert [row.input_size for row in rows] == [(32, 32), (16, 16), (8, 8)]
+    assert [row.reads for row in rows] == [(-1,), (0,), (1,)]
+
+
+def test_a_graph_without_layers_has_no_rows(save):
+    assert geometry.audit_onnx(save([node("Relu", "x", "y")])) == []
+
+
+def test_a_damaged_graph_is_refused_with_the_files_name(save):
+    with pytest.raises(ValueError, match=r"net\.onnx: a damaged graph"):
+        geometry.audit_onnx(save([node("MaxPool", "x", "y")]))
+    with pytest.raises(ValueError, match=r"net\.onnx: "):
+        geometry.audit_onnx(save([node("Conv", "x", "y")]))
+
+
+def test_a_second_input_keeps_the_size_that_it_is_fixed_to(tmp_path):
+    inputs = [
+        helper.make_tensor_value_info("x", FLOAT, (1, 3, 32, 32)),
+        helper.make_tensor_value_info("template", FLOAT, (1, 3, 16, 16)),
+    ]
+    nodes = [node("Conv", "x w", "a", **CONV), node("Conv", "template w", "b", **CONV)]
+    nodes += [node("GlobalMaxPool", "a", "p"), node("Mul", "p b", "y")]
+    output = helper.make_tensor_value_info("y", FLOAT, None)
+    graph = helper.make_graph(nodes, "net", inputs, [output], [weights("w", 4, 3, 3, 3)])
+    onnx.save(helper.make_model(graph), tmp_path / "two.onnx")
+    rows = geometry.audit_onnx(tmp_path / "two.onnx", 64)
+    assert [row.input_size for row in rows] == [(64, 64), (16, 16)]

@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -125,6 +127,21 @@ def test_a_module_that_is_a_pytree_names_its_layers():
     ):
         assert [row.layer for row in rows] == ["layers/0", "layers/1"]
         assert [row.stride for row in rows] == [(2, 2), (1, 1)]
+
+
+def test_what_a_partial_or_a_method_brings_along_gives_names_too():
+    params = {"block": {"kernel": jnp.ones((3, 3, 3, 3))}, 3: "not sortable with text"}
+    named = {"block": params["block"]}
+
+    def apply(params, x):
+        return conv(x, params["block"]["kernel"])
+
+    model = Convolution(jnp.ones((3, 3, 3, 3)), 2)
+    model = Sequence([model])
+    assert only(geometry.audit(functools.partial(apply, named), IMAGE)).layer == "block"
+    assert only(geometry.audit(jax.jit(functools.partial(apply, named)), IMAGE)).layer == "block"
+    assert only(geometry.audit(model.__call__, IMAGE)).layer == "layers/0"
+    assert only(geometry.audit(lambda x: apply(params, x), IMAGE)).layer == "conv_1"
 
 
 def test_a_closure_over_bare_arrays_is_audited_too():

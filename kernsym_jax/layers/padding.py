@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernsym_jax.geometry import arithmetic
+from kernsym_jax import geometry
 
-PADDINGS = ("zero", "same", "reflect", "replicate", "symmetric", "circular", "partial", "valid")
+PADDINGS = geometry.PADDING_MODES
 
 Pair = tuple[int, int]
 Amounts = tuple[Pair, Pair]
@@ -65,7 +65,7 @@ def layer_padding(
         if padding != "same":
             return asked, asked
         window = size[axis], kernel[axis], stride[axis]
-        near, far = arithmetic.padding_amounts(*window, "SAME", dilation[axis])
+        near, far = geometry.padding_amounts(*window, "SAME", dilation[axis])
         return int(near), int(far)  # type: ignore[arg-type]  # one axis: a pair of ints
 
     return along(0), along(1)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from kernsym_jax.geometry import arithmetic
+from kernsym_jax import geometry
 from kernsym_jax.layers.padding import Amounts, Pair
 
 Position = tuple[float | jax.Array, float | jax.Array]
@@ -48,7 +48,7 @@ def offset_of(
       the uneven padding u.
     """
     uneven = tuple(
-        arithmetic.uneven_padding(size[i], kernel[i], stride[i], amounts[i][0], dilation[i])
+        geometry.uneven_padding(size[i], kernel[i], stride[i], amounts[i][0], dilation[i])
         for i in (0, 1)
     )
 

@@ -127,3 +127,14 @@ def test_poolings_and_convolutions_are_stepped_alike(method):
         assert y.shape[1:3] == (8, 8)
         stepped, _ = downsample(method, y)
         assert stepped.shape == (1, 4, 4, y.shape[3])
+
+
+@pytest.mark.parametrize("method", ["aps", "lps"])
+def test_choices_are_float32_and_maps_keep_their_type(method):
+    x = random_map(2, 6, 6, 3).astype(jnp.bfloat16)
+    down = Downsample(method, 2, dtype=jnp.bfloat16)
+    (y, phases), variables = down.init_with_output(jax.random.key(0), x)
+    assert (y.dtype, phases.dtype) == (jnp.bfloat16, jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} <= {jnp.dtype("float32")}
+    y, _ = down.apply(variables, x, True, rngs={"downsample": jax.random.key(1)})
+    assert y.dtype == jnp.bfloat16

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import runpy
 
 import jax
 import jax.numpy as jnp
@@ -14,21 +13,12 @@ from kernsym_jax import models
 from kernsym_jax.models.inception_v3 import AuxiliaryHead
 from kernsym_jax.models.variant import Variant
 
-_HERE = pathlib.Path(__file__).parent
-_SEEDED = runpy.run_path(str(_HERE / "seeded_weights.py"))
-_TORCH = json.loads((_HERE / "torch_logits.json").read_text())
+_TORCH = json.loads(pathlib.Path(__file__).with_name("torch_logits.json").read_text())
 
 
 def _label(case):
     training = " training" if case["train"] else ""
     return f"{case['model']} {case['size']}{training}"
-
-
-def _prepared(case):
-    model = models.create(case["model"], num_classes=_TORCH["classes"], **case["fields"])
-    images = _SEEDED["images"](case["batch"], case["size"])
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    return model, _SEEDED["variables"](shapes), images
 
 
 def _relative_error(logits, wanted):
@@ -37,16 +27,20 @@ def _relative_error(logits, wanted):
 
 
 @pytest.mark.parametrize("case", [c for c in _TORCH["cases"] if not c["train"]], ids=_label)
-def test_logits_equal_pytorchs_for_the_same_weights(case):
-    model, variables, images = _prepared(case)
+def test_logits_equal_pytorchs_for_the_same_weights(case, prepared):
+    model, variables, images = prepared(
+        case["model"], case["batch"], case["size"], num_classes=_TORCH["classes"], **case["fields"]
+    )
     logits = jax.jit(model.apply)(variables, images)
     assert logits.dtype == jnp.float32
     assert _relative_error(logits, case["logits"]) < 1e-4
 
 
 @pytest.mark.parametrize("case", [c for c in _TORCH["cases"] if c["train"]], ids=_label)
-def test_a_training_pass_gives_pytorchs_logits_and_running_statistics(case):
-    model, variables, images = _prepared(case)
+def test_a_training_pass_gives_pytorchs_logits_and_running_statistics(case, prepared):
+    model, variables, images = prepared(
+        case["model"], case["batch"], case["size"], num_classes=_TORCH["classes"], **case["fields"]
+    )
 
     @jax.jit
     def forward(variables, images):
@@ -60,16 +54,16 @@ def test_a_training_pass_gives_pytorchs_logits_and_running_statistics(case):
         np.testing.assert_allclose(after[path].sum(), total, rtol=1e-4, atol=1e-4, err_msg=path)
 
 
-def test_the_auxiliary_head_of_inception_equals_pytorchs():
+def test_the_auxiliary_head_of_inception_equals_pytorchs(seeded):
     model = models.create("inception_v3", num_classes=_TORCH["classes"])
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 75, 75, 3)))
     variables = {
-        collection: _SEEDED["variables"]({"AuxLogits": shapes[collection]["AuxLogits"]}, prefix)
+        collection: seeded["variables"]({"AuxLogits": shapes[collection]["AuxLogits"]}, prefix)
         for collection, prefix in (("params", "params/"), ("batch_stats", "batch_stats/"))
     }
     head = AuxiliaryHead(_TORCH["classes"], Variant("zero", "stride", 4, None, jnp.float32, 1e-3))
     logits = head.apply(
         {collection: tree["AuxLogits"] for collection, tree in variables.items()},
-        _SEEDED["uniform"]("auxiliary map", (2, 17, 17, 768), 0.0, 1.0),
+        seeded["uniform"]("auxiliary map", (2, 17, 17, 768), 0.0, 1.0),
     )
     assert _relative_error(logits, _TORCH["auxiliary"]["logits"]) < 1e-4

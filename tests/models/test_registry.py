@@ -1,0 +1,161 @@
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernsym_jax import layers, models
+
+COUNTS = {
+    "alexnet": 61_100_840,
+    "vgg11": 132_863_336,
+    "vgg16_bn": 138_365_992,
+    "vgg19": 143_667_240,
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "inception_v3": 27_161_264,
+    "mobilenet_v2": 3_504_872,
+}
+CIFAR_COUNTS = {
+    "cifar_resnet20": 269_722,
+    "cifar_resnet32": 464_154,
+    "cifar_resnet44": 658_586,
+    "cifar_resnet56": 853_018,
+    "cifar_resnet110": 1_727_962,
+}
+
+
+def images_of(name, batch=2):
+    size = models.default_input_size(name)
+    return jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+
+
+def shapes_of(model, images):
+    return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+def test_the_names_are_those_of_the_contract():
+    published = {"small_cnn", "alexnet", "inception_v3", "mobilenet_v2"}
+    published |= {f"vgg{n}{bn}" for n in (11, 13, 16, 19) for bn in ("", "_bn")}
+    published |= {f"resnet{n}" for n in (18, 34, 50, 101, 152)}
+    published |= {f"cifar_resnet{n}" for n in (20, 32, 44, 56, 110)}
+    assert published <= set(models.NAMES)
+    assert all(models.describe(name) for name in models.NAMES)
+
+
+@pytest.mark.parametrize(("name", "count"), {**COUNTS, **CIFAR_COUNTS}.items())
+def test_parameter_counts_are_the_published_ones(name, count):
+    classes = 10 if name in CIFAR_COUNTS else 1000
+    shapes = shapes_of(models.create(name, num_classes=classes), images_of(name))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_every_model_maps_images_of_its_size_to_float32_logits(name):
+    model = models.create(name, num_classes=5, dtype="bfloat16")
+    images = images_of(name)
+    shapes = shapes_of(model, images)
+    assert set(shapes) <= {"params", "batch_stats"}
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    logits = jax.eval_shape(model.apply, shapes, images)
+    assert (logits.shape, logits.dtype) == ((2, 5), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("padding", "downsample"),
+    list(zip(layers.PADDINGS, itertools.cycle(layers.DOWNSAMPLINGS), strict=False)),
+)
+@pytest.mark.parametrize(
+    "name", ["alexnet", "vgg11_bn", "resnet18", "resnet50", "inception_v3", "mobilenet_v2"]
+)
+def test_every_family_takes_every_padding_and_downsampling(name, padding, downsample):
+    model = models.create(name, num_classes=5, padding=padding, downsample=downsample)
+    # Unpadded networks shrink their maps; nothing is computed, so images may be large.
+    size = 1600 if padding == "valid" else models.default_input_size(name)
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    shapes = shapes_of(model, images)
+
+    def train(variables, images):
+        rngs = {"dropout": jax.random.key(0), "downsample": jax.random.key(1)}
+        return model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
+
+    logits, updates = jax.eval_shape(train, shapes, images)
+    main = logits[0] if isinstance(logits, tuple) else logits
+    assert main.shape == (1, 5)
+    assert jax.tree.structure(updates.get("batch_stats", {})) == jax.tree.structure(
+        shapes.get("batch_stats", {})
+    )
+
+
+def test_only_inception_in_training_returns_two_logits():
+    model = models.create("inception_v3", num_classes=5)
+    images = images_of("inception_v3")
+    shapes = shapes_of(model, images)
+    rngs = {"dropout": jax.random.key(0)}
+
+    def apply(model):
+        return jax.eval_shape(
+            lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"], rngs=rngs)[0],
+            shapes,
+            images,
+        )
+
+    assert [logits.shape for logits in apply(model)] == [(2, 5), (2, 5)]
+    assert apply(model.clone(auxiliary=False)).shape == (2, 5)
+
+
+def test_parameters_do_not_depend_on_padding_or_on_unlearned_downsampling():
+    images = images_of("resnet18")
+    wanted = shapes_of(models.create("resnet18"), images)
+    for padding in layers.PADDINGS[:-1]:
+        for downsample in ("stride", "blur", "sbpool", "aps"):
+            model = models.create("resnet18", padding=padding, downsample=downsample)
+            assert shapes_of(model, images) == wanted
+
+
+def test_bad_names_and_fields_are_told_in_one_line_with_what_was_wanted():
+    with pytest.raises(ValueError, match=r"^unknown model 'resnet19'; wanted one of .*resnet18"):
+        models.create("resnet19")
+    with pytest.raises(ValueError, match=r"^unknown model 'x'"):
+        models.default_input_size("x")
+    with pytest.raises(ValueError, match=r"^small_cnn: unknown padding 'none'; wanted.*reflect"):
+        models.create("small_cnn", padding="none")
+    with pytest.raises(ValueError, match=r"^small_cnn: unknown downsample 'max'; wanted.*aps"):
+        models.create("small_cnn", downsample="max")
+    with pytest.raises(ValueError, match=r"^vgg11: unknown fields \['widht'\]; wanted.*width"):
+        models.create("vgg11", widht=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "padding", "size", "layer"),
+    [
+        ("resnet18", "valid", 64, r"layer\d_\d/conv\d: kernel 3x3"),
+        ("resnet18", "reflect", 32, r"layer4_0/conv2: reflect padding by 1 needs"),
+        ("vgg11", "zero", 16, r"features_20: kernel 2x2"),
+        ("alexnet", "zero", 40, r"features_12: kernel 3x3"),
+        ("inception_v3", "zero", 60, r"Mixed_7a/branch3x3_2/conv: kernel 3x3"),
+        ("mobilenet_v2", "circular", 0, r"features_0_0: the input map is empty"),
+    ],
+)
+def test_images_too_small_name_the_layer_that_cannot_take_them(name, padding, size, layer):
+    model = models.create(name, padding=padding)
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    with pytest.raises(ValueError, match=f"^{layer}"):
+        shapes_of(model, images)
+
+
+def test_dropout_acts_in_training_only(prepared):
+    fields = {"width": 1, "hidden": 8, "num_classes": 3}
+    model, variables, images = prepared("vgg11", 1, 32, **fields)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def logits(seed, train):
+        return model.apply(variables, images, train=train, rngs={"dropout": jax.random.key(seed)})
+
+    assert not np.array_equal(logits(0, True), logits(1, True))
+    np.testing.assert_array_equal(logits(0, False), logits(1, False))

@@ -12,6 +12,9 @@ from kernsym_jax.geometry.layer import LayerGeometry
 LayerLike = LayerGeometry | Sequence[Any]
 """A row of an audit, or ``(kernel, stride, padding[, dilation])``, ints or a tuple per axis."""
 
+# What an audit raises where some map is empty, or where shapes do not fit, at a size.
+_NO_NETWORK = (ValueError, TypeError)
+
 Layers = Sequence[LayerLike] | Callable[[Any], Sequence[LayerGeometry]]
 
 
@@ -124,7 +127,7 @@ def _nearest(
     def foretold(size: int) -> bool:
         try:
             return layers_at(rows, sized(size)) == audited(size)
-        except ValueError:
+        except _NO_NETWORK:
             return False
 
     if foretold(middle) and foretold(middle + 1):
@@ -141,7 +144,7 @@ def _first(sizes: Sequence[int], even: Callable[[int], bool], count: int) -> lis
 def _even(rows: Callable[[], Sequence[LayerGeometry]], axis: int | None) -> bool:
     try:
         layers = rows()
-    except (ValueError, TypeError):  # some map is empty or does not fit at this size
+    except _NO_NETWORK:
         return False
     # A layer of stride 1 is the same at every size, centred or not.
     return all(

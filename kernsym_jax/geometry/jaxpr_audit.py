@@ -129,10 +129,12 @@ class _Follower:
             results = zip(*self.network.branches(branches), strict=True)
             return [jaxpr_value.either(self.network, values) for values in results]
         for jaxpr in (j for value in params.values() for j in _jaxprs(value)):
-            shapes = [v.aval.shape for v in getattr(jaxpr, "jaxpr", jaxpr).invars]
+            inner = getattr(jaxpr, "jaxpr", jaxpr)
+            shapes = [v.aval.shape for v in inner.invars]
             if name == "shard_map":  # each device sees its part
                 inputs = [v.resized(shape) for v, shape in zip(inputs, shapes, strict=True)]
-            if shapes == [v.shape for v in inputs]:
+            same_inputs = shapes == [v.shape for v in inputs]
+            if same_inputs and len(inner.outvars) == len(equation.outvars):
                 outputs = zip(self.follow(jaxpr, inputs), equation.outvars, strict=True)
                 return [v.resized(out.aval.shape) for v, out in outputs]
         return jaxpr_shapes.apply(self.network, equation, inputs)

@@ -13,6 +13,15 @@ from kernsym_jax import command_line
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config, a Python file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory; made if it is not there.")
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with a run although its config was another.")
+_PROFILE = flags.DEFINE_string("profile", None, "Folder for a profile of a few steps.")
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "auto", ["auto", "on", "off"],
+    "Whether this process is one of several; auto: in a step of Slurm or Open MPI, on a Cloud TPU, "
+    "or with --coordinator.",
+)  # fmt: skip
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "The number of this one, from 0.", lower_bound=0)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,9 +31,13 @@ def main(argv: Sequence[str]) -> int:
     if _CONFIG.value is None or _WORKDIR.value is None:
         raise ValueError("--config and --workdir are needed")
     from kernsym_jax import training
+    from kernsym_jax.training import processes
 
+    processes.start(_DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:
-        summary = training.train_and_evaluate(_CONFIG.value, _WORKDIR.value, _RESUME.value)
+        summary = training.train_and_evaluate(
+            _CONFIG.value, _WORKDIR.value, _RESUME.value, _PROFILE.value
+        )
     except training.Preempted as stopped:
         print(stopped)
         return command_line.PREEMPTED

@@ -8,15 +8,42 @@ from typing import Any
 import ml_collections
 
 _NESTED = (Mapping, ml_collections.ConfigDict)
+_AT_LEAST = {
+    "batch_size": 1,
+    "eval_batch_size": 1,
+    "seeds": 1,
+    "devices": 0,
+    "log_every": 1,
+    "keep_checkpoints": 1,
+    "keep_best": 0,
+    "optimizer.accumulate": 1,
+    "optimizer.clip_norm": 0,
+}
+_WORDS = {
+    "backend": ("jit", "pmap"),
+    "population": ("auto", "vmap", "turn"),
+    "model.dtype": ("float32", "bfloat16"),
+}
+# Where and how a run computes, which may change from session to session: the numbers do not.
+_PLACE = ("backend", "devices", "population", "keep_checkpoints", "keep_best")
 
 
 def default() -> ml_collections.ConfigDict:
     """Every key that a run knows, with its default; a config file changes a few and returns it."""
     config = ml_collections.ConfigDict()
     config.seed = 0
+    # How many networks, of the seeds seed, seed + 1, …; each gets a run directory of its own.
+    config.seeds = 1
+    # Several seeds as one program (vmap) or one after another (turn); auto for what is faster here.
+    config.population = "auto"
+    # Over all devices and processes.
     config.batch_size = 128
     config.epochs = 10.0
     config.eval_batch_size = 256
+    # jit over a mesh of devices, or pmap.
+    config.backend = "jit"
+    # 0 for all; for one of each process on the CPU, where further devices only share the cores.
+    config.devices = 0
 
     config.model = ml_collections.ConfigDict()
     config.model.name = "small_cnn"
@@ -60,12 +87,24 @@ def default() -> ml_collections.ConfigDict:
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4
     config.optimizer.warmup_epochs = 1.0
+    # Parts into which a batch is split, one after another, to need less memory. The gradient is the
+    # whole batch's; BatchNorm sees each part by itself.
+    config.optimizer.accumulate = 1
+    # Longest gradient over all parameters together; 0 for any.
+    config.optimizer.clip_norm = 0.0
+
+    # Share of the target that is spread over all classes.
+    config.label_smoothing = 0.0
+    # Of the moving average of the weights, which is then evaluated too; 0 for none.
+    config.ema_decay = 0.0
 
     # In steps; evaluation and checkpoints in epochs.
     config.log_every = 50
     config.eval_every_epochs = 1.0
     config.checkpoint_every_epochs = 1.0
+    # The newest, and besides them those of the best evaluation accuracy.
     config.keep_checkpoints = 3
+    config.keep_best = 1
     return config
 
 
@@ -84,17 +123,22 @@ def resolve(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """
     complete = default()
     _update(complete, config, ())
-    positive = ("batch_size", "eval_batch_size", "log_every", "keep_checkpoints")
-    for name in positive:
-        if complete[name] < 1:
-            raise ValueError(f"config.{name} must be at least 1, got {complete[name]}")
+    for name, low in _AT_LEAST.items():
+        if _value(complete, name) < low:
+            raise ValueError(f"config.{name} must be at least {low}, got {_value(complete, name)}")
     for name in ("epochs", "eval_every_epochs", "checkpoint_every_epochs"):
         if not complete[name] > 0:
             raise ValueError(f"config.{name} must be above 0, got {complete[name]}")
-    if not 0 <= complete.seed < 2**32:
+    for name in ("label_smoothing", "ema_decay"):
+        if not 0 <= complete[name] < 1:
+            raise ValueError(f"config.{name} must lie in 0 to 1, 1 left out, got {complete[name]}")
+    if not 0 <= complete.seed <= 2**32 - complete.seeds:
         raise ValueError(f"config.seed must lie in 0 to 2³² − 1, got {complete.seed}")
-    if complete.model.dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"config.model.dtype: float32 or bfloat16, got {complete.model.dtype!r}")
+    for name, words in _WORDS.items():
+        if _value(complete, name) not in words:
+            raise ValueError(
+                f"config.{name}: got {_value(complete, name)!r}, wanted {' or '.join(words)}"
+            )
     complete.lock()
     return complete
 
@@ -106,12 +150,17 @@ def to_json(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys in which two configs differ, as ``key: old → new``, in order."""
-    old_values, new_values = dict(_leaves(to_json(old))), dict(_leaves(to_json(new)))
+    """The keys in which two configs of a run differ, as ``key: old → new``, in order.
+
+    A key that a config lacks, as those of earlier versions do, has its default; what only says
+    where a run computes does not count.
+    """
+    defaults = dict(_leaves(to_json(default())))
+    old_values, new_values = (defaults | dict(_leaves(to_json(one))) for one in (old, new))
     return [
         f"{key}: {old_values.get(key, 'absent')} → {new_values.get(key, 'absent')}"
         for key in sorted(old_values.keys() | new_values.keys())
-        if old_values.get(key, ...) != new_values.get(key, ...)
+        if key not in _PLACE and old_values.get(key, ...) != new_values.get(key, ...)
     ]
 
 
@@ -143,6 +192,12 @@ def _like(example: Any, value: Any, name: str) -> Any:
     if type(example) is not type(value):
         raise ValueError(f"{name}: got {value!r}, wanted a value like {example!r}")
     return value
+
+
+def _value(config: ml_collections.ConfigDict, name: str) -> Any:
+    for part in name.split("."):
+        config = config[part]
+    return config
 
 
 def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,15 +15,21 @@ class MetricsWriter:
       workdir: the run directory.
       step: completed steps; what an earlier session wrote about later ones is taken out, since this
         one will write it again.
+
+    Attributes:
+      earlier: the lines that earlier sessions wrote.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int) -> None:
         from tensorboardX import SummaryWriter
 
         path = workdir / run_directory.METRICS
-        kept = [line for line in run_directory.read_metrics(workdir) if line["step"] <= step]
+        lines = run_directory.read_metrics(workdir)
+        self.earlier = [line for line in lines if line["step"] <= step]
         fresh = path.with_name(f".{path.name}.fresh")
-        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        fresh.write_text(
+            "".join(json.dumps(line) + "\n" for line in self.earlier), encoding="utf-8"
+        )
         fresh.replace(path)
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import ml_collections
-import optax
+
+from kernsym_jax.training.optimizer import optimizer
+from kernsym_jax.training.recipe import Recipe
 
 NEVER = 2**31 - 1
 """The step of `Meter.bad_step` while every loss has been finite."""
@@ -48,84 +48,44 @@ class TrainState:
       params: the model's parameters, float32.
       batch_stats: BatchNorm's running statistics, float32.
       opt_state: the optimizer's state.
+      ema: moving averages of ``params`` and ``batch_stats``, float32; empty if there are none.
       meter: sums since the last log line.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     batch_stats: Any
     opt_state: Any
-    meter: Meter
+    ema: Any
+    meter: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the model is applied with."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def learning_rate(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-    """Linear warm-up from 0, then half a cosine down to 0 at the last step.
-
-    Args:
-      config: of the run, resolved.
-      steps_per_epoch: training steps in an epoch.
-
-    Returns:
-      The learning rate as a function of the number of completed steps.
-    """
-    total = total_steps(config, steps_per_epoch)
-    warmup = min(round(config.optimizer.warmup_epochs * steps_per_epoch), total - 1)
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup else config.optimizer.learning_rate,
-        peak_value=config.optimizer.learning_rate,
-        warmup_steps=warmup,
-        decay_steps=total,
-    )
-    # In floats from the start: optax mixes the count with floats, which strict promotion forbids.
-    return lambda count: schedule(jnp.asarray(count, jnp.float32))
-
-
-def total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
-    """The length of a run in steps, at least 1."""
-    return max(1, round(config.epochs * steps_per_epoch))
-
-
-def optimizer(
-    config: ml_collections.ConfigDict, schedule: optax.Schedule
-) -> optax.GradientTransformation:
-    """SGD with momentum; weight decay on kernels only, not on BatchNorm and biases.
+def initial_state(recipe: Recipe, image_shape: tuple[int, ...], key: jax.Array) -> TrainState:
+    """The state before the first step, from the run's key alone.
 
     Args:
-      config: of the run, resolved.
-      schedule: learning rate by step.
-
-    Returns:
-      The gradient transformation.
-    """
-
-    def decayed(params: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-    return optax.chain(
-        optax.add_decayed_weights(config.optimizer.weight_decay, decayed),
-        optax.sgd(schedule, config.optimizer.momentum, config.optimizer.nesterov),
-    )
-
-
-def create_state(
-    model: nn.Module, transformation: optax.GradientTransformation, key: jax.Array, images: Any
-) -> TrainState:
-    """The state before the first step.
-
-    Args:
-      model: a network of `kernsym_jax.models`.
-      transformation: the optimizer.
-      key: a JAX random key.
-      images: an example batch, for its shape (batch, height, width, channels) and dtype.
+      recipe: of the run.
+      image_shape: (height, width, channels).
+      key: of the run.
 
     Returns:
       The state; all arrays are fresh.
     """
-    variables = model.init(key, jnp.zeros(images.shape, images.dtype))
+    # A key of its own, so that the initial weights share no bits with the first step.
+    key = jax.random.fold_in(key, NEVER)
+    variables = recipe.model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    averages = {"params": params, "batch_stats": batch_stats}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=transformation.init(variables["params"]),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer(recipe).init(params),
+        ema=averages if recipe.ema_decay else {},
         meter=Meter.empty(),
     )

@@ -1,47 +1,23 @@
 """One pure training step and one pure evaluation step."""
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from kernsym_jax import symmetry
-from kernsym_jax.data import Augment, augment, normalize
+from kernsym_jax.data import augment, normalize
+from kernsym_jax.training.optimizer import optimizer
+from kernsym_jax.training.recipe import Recipe
 from kernsym_jax.training.state import NEVER, Meter, TrainState
 
 Batch = dict[str, jax.Array]
 Logs = dict[str, Any]
-
+Sums = dict[str, jax.Array]
 
 AUXILIARY_WEIGHT = 0.4
 """What an auxiliary head's loss counts (Inception-v3's usual share)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """All that is fixed about a step.
-
-    Attributes:
-      model: a network of `kernsym_jax.models`.
-      transformation: the optimizer.
-      mean: of the images, per channel.
-      std: of the images, per channel.
-      augment: how training images are varied.
-      log_every: symmetry is measured, and the meter starts anew, every so many steps.
-      total_steps: symmetry is measured after the last step too.
-    """
-
-    model: nn.Module
-    transformation: optax.GradientTransformation
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    augment: Augment
-    log_every: int
-    total_steps: int
 
 
 def train_step(
@@ -49,70 +25,35 @@ def train_step(
 ) -> tuple[TrainState, Logs]:
     """One step of training.
 
+    The numbers do not depend on how devices share the batch, to rounding: an image is varied by a
+    key of its place in the whole batch. (Under ``pmap`` dropout and LPS draw other noise than under
+    ``jit``, of the same distribution.)
+
     Args:
-      recipe: static.
+      recipe: static. With an ``axis_name`` the step runs once on each device of that axis, on its
+        part of the batch.
       state: before the step.
       batch: ``image`` (batch, height, width, channels) uint8 and ``label`` (batch,) int32.
       key: the run's key; the step's own randomness is folded in from ``state.step``.
 
     Returns:
       The state after the step, and ``{"meter": Meter, "symmetry": {path: KernelSymmetry}}`` whose
-      symmetry is NaN except where `logs_at` says that it is measured.
+      symmetry is NaN except where `Recipe.logs_at` says that it is measured; with moving averages
+      also theirs, ``ema_symmetry``.
     """
-    augment_key, *layer_keys = jax.random.split(jax.random.fold_in(key, state.step), 3)
-    images = augment(batch["image"], augment_key, recipe.augment)
-    images = normalize(images, recipe.mean, recipe.std)
-
-    def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        output: Any = recipe.model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs=dict(zip(("dropout", "downsample"), layer_keys, strict=True)),
-        )
-        logits, updates = output
-        loss = jnp.zeros((), jnp.float32)
-        if isinstance(logits, tuple):
-            logits, auxiliary = logits
-            loss = AUXILIARY_WEIGHT * mean_loss(auxiliary, batch["label"])
-        loss = loss + mean_loss(logits, batch["label"])
-        return loss, (logits, updates.get("batch_stats", {}))
-
-    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-        state.params
-    )
-    updates, opt_state = recipe.transformation.update(gradients, state.opt_state, state.params)
+    augment_key, layer_key = jax.random.split(jax.random.fold_in(key, state.step))
+    images = _vary(recipe, batch["image"], augment_key)
+    gradients, batch_stats, sums = _gradients(recipe, state, images, batch["label"], layer_key)
+    updates, opt_state = optimizer(recipe).update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    meter = _advance(state.meter, state.step % recipe.log_every == 0, step, loss, logits, batch)
-    # Decided inside the program: one compiled step serves the whole run.
-    measured = jax.lax.cond(
-        (step % recipe.log_every == 0) | (step == recipe.total_steps),
-        symmetry.measure,
-        lambda tree: jax.tree.map(
-            lambda row: jnp.full(row.shape, jnp.nan, row.dtype),
-            jax.eval_shape(symmetry.measure, tree),
-        ),
-        params,
-    )
-    return TrainState(step, params, batch_stats, opt_state, meter), {
-        "meter": meter,
-        "symmetry": measured,
-    }
+    ema = _average(recipe, state.ema, {"params": params, "batch_stats": batch_stats}, step)
+    meter = _advance(state.meter, state.step % recipe.log_every == 0, step, sums)
+    state = TrainState(step, params, batch_stats, opt_state, ema, meter)
+    return state, {"meter": meter, **_measured(recipe, state)}
 
 
-def mean_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The batch's mean cross-entropy of (batch, classes) logits with (batch,) int32 labels."""
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-
-def logs_at(recipe: Recipe, step: int) -> bool:
-    """Whether the logs of this step (counted as completed steps) are to be written."""
-    return step % recipe.log_every == 0 or step == recipe.total_steps
-
-
-def eval_step(recipe: Recipe, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+def eval_step(recipe: Recipe, state: TrainState, batch: Batch) -> Sums:
     """What a batch adds to the evaluation.
 
     Args:
@@ -121,53 +62,149 @@ def eval_step(recipe: Recipe, state: TrainState, batch: Batch) -> dict[str, jax.
       batch: as in training, with ``weight`` (batch,) float32: 0 for images that only fill it up.
 
     Returns:
-      float32 sums over the images that count: ``loss``, ``correct``, ``images``.
+      float32 sums over the images that count: ``loss`` (without label smoothing), ``correct``,
+      ``images``; with moving averages also ``ema_loss`` and ``ema_correct``.
     """
-    logits: Any = recipe.model.apply(
-        {"params": state.params, "batch_stats": state.batch_stats},
-        normalize(batch["image"], recipe.mean, recipe.std),
-        train=False,
+    images = normalize(batch["image"], recipe.mean, recipe.std)
+    sums = {"images": jnp.sum(batch["weight"])}
+    for prefix, variables in {"": state.variables, "ema_": state.ema}.items():
+        if not variables:
+            continue
+        logits: Any = recipe.model.apply(variables, images, train=False)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        # An image that does not count may have any loss, also one that is not finite.
+        sums[f"{prefix}loss"] = jnp.sum(jnp.where(batch["weight"] > 0, losses, 0))
+        sums[f"{prefix}correct"] = jnp.sum(_correct(logits, batch["label"]) * batch["weight"])
+    return _over_devices(recipe, jax.lax.psum, sums)
+
+
+def mean_loss(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """The mean cross-entropy of a batch.
+
+    Args:
+      logits: (batch, classes) float32.
+      labels: (batch,) int32.
+      smoothing: share of the target that is spread over all classes.
+
+    Returns:
+      () float32.
+    """
+    if not smoothing:
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    return jnp.mean(optax.softmax_cross_entropy(logits, targets))
+
+
+def _vary(recipe: Recipe, images: jax.Array, key: jax.Array) -> jax.Array:
+    places = jnp.arange(len(images))
+    if recipe.axis_name is not None:
+        places = places + jax.lax.axis_index(recipe.axis_name) * len(images)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
+    return jax.vmap(lambda image, key: augment(image[None], key, recipe.augment)[0])(images, keys)
+
+
+def _gradients(
+    recipe: Recipe, state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array
+) -> tuple[Any, Any, Sums]:
+    """The gradient of the whole batch's mean loss, the new statistics, and sums for the meter."""
+    parts = recipe.optimizer.accumulate
+
+    def loss_of(params: Any, batch_stats: Any, part: tuple) -> tuple[jax.Array, Any]:
+        images, labels, number = part
+        output: Any = recipe.model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            normalize(images, recipe.mean, recipe.std),
+            train=True,
+            mutable=["batch_stats"],
+            rngs=_layer_keys(recipe, jax.random.fold_in(key, number)),
+        )
+        logits, updates = output
+        loss = jnp.zeros((), jnp.float32)
+        if isinstance(logits, tuple):
+            logits, auxiliary = logits
+            loss = AUXILIARY_WEIGHT * mean_loss(auxiliary, labels, recipe.label_smoothing)
+        loss = loss + mean_loss(logits, labels, recipe.label_smoothing)
+        return loss, (updates.get("batch_stats", {}), jnp.sum(_correct(logits, labels)))
+
+    def one_part(carry: tuple, part: tuple) -> tuple[tuple, None]:
+        gradients, batch_stats, loss, correct = carry
+        (part_loss, (batch_stats, part_correct)), part_gradients = jax.value_and_grad(
+            loss_of, has_aux=True
+        )(state.params, batch_stats, part)
+        gradients = jax.tree.map(jnp.add, gradients, part_gradients)
+        return (gradients, batch_stats, loss + part_loss, correct + part_correct), None
+
+    zero = jnp.zeros((), jnp.float32)
+    carry = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats, zero, zero)
+    if parts == 1:
+        carry, _ = one_part(carry, (images, labels, 0))
+    else:
+        # Every part takes each n-th image, so that no image has to leave its device.
+        split = [x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for x in (images, labels)]
+        # XLA:CPU runs convolutions inside a loop many times slower than outside.
+        unroll = parts if jax.default_backend() == "cpu" else 1
+        carry, _ = jax.lax.scan(one_part, carry, (*split, jnp.arange(parts)), unroll=unroll)
+    gradients, batch_stats, loss, correct = carry
+    gradients, loss = jax.tree.map(lambda x: x / parts, (gradients, loss))
+    gradients, loss = _over_devices(recipe, jax.lax.pmean, (gradients, loss))
+    counts = {"correct": correct, "images": jnp.float32(len(labels))}
+    return gradients, batch_stats, {"loss": loss, **_over_devices(recipe, jax.lax.psum, counts)}
+
+
+def _layer_keys(recipe: Recipe, key: jax.Array) -> dict[str, jax.Array]:
+    dropout, downsample = jax.random.split(key)
+    if recipe.axis_name is not None:
+        # Noise per image has to differ between devices; SBPool's offset is the whole batch's.
+        device = jax.lax.axis_index(recipe.axis_name)
+        dropout = jax.random.fold_in(dropout, device)
+        if recipe.model.downsample == "lps":
+            downsample = jax.random.fold_in(downsample, device)
+    return {"dropout": dropout, "downsample": downsample}
+
+
+def _average(recipe: Recipe, old: Any, new: Any, step: jax.Array) -> Any:
+    if not recipe.ema_decay:
+        return {}
+    # Short at first: the initial weights would otherwise stay in the average for long.
+    count = step.astype(jnp.float32)
+    decay = jnp.minimum(recipe.ema_decay, (1 + count) / (10 + count))
+    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
+
+
+def _measured(recipe: Recipe, state: TrainState) -> Logs:
+    measured = {"symmetry": state.params}
+    if state.ema:
+        measured["ema_symmetry"] = state.ema["params"]
+
+    def measure(trees: dict[str, Any]) -> Logs:
+        return {name: symmetry.measure(tree) for name, tree in trees.items()}
+
+    # Decided inside the program: one compiled step serves the whole run.
+    return jax.lax.cond(
+        (state.step % recipe.log_every == 0) | (state.step == recipe.total_steps),
+        measure,
+        lambda trees: jax.tree.map(
+            lambda row: jnp.full(row.shape, jnp.nan, row.dtype), jax.eval_shape(measure, trees)
+        ),
+        measured,
     )
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    correct = (jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32)
-    weight = batch["weight"]
-    # An image that does not count may have any loss, also one that is not finite.
-    return {
-        "loss": jnp.sum(jnp.where(weight > 0, losses, 0)),
-        "correct": jnp.sum(correct * weight),
-        "images": jnp.sum(weight),
-    }
 
 
-def jit_steps(
-    recipe: Recipe,
-) -> tuple[Callable[..., tuple[TrainState, Logs]], Callable[..., dict[str, jax.Array]]]:
-    """The two steps compiled, the training step with its state donated."""
-
-    def train(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Logs]:
-        return train_step(recipe, state, batch, key)
-
-    def evaluate(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
-        return eval_step(recipe, state, batch)
-
-    return jax.jit(train, donate_argnums=0), jax.jit(evaluate)
+def _correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
 
 
-def _advance(
-    meter: Meter,
-    anew: jax.Array,
-    step: jax.Array,
-    loss: jax.Array,
-    logits: jax.Array,
-    batch: Batch,
-) -> Meter:
+def _over_devices(recipe: Recipe, reduce: Any, tree: Any) -> Any:
+    return tree if recipe.axis_name is None else reduce(tree, recipe.axis_name)
+
+
+def _advance(meter: Meter, anew: jax.Array, step: jax.Array, sums: Sums) -> Meter:
     kept = jnp.where(anew, 0.0, 1.0)
-    correct = jnp.argmax(logits, axis=-1) == batch["label"]
-    bad = jnp.where(jnp.isfinite(loss), NEVER, step)
+    bad = jnp.where(jnp.isfinite(sums["loss"]), NEVER, step)
     return Meter(
-        loss=jnp.where(anew, 0.0, meter.loss) + loss,
-        correct=kept * meter.correct + jnp.sum(correct.astype(jnp.float32)),
-        images=kept * meter.images + float(len(logits)),
+        loss=jnp.where(anew, 0.0, meter.loss) + sums["loss"],
+        correct=kept * meter.correct + sums["correct"],
+        images=kept * meter.images + sums["images"],
         steps=kept * meter.steps + 1,
         bad_step=jnp.minimum(meter.bad_step, bad),
     )

@@ -1,6 +1,16 @@
 """A run small enough for a test: 8 steps of a two-layer network on the digits."""
 
-from kernsym_jax import training
+import json
+import pathlib
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from kernsym_jax import data, training
+from kernsym_jax.training.backend import Backend, choose_backend
+from kernsym_jax.training.checkpoints import Checkpoints, newest_whole
+from kernsym_jax.training.recipe import Recipe, complete, make_recipe
 
 
 def config(**changes):
@@ -20,3 +30,64 @@ def config(**changes):
             node = node[part]
         node[name] = value
     return tiny
+
+
+class Parts(NamedTuple):
+    """What a run is made of."""
+
+    backend: Backend
+    dataset: data.Dataset
+    recipe: Recipe
+
+    def initial_state(self, seed=0):
+        return self.backend.initial_state(self.recipe, self.dataset.image_shape, seed)
+
+    def train(self, steps, seeds=(0,)):
+        """The state after some steps, and each step's logs on the host."""
+        step = self.backend.compile_train(self.recipe)
+        state = self.backend.join([self.initial_state(seed) for seed in seeds])
+        key, stream, logs = self.backend.keys(seeds), self.dataset.train.start(0), []
+        for _ in range(steps):
+            state, log = step(state, next(stream), key)
+            logs.append(jax.device_get(log))
+        return state, logs
+
+
+def parts(changed, members=0):
+    """Backend, data and recipe of a config, as a run puts them together."""
+    resolved = training.resolve(changed)
+    backend = choose_backend(resolved, members)
+    seeds = [resolved.seed + index for index in range(members)] if members else resolved.seed
+    dataset = data.open(
+        resolved.data, seeds, resolved.batch_size, 256, backend.replicate, backend.shard
+    )
+    recipe = make_recipe(complete(resolved, dataset), dataset, backend.axis_name)
+    return Parts(backend, dataset, recipe)
+
+
+def saved_state(workdir, changed):
+    """The newest checkpoint of a run."""
+    checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints", 3)
+    try:
+        return checkpoints.restore(newest_whole([checkpoints]), parts(changed).initial_state())
+    finally:
+        checkpoints.close()
+
+
+def lines(workdir, split=None):
+    """What ``metrics.jsonl`` holds, of one split or of all."""
+    text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
+    found = [json.loads(line) for line in text.splitlines()]
+    return [line for line in found if split in (None, line["split"])]
+
+
+def require_equal(left, right):
+    """Fails unless all arrays are equal bit by bit."""
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def require_close(left, right, tolerance=1e-5):
+    """Fails if a number differs by more than the tolerance, NaN equal to NaN."""
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=tolerance, atol=tolerance)

@@ -1,0 +1,244 @@
+"""On which devices a run computes, and the two steps compiled for them."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from kernsym_jax.training.recipe import Recipe
+from kernsym_jax.training.state import TrainState, initial_state
+from kernsym_jax.training.step import Batch, Logs, Sums, eval_step, train_step
+
+MEMBERS, DATA = "members", "data"
+"""The axes of the mesh: networks that train side by side, and parts of a batch."""
+
+TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Logs]]
+EvalStep = Callable[[TrainState, Batch], Sums]
+
+_EACH = PartitionSpec(MEMBERS)
+# All members are at the same step. One number for all also keeps the decision whether to measure
+# symmetry a scalar: over a vector of steps both branches would run at every step.
+_STATE_AXES = TrainState(step=None, params=0, batch_stats=0, opt_state=0, ema=0, meter=0)
+_STATE_SPECS = TrainState(PartitionSpec(), _EACH, _EACH, _EACH, _EACH, _EACH)
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """The devices of a run, or of a population that trains as one program.
+
+    The state lies whole on every device and a batch is split over them. In a population of several
+    members all arrays of the state but ``step`` have a leading axis of members, which is split over
+    devices as far as their number allows; the devices of a member share its batches.
+
+    Attributes:
+      kind: ``jit``, where the compiler splits the work, or ``pmap``, where every device runs the
+        step on its part of the batch.
+      mesh: devices (members, data).
+      members: networks that train as one program; 0 for a single one, without that axis.
+    """
+
+    kind: str
+    mesh: Mesh
+    members: int = 0
+
+    @property
+    def axis_name(self) -> str | None:
+        """The mapped axis that a recipe for this backend needs."""
+        return DATA if self.kind == "pmap" or self.members else None
+
+    @property
+    def parts(self) -> int:
+        """Over how many devices a batch is split."""
+        return self.mesh.shape[DATA]
+
+    def replicate(self, array: np.ndarray) -> jax.Array:
+        """Puts a host array on all devices."""
+        return jax.make_array_from_process_local_data(self._sharding(), array)
+
+    def shard(self, array: np.ndarray) -> jax.Array:
+        """Puts this process's part of a batch on the devices, as a part of the whole batch.
+
+        Args:
+          array: (batch,) or (batch, height, width, channels); for training several members
+            (members, batch) or (members, batch, height, width, channels).
+
+        Returns:
+          The whole batch; under ``pmap`` with a leading axis of devices.
+        """
+        spec = PartitionSpec(DATA)
+        if self.members and array.ndim in (2, 5):
+            spec = PartitionSpec(MEMBERS, DATA)
+        elif self.kind == "pmap":
+            local = self.parts // jax.process_count()
+            array = array.reshape(local, -1, *array.shape[1:])
+        return jax.make_array_from_process_local_data(self._sharding(*spec), array)
+
+    def keys(self, seeds: Sequence[int]) -> jax.Array:
+        """The keys of the members, or of the single network."""
+        if self.members:
+            make = jax.jit(jax.vmap(jax.random.key), out_shardings=self._sharding(MEMBERS))
+            return make(np.array(seeds, np.uint32))
+        (seed,) = seeds
+        return jax.jit(jax.random.key, out_shardings=self._sharding())(np.uint32(seed))
+
+    def initial_state(self, recipe: Recipe, image_shape: tuple[int, ...], seed: int) -> TrainState:
+        """The state of one network before its first step, on all devices."""
+        return _initial_state(self, recipe, image_shape)(np.uint32(seed))
+
+    def join(self, states: Sequence[TrainState]) -> TrainState:
+        """The state of this backend from those of the single networks."""
+        return _join(self)(*states) if self.members else states[0]
+
+    def member(self, state: TrainState, index: int) -> TrainState:
+        """The state of one network, as if it had trained alone; whole on every device."""
+        if not self.members:
+            return state
+        return _member(self)(state, self.replicate(np.array(index, np.int32)))
+
+    def compile_train(self, recipe: Recipe) -> TrainStep:
+        """The training step; its state is donated."""
+        return _compile_train(self, recipe)
+
+    def compile_eval(self, recipe: Recipe) -> EvalStep:
+        """The evaluation step; all members see the same batch."""
+        return _compile_eval(self, recipe)
+
+    def _sharding(self, *axes: str | None) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(*axes))
+
+    def _state_sharding(self) -> Any:
+        if not self.members:
+            return self._sharding()
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), _STATE_SPECS)
+
+
+def choose_backend(config: ml_collections.ConfigDict, members: int = 0) -> Backend:
+    """The backend that a config asks for.
+
+    Args:
+      config: of the run, resolved.
+      members: networks that train as one program; 0 for a single one.
+
+    Returns:
+      The backend.
+
+    Raises:
+      ValueError: if there are not as many devices, or they cannot share a batch evenly.
+    """
+    devices = _devices(config.devices)
+    side_by_side = math.gcd(members or 1, len(devices))
+    mesh = Mesh(np.array(devices).reshape(side_by_side, -1), (MEMBERS, DATA))
+    backend = Backend("jit" if members else config.backend, mesh, members)
+    shares = backend.parts * config.optimizer.accumulate
+    if config.batch_size % shares:
+        raise ValueError(
+            f"config.batch_size={config.batch_size} cannot be split evenly over {backend.parts} "
+            f"devices × {config.optimizer.accumulate} parts: wanted a multiple of {shares}"
+        )
+    return backend
+
+
+def _devices(count: int) -> list[jax.Device]:
+    processes = jax.process_count()
+    if count % processes or count > jax.device_count():
+        raise ValueError(
+            f"config.devices={count}: there are {jax.device_count()} devices of {processes} "
+            f"process{'es'[: 2 * (processes > 1)]}, each of which must have as many"
+        )
+    own = count // processes
+    if not count:
+        own = 1 if jax.default_backend() == "cpu" else jax.local_device_count()
+    return [device for index in range(processes) for device in jax.local_devices(index)[:own]]
+
+
+@functools.lru_cache(maxsize=16)
+def _compile_train(backend: Backend, recipe: Recipe) -> TrainStep:
+    step = functools.partial(train_step, recipe)
+    if backend.members:
+        step = jax.vmap(step, in_axes=(_STATE_AXES, 0, 0), out_axes=(_STATE_AXES, 0))
+        batch = PartitionSpec(MEMBERS, DATA)
+        return _map(backend, step, (_STATE_SPECS, batch, _EACH), (_STATE_SPECS, _EACH), donate=0)
+    if backend.kind == "pmap":
+        return _pmap(backend, step, (None, 0, None), donate=0)
+    whole, split = backend._sharding(), backend._sharding(DATA)
+    return jax.jit(step, donate_argnums=0, in_shardings=(whole, split, whole), out_shardings=whole)
+
+
+@functools.lru_cache(maxsize=16)
+def _compile_eval(backend: Backend, recipe: Recipe) -> EvalStep:
+    step = functools.partial(eval_step, recipe)
+    if backend.members:
+        step = jax.vmap(step, in_axes=(_STATE_AXES, None))
+        return _map(backend, step, (_STATE_SPECS, PartitionSpec(DATA)), _EACH)
+    if backend.kind == "pmap":
+        return _pmap(backend, step, (None, 0))
+    whole, split = backend._sharding(), backend._sharding(DATA)
+    return jax.jit(step, in_shardings=(whole, split), out_shardings=whole)
+
+
+def _map(
+    backend: Backend, step: Callable, in_specs: Any, out_specs: Any, donate: int | None = None
+) -> Callable:
+    # Unchecked: the checker has no rule for some of the operations of our layers.
+    mapped = jax.shard_map(
+        step, mesh=backend.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+    return jax.jit(mapped, donate_argnums=() if donate is None else donate)
+
+
+def _pmap(backend: Backend, step: Callable, in_axes: tuple, donate: int | None = None) -> Callable:
+    mapped = jax.pmap(
+        step,
+        axis_name=DATA,
+        in_axes=in_axes,
+        out_axes=None,
+        devices=list(backend.mesh.devices.flat),
+        donate_argnums=() if donate is None else donate,
+    )
+    if jax.process_count() == 1:
+        return mapped
+
+    def run(*args: Any) -> Any:
+        # Between processes pmap hands out each process's own copies.
+        return jax.tree.map(functools.partial(_as_global, backend._sharding()), mapped(*args))
+
+    return run
+
+
+def _as_global(sharding: NamedSharding, array: jax.Array) -> jax.Array:
+    copies = [shard.data for shard in array.addressable_shards]
+    return jax.make_array_from_single_device_arrays(array.shape, sharding, copies)
+
+
+@functools.lru_cache(maxsize=16)
+def _initial_state(backend: Backend, recipe: Recipe, image_shape: tuple[int, ...]) -> Callable:
+    def create(seed: jax.Array) -> TrainState:
+        return initial_state(recipe, image_shape, jax.random.key(seed))
+
+    return jax.jit(create, out_shardings=backend._sharding())
+
+
+@functools.cache
+def _join(backend: Backend) -> Callable:
+    def join(*states: TrainState) -> TrainState:
+        joined = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        return dataclasses.replace(joined, step=states[0].step)
+
+    return jax.jit(join, out_shardings=backend._state_sharding())
+
+
+@functools.cache
+def _member(backend: Backend) -> Callable:
+    def member(state: TrainState, index: jax.Array) -> TrainState:
+        rest = dataclasses.replace(state, step=())
+        picked = jax.tree.map(lambda leaf: leaf[index], rest)
+        return dataclasses.replace(picked, step=state.step)
+
+    return jax.jit(member, out_shardings=backend._sharding())

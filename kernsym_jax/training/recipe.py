@@ -1,0 +1,112 @@
+"""All that is fixed about the steps of a run, as one value that programs are compiled for."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import ml_collections
+
+from kernsym_jax import data, models
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that is fixed about a step. Equal recipes share their compiled programs.
+
+    Attributes:
+      model: a network of `kernsym_jax.models`.
+      optimizer: the keys under ``config.optimizer``.
+      warmup_steps: over which the learning rate rises.
+      total_steps: of the run; symmetry is measured after the last one too.
+      mean: of the images, per channel.
+      std: of the images, per channel.
+      augment: how training images are varied.
+      log_every: symmetry is measured, and the meter starts anew, every so many steps.
+      label_smoothing: share of the target that is spread over all classes.
+      ema_decay: of the weights' moving average; 0 for none.
+      axis_name: the mapped axis along which devices share a batch; None where there is no such axis
+        and every array is the whole one.
+    """
+
+    model: nn.Module
+    optimizer: ml_collections.FrozenConfigDict
+    warmup_steps: int
+    total_steps: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: data.Augment
+    log_every: int
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
+    axis_name: str | None = None
+
+    def logs_at(self, step: int) -> bool:
+        """Whether the logs of this step (counted as completed steps) are to be written."""
+        return step % self.log_every == 0 or step == self.total_steps
+
+
+def total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
+    """The length of a run in steps, at least 1."""
+    return max(1, round(config.epochs * steps_per_epoch))
+
+
+def make_recipe(
+    config: ml_collections.ConfigDict, dataset: data.Dataset, axis_name: str | None = None
+) -> Recipe:
+    """All that is fixed about a step of this run.
+
+    Args:
+      config: of the run, complete.
+      dataset: of the run.
+      axis_name: the mapped axis along which devices share a batch.
+
+    Returns:
+      The recipe; it is the same for all seeds.
+
+    Raises:
+      ValueError: if there is no such model.
+    """
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in config.model.to_dict().items()
+    }
+    steps_per_epoch = dataset.train.steps_per_epoch
+    steps = total_steps(config, steps_per_epoch)
+    return Recipe(
+        model=models.create(**fields).clone(bn_axis_name=axis_name),
+        optimizer=ml_collections.FrozenConfigDict(config.optimizer),
+        warmup_steps=min(round(config.optimizer.warmup_epochs * steps_per_epoch), steps - 1),
+        total_steps=steps,
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+        augment=dataset.augment,
+        log_every=config.log_every,
+        label_smoothing=config.label_smoothing,
+        ema_decay=config.ema_decay,
+        axis_name=axis_name,
+    )
+
+
+def complete(config: ml_collections.ConfigDict, dataset: data.Dataset) -> ml_collections.ConfigDict:
+    """The config with what the data decide: the statistics of the images, the number of classes.
+
+    Args:
+      config: of the run, resolved.
+      dataset: of the run.
+
+    Returns:
+      A config for which the run is the same whatever is found in the data.
+
+    Raises:
+      ValueError: if the model has fewer classes than the data.
+    """
+    config = ml_collections.ConfigDict(config)
+    config.data.mean, config.data.std = dataset.mean, dataset.std
+    classes = len(dataset.classes)
+    if 0 < config.model.num_classes < classes:
+        raise ValueError(
+            f"labels up to {classes - 1} are out of range for "
+            f"config.model.num_classes={config.model.num_classes}"
+        )
+    config.model.num_classes = config.model.num_classes or classes
+    return config

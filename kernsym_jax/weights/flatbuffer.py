@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+MAX_TABLES = 500_000
+
 
 class Table:
     """One table: its fields are read when they are asked for, every offset checked first.
@@ -12,16 +14,22 @@ class Table:
     Reference: https://flatbuffers.dev/internals
     """
 
-    def __init__(self, data: np.ndarray, position: int):
+    def __init__(self, data: np.ndarray, position: int, opened: list[int] | None = None):
         """Takes a table at a position.
 
         Args:
           data: uint8 (bytes,), the whole buffer.
           position: of the table in bytes.
+          opened: how many tables of the buffer have been opened, one number that all share: a
+            small file can name one table again and again.
 
         Raises:
           ValueError: if the table lies outside the buffer.
         """
+        self._opened = [0] if opened is None else opened
+        self._opened[0] += 1
+        if self._opened[0] > MAX_TABLES:
+            raise ValueError(f"a FlatBuffer of more than {MAX_TABLES} tables")
         self._data = data
         self._position = position
         self._vtable = position - _number(data, position, "<i")
@@ -67,7 +75,7 @@ class Table:
         return [self._at(start + 4 * index) for index in range(count)]
 
     def _at(self, place: int) -> "Table":
-        return Table(self._data, place + _number(self._data, place, "<I"))
+        return Table(self._data, place + _number(self._data, place, "<I"), self._opened)
 
     def _vector(self, field: int) -> tuple[int, int]:
         offset = self._offset(field)

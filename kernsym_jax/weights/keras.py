@@ -1,7 +1,6 @@
 """Keras models and weights: ``.keras``, ``.h5`` and ``.weights.h5``, of Keras 2 and 3."""
 
 import dataclasses
-import json
 import os
 import re
 import tempfile
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kernsym_jax.weights import batch_norm, hdf5
+from kernsym_jax.weights import batch_norm, hdf5, json_text
 from kernsym_jax.weights.conv_kernel import CONV, DEPTHWISE, TRANSPOSED, ConvKernel, Weights
 from kernsym_jax.weights.hdf5 import Hdf5
 from kernsym_jax.weights.keras_config import KerasLayer, padding_before, read_layers
@@ -56,7 +55,7 @@ def read_archive(path: str | os.PathLike, fold_batchnorm: bool = False) -> Weigh
       ValueError: if it is damaged.
     """
     members = ZipMembers(path)
-    layers = read_layers(json.loads(members.read(_CONFIG).tobytes()))
+    layers = read_layers(json_text.parse(members.read(_CONFIG).tobytes()))
     place = members.place(_WEIGHTS)
     if place is not None:
         content = hdf5.read(path, *place)
@@ -81,7 +80,7 @@ def read_hdf5(path: str | os.PathLike, fold_batchnorm: bool = False) -> Weights:
     """
     content = hdf5.read(path)
     config = content.groups[""].get("model_config")
-    layers = read_layers(json.loads(config)) if config else {}
+    layers = read_layers(json_text.parse(config)) if config else {}
     for root in ("model_weights/", ""):
         if "layer_names" in content.groups.get(root.rstrip("/"), {}):
             variables = _named(content, root, layers)

@@ -10,7 +10,7 @@ import numpy as np
 from kernsym_jax.weights.stored_array import DTYPES, StoredArray, element_count, map_file, view
 
 MAX_DEPTH = 64
-MAX_ITEMS = 2_000_000
+MAX_ITEMS = 1_000_000
 
 _NDARRAY, _COMPLEX, _SCALAR = 1, 2, 3
 _CHUNKED = "__msgpack_chunked_array__"

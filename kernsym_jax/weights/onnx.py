@@ -90,7 +90,8 @@ class _Node:
     attributes: Mapping[str, Message]
 
     def integers(self, name: str, default: list[int]) -> list[int]:
-        return self.attributes[name].integers(_INTS) if name in self.attributes else default
+        attribute = self.attributes.get(name)
+        return default if attribute is None else attribute.integers(_INTS).tolist()
 
     def integer(self, name: str, default: int) -> int:
         return self.attributes[name].integer(_I) if name in self.attributes else default

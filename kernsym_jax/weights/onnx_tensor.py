@@ -88,7 +88,7 @@ def read_tensor(tensor: Message, files: ExternalFiles) -> StoredArray | None:
     Raises:
       ValueError: if the values are not as many as the shape says, or lie in another folder.
     """
-    shape = tuple(tensor.integers(_DIMS))
+    shape = tuple(tensor.integers(_DIMS).tolist())
     count = element_count(shape)
     name = _TYPES.get(tensor.integer(_TYPE))
     if name is None or name not in DTYPES:
@@ -139,7 +139,7 @@ def _values(tensor: Message, dtype: np.dtype) -> np.ndarray:
     if dtype.name in ("float64", "complex128"):
         return tensor.fixed(_DOUBLES, np.dtype("<f8")).view(dtype)
     number = {"int64": _INT64S, "uint64": _UINT64S, "uint32": _UINT64S}.get(dtype.name, _INT32S)
-    integers = np.array(tensor.integers(number), np.int64)
+    integers = tensor.integers(number)
     if dtype.kind in "iub":
         return integers.astype(dtype)
     # Half-precision and 8-bit floats are kept as the integers that their bits spell.

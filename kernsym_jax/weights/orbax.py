@@ -5,7 +5,6 @@ read as they lie there, the arrays by tensorstore, on which orbax itself stands:
 time, so that what is damaged is one error and what is not wanted is not read.
 """
 
-import json
 import math
 import os
 import pathlib
@@ -15,8 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from kernsym_jax.weights import json_text
 from kernsym_jax.weights.state_tree import Path, group
-from kernsym_jax.weights.stored_array import DTYPES, StoredArray, element_count
+from kernsym_jax.weights.stored_array import DTYPES, StoredArray, element_count, map_file
+
+MAX_ARRAYS = 20_000
 
 _LISTING, _STEP_LISTING, _MANIFEST = "_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -154,8 +156,10 @@ def _waited(result: Callable[[], Any], path: Path) -> Any:
 
 def _listed(folder: pathlib.Path) -> tuple[list[Path], bool]:
     """The paths of the arrays as the listing has them, and whether they are of zarr 3."""
-    listing = json.loads((folder / _LISTING).read_text(encoding="utf-8"))
+    listing = json_text.parse(map_file(folder / _LISTING).tobytes())
     entries = listing["tree_metadata"]
+    if len(entries) > MAX_ARRAYS:
+        raise ValueError(f"a tree of {len(entries)} arrays")
     paths = []
     for entry in entries.values():
         value = entry.get("value_metadata") or {}

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+MAX_FIELDS = 1_000_000
+MAX_PACKED = 8_000_000
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _WIDTHS = {_FIXED64: 8, _FIXED32: 4}
 
@@ -22,8 +25,11 @@ class Message:
           ValueError: if the bytes are no message, or cut.
         """
         self._fields: dict[int, list[int | np.ndarray]] = {}
-        position, raw = 0, data.data
+        position, count, raw = 0, 0, data.data
         while position < data.size:
+            count += 1
+            if count > MAX_FIELDS:
+                raise ValueError(f"a protocol buffer of more than {MAX_FIELDS} fields")
             tag, position = _varint(raw, position)
             number, wire = tag >> 3, tag & 7
             if wire == _VARINT:
@@ -51,12 +57,15 @@ class Message:
             raise ValueError(f"field {number} of a protocol buffer is no integer")
         return _signed(value)
 
-    def integers(self, number: int) -> list[int]:
-        """All values of a repeated field of type int, packed or not."""
-        found: list[int] = []
+    def integers(self, number: int) -> np.ndarray:
+        """All values of a repeated field of type int, packed or not, int64 (n,)."""
+        parts = [np.empty(0, np.int64)]
         for value in self._fields.get(number, []):
-            found += [_signed(value)] if isinstance(value, int) else varints(value).tolist()
-        return found
+            if isinstance(value, int):
+                parts.append(np.array([_signed(value)], np.int64))
+            else:
+                parts.append(varints(value))
+        return parts[-1] if len(parts) <= 2 else np.concatenate(parts)
 
     def floating(self, number: int, default: float) -> float:
         """The value of a field of type float."""
@@ -91,6 +100,8 @@ class Message:
 
 def varints(data: np.ndarray) -> np.ndarray:
     """Packed integers, int64 (n,)."""
+    if data.size > MAX_PACKED:
+        raise ValueError(f"{data.size} bytes of packed integers")
     ends = np.flatnonzero(data < 0x80)
     if data.size and (not ends.size or ends[-1] != data.size - 1):
         raise ValueError("packed integers that are cut")

@@ -9,7 +9,9 @@ import pickletools
 from collections.abc import Callable
 from typing import IO, Any
 
-MAX_OPERATIONS = 2_000_000
+MAX_OPERATIONS = 1_000_000
+MAX_COPIED = 8_000_000
+"""Elements, or blocks of 32 characters, that all calls together may be given."""
 
 _LITERALS = frozenset(
     [
@@ -116,6 +118,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0
 
     def step(self, name: str, argument: Any) -> None:
         if name in _LITERALS:
@@ -222,7 +225,22 @@ class _Machine:
 
     def call(self, _: Any) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        self.stack.append(_make(function, arguments))
+        self.make(function, arguments)
+
+    def make(self, function: Any, arguments: Any) -> None:
+        if not isinstance(function, Symbol) or function.make is None:
+            raise ValueError(f"refused: the pickle calls {_describe(function)}")
+        if not isinstance(arguments, tuple):
+            raise ValueError(f"a pickle that calls {function.name} without a tuple of arguments")
+        # A few bytes can ask for another copy of something large, again and again.
+        for argument in arguments:
+            if isinstance(argument, list | tuple | dict):
+                self.copied += len(argument)
+            elif isinstance(argument, str | bytes | bytearray):
+                self.copied += len(argument) // 32
+        if self.copied > MAX_COPIED:
+            raise ValueError("refused: a pickle that makes copy upon copy")
+        self.stack.append(function.make(*arguments))
 
     def call_with_keywords(self, _: Any) -> None:
         if self.stack.pop():
@@ -231,12 +249,12 @@ class _Machine:
 
     def call_since_mark(self, _: Any) -> None:
         function, *arguments = self.since_mark()
-        self.stack.append(_make(function, tuple(arguments)))
+        self.make(function, tuple(arguments))
 
     def call_global(self, argument: str) -> None:
         arguments = self.since_mark()
         self.push_global(argument)
-        self.stack.append(_make(self.stack.pop(), tuple(arguments)))
+        self.make(self.stack.pop(), tuple(arguments))
 
     def set_state(self, _: Any) -> None:
         state = self.stack.pop()
@@ -284,14 +302,6 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
 
 def _last(stack: list[Any], count: int) -> tuple[Any, ...]:
     return tuple(reversed([stack.pop() for _ in range(count)]))
-
-
-def _make(function: Any, arguments: Any) -> Any:
-    if not isinstance(function, Symbol) or function.make is None:
-        raise ValueError(f"refused: the pickle calls {_describe(function)}")
-    if not isinstance(arguments, tuple):
-        raise ValueError(f"a pickle that calls {function.name} without a tuple of arguments")
-    return function.make(*arguments)
 
 
 def _key(key: Any) -> Any:

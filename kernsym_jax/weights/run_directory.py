@@ -1,11 +1,11 @@
 """Our own run directories: the newest checkpoint, with the layers' geometry beside it."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from kernsym_jax.weights import json_text
 from kernsym_jax.weights.conv_kernel import ConvKernel, Padding, Pair, Weights
 
 _CONFIG, _LAYERS, _CHECKPOINTS = "config.json", "layers.json", "checkpoints"
@@ -37,7 +37,7 @@ def with_geometry(weights: Weights, path: pathlib.Path) -> Weights:
     file = path / _LAYERS
     if not file.is_file():
         return weights
-    rows = json.loads(file.read_text(encoding="utf-8"))
+    rows = json_text.parse(file.read_bytes())
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{_LAYERS} is no list of layers")
     found = {str(row.get("layer")): row for row in reversed(rows)}

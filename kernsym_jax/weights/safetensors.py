@@ -1,12 +1,11 @@
 """The safetensors format, single files and sharded ones; files are mapped, never copied."""
 
-import json
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
 
+from kernsym_jax.weights import json_text
 from kernsym_jax.weights.stored_array import DTYPES, StoredArray, element_count, map_file, view
 
 _DTYPES = {
@@ -30,8 +29,6 @@ _DTYPES = {
     "BOOL": "bool",
     "C64": "complex64",
 }
-_LARGEST_HEADER = 100_000_000
-_LARGEST_INDEX = 100_000_000
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, StoredArray]:
@@ -50,11 +47,9 @@ def read_arrays(path: str | os.PathLike) -> dict[str, StoredArray]:
     """
     data = map_file(path)
     length = int(view(data, 0, np.dtype("<u8"), ()))
-    if not 2 <= length <= min(_LARGEST_HEADER, data.size - 8):
+    if not 2 <= length <= min(json_text.MAX_BYTES, data.size - 8):
         raise ValueError(f"a safetensors header of {length} bytes in a file of {data.size}")
-    header = json.loads(
-        data[8 : 8 + length].tobytes().decode("utf-8"), object_pairs_hook=_without_repeats
-    )
+    header = json_text.parse(data[8 : 8 + length].tobytes(), _without_repeats)
     if not isinstance(header, dict):
         raise ValueError("a safetensors header that is no object")
     header.pop("__metadata__", None)
@@ -83,10 +78,7 @@ def read_weight_map(path: str | os.PathLike) -> dict[str, str]:
     Raises:
       ValueError: if it is no such index, or names files elsewhere.
     """
-    path = pathlib.Path(path)
-    if path.stat().st_size > _LARGEST_INDEX:
-        raise ValueError(f"an index of {path.stat().st_size} bytes")
-    index = json.loads(path.read_text(encoding="utf-8"))
+    index = json_text.parse(map_file(path).tobytes())
     files = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(files, dict) or not files:
         raise ValueError("a JSON file that is no index of a sharded checkpoint (no weight_map)")

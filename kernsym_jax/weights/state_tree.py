@@ -10,6 +10,7 @@ from kernsym_jax.weights.restricted_pickle import Inert
 from kernsym_jax.weights.stored_array import StoredArray
 
 MAX_DEPTH = 64
+MAX_NAME = 1000
 
 _OPTIMIZER = re.compile(
     r"opt(im(izers?)?)?([_-].*)?$|.*_optimizer(_.*)?$|lr_sched.*|"
@@ -107,6 +108,9 @@ def _leaves(node: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Store
         if len(path) >= MAX_DEPTH:
             raise ValueError(f"containers nested more than {MAX_DEPTH} deep")
         for key, child in _children(node):
+            # Every array below would carry the name along.
+            if len(key) > MAX_NAME:
+                raise ValueError(f"a name of {len(key)} characters: {key[:40]!r}…")
             yield from _leaves(child, (*path, key), seen)
 
 

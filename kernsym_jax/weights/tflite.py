@@ -18,8 +18,6 @@ from kernsym_jax.weights.kernels import POINTWISE, describe_axes
 from kernsym_jax.weights.layout import OHWI, axes_to_hwio
 from kernsym_jax.weights.stored_array import DTYPES, StoredArray, element_count, map_file, view
 
-MAX_TENSORS = 1_000_000
-
 # Fields of Model, SubGraph, Tensor, QuantizationParameters, Operator, OperatorCode and Buffer.
 _CODES, _SUBGRAPHS, _BUFFERS = 1, 2, 4
 _TENSORS, _OPERATORS = 0, 3

@@ -12,6 +12,9 @@ from kernsym_jax.weights.stored_array import map_file
 FREE_INFLATION = 256 << 20
 """Bytes that an archive may always inflate to; above that, eight times its own size."""
 
+MAX_DIRECTORY = 32 << 20
+"""Bytes that an archive's own directory may have; it has about a hundred for each member."""
+
 _LOCAL_HEADER = 30
 
 
@@ -29,6 +32,8 @@ class ZipMembers:
           ValueError: if it is no zip archive, or one that would inflate out of all proportion.
         """
         self._data = map_file(path)
+        if _directory_size(self._data) > MAX_DIRECTORY:
+            raise ValueError("refused: an archive of more members than any network has arrays")
         try:
             with zipfile.ZipFile(path) as archive:
                 items = [item for item in archive.infolist() if not item.is_dir()]
@@ -104,3 +109,16 @@ class ZipMembers:
         if start + item.compress_size > self._data.size:
             raise ValueError(f"{item.filename} reaches beyond the end of the file")
         return start
+
+
+def _directory_size(data: np.ndarray) -> int:
+    """What the end of an archive says of the size of its directory; 0 if it says nothing."""
+    tail = data[-(1 << 17) :].tobytes()
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or end + 16 > len(tail):
+        return 0
+    size = int.from_bytes(tail[end + 12 : end + 16], "little")
+    large = tail.rfind(b"PK\x06\x06", 0, end)
+    if size == 0xFFFF_FFFF and large >= 0:
+        size = int.from_bytes(tail[large + 40 : large + 48], "little")
+    return size

@@ -293,3 +293,65 @@ def test_a_raw_deflate_stream_that_ends_early_is_refused(tmp_path):
     place = content.find(b"layer1.weight.npy") + 100
     path.write_bytes(content[:place] + bytes(40) + content[place + 40 :])
     _refused(path, "layer1.weight")
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+def test_a_pickle_that_copies_a_long_list_again_and_again_is_refused(tmp_path):
+    long = b"(" + b"K\x01" * 200_000 + b"t\x85q\x00"
+    program = b"\x80\x02cbuiltins\nlist\nq\x01" + long + b"h\x01h\x00R0" * 5000 + b"."
+    path = writers.write_torch(tmp_path / "net.pt", {}, program)
+    _refused(path, "copy upon copy")
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+def test_a_long_name_above_many_arrays_is_refused(tmp_path):
+    tensor = writers.torch_pickle({"w": np.zeros(1, np.float32)})
+    inner = tensor[tensor.index(b"ctorch._utils") : -2]
+    name = b"X" + struct.pack("<I", 1 << 20) + b"a" * (1 << 20)
+    program = b"\x80\x02}" + name + b"](" + (inner + b"q\x05" + b"h\x05" * 100_000) + b"es."
+    path = writers.write_torch(tmp_path / "net.pt", {"w": np.zeros(1, np.float32)}, program)
+    _refused(path, "a name of 1048576 characters")
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+def test_a_protocol_buffer_of_endless_fields_is_refused(tmp_path):
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"\x08\x08" * (20 << 20))
+    _refused(path, "fields")
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+def test_a_flatbuffer_that_names_one_table_again_and_again_is_refused(tmp_path):
+    # The root's only field is number 2, a vector of tables that are all the one at the end.
+    count = 2_000_000
+    head = struct.pack("<I4sHHHHHxx", 20, b"TFL3", 10, 8, 0, 0, 4)
+    vector = struct.pack("<iII", 12, 4, count)
+    places = 32 + 4 * np.arange(count)
+    last = 32 + 4 * count
+    offsets = (last - places).astype("<u4").tobytes()
+    content = head + vector + offsets + struct.pack("<ii", last - 8, 0)
+    path = tmp_path / "net.tflite"
+    path.write_bytes(content)
+    _refused(path, "a FlatBuffer of more than")
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+def test_an_archive_of_a_million_members_is_refused(tmp_path):
+    path = tmp_path / "net.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("w.npy", _npy("(1,)") + bytes(4))
+    content = path.read_bytes()
+    start = content.index(b"PK\x01\x02")
+    end = content.index(b"PK\x05\x06")
+    directory = content[start:end] * (1 << 20)
+    sizes = struct.pack("<II", len(directory), start)
+    path.write_bytes(content[:start] + directory + content[end : end + 12] + sizes + b"\0\0")
+    _refused(path, "more members")
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+def test_deeply_nested_json_is_refused(tmp_path):
+    path = tmp_path / "net.safetensors"
+    header = b'{"w":' + b"[" * 200_000
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    _refused(path, "net")

@@ -1,13 +1,14 @@
 """One row of figures per layer: the table that everything else in a report is drawn from."""
 
+import collections
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kernsym_jax import symmetry
@@ -53,8 +54,9 @@ layers, and the direction to which its padding is predicted to skew it."""
 
 NULL_DRAWS = 20_000
 _NULL_SEED = 0
-# A few sizes of batch, so that layers of every size share a few compiled programs.
-_CHUNKS = (1 << 10, 1 << 13, 1 << 16)
+# Kernels are measured so many at a time: one compiled program for each kernel shape, on pieces
+# small enough for the processor's cache.
+_BATCH = 1 << 13
 _VANISHED = 1e-3
 
 
@@ -101,11 +103,9 @@ def network_table(
     audited = {row.layer: row for row in geometry}
     ordered = weights.order in ("forward", "file")
     first = _first_layer(weights, ordered)
-    rows, means = [], {}
+    rows = []
+    measured = _measure_layers(weights)
     for order, (layer, kernel) in enumerate(weights.kernels.items(), 1):
-        weight = kernel.weight
-        mean = np.asarray(weight.mean(axis=(2, 3), dtype=np.float64), np.float32)
-        means[layer] = mean
         found = audited.get(layer)
         row = {
             "source": source,
@@ -116,9 +116,8 @@ def network_table(
             "shape": "×".join(map(str, kernel.shape)),
             "stride": _pair(kernel.stride),
             "padding": _padding(kernel.padding),
-            **_figures(mean),
-            "neuron_score": _mean_score(weight.mean(axis=2, dtype=np.float32)[:, :, None]),
-            "single_score": _mean_score(weight),
+            **measured[layer],
+            **_beside_null(measured[layer]["score"], *kernel.shape[:2]),
             "uneven_h": found.uneven[0] if found else None,
             "uneven_w": found.uneven[-1] if found else None,
             "predicted_skew": found.skew if found else None,
@@ -128,6 +127,7 @@ def network_table(
     _add_false_discovery_rates(rows)
     order_of_keys = (*COLUMNS, *FURTHER)
     rows = [{key: row[key] for key in order_of_keys} for row in rows]
+    means = {layer: mean_kernel(kernel.weight) for layer, kernel in weights.kernels.items()}
     return NetworkTable(source, weights, rows, means, geometry, list(history))
 
 
@@ -159,6 +159,11 @@ def role(kernel: ConvKernel, is_first: bool) -> str:
     return "internal" if kh == kw else "non-square"
 
 
+def mean_kernel(weight: np.ndarray) -> np.ndarray:
+    """The mean kernel (kh, kw) float32 of a weight in host memory, added up in double precision."""
+    return weight.mean(axis=(2, 3), dtype=np.float64).astype(np.float32)
+
+
 @functools.lru_cache(maxsize=64)
 def null_quantiles(kh: int, kw: int) -> tuple[np.ndarray, np.ndarray]:
     """The sorted scores of `NULL_DRAWS` random kernels, plain and centred; always the same ones.
@@ -171,51 +176,86 @@ def null_quantiles(kh: int, kw: int) -> tuple[np.ndarray, np.ndarray]:
       Two sorted float32 arrays.
     """
     kernels = np.random.default_rng(_NULL_SEED).normal(size=(NULL_DRAWS, kh, kw))
-    plain, centred = _score_pair(jnp.asarray(kernels, jnp.float32))
-    return np.sort(plain), np.sort(centred)
+    (figures,) = _measure_blocks([kernels.astype(np.float32)], kh, kw)
+    names = ("score", "score_centered")
+    plain, centred = (np.sort(figures[:, symmetry.FIELDS.index(name)]) for name in names)
+    return plain, centred
+
+
+def _measure_layers(weights: Weights) -> dict[str, dict[str, float | None]]:
+    """Measures the mean kernels, the kernels of single outputs, and the single kernels."""
+    by_shape: dict[tuple[int, int], list[str]] = {}
+    for layer, kernel in weights.kernels.items():
+        by_shape.setdefault(kernel.shape[:2], []).append(layer)
+    measured = {}
+    for shape, layers in by_shape.items():
+        kernels = (weights.kernels[layer].weight for layer in layers)
+        blocks = itertools.chain.from_iterable(map(_kernels_of, kernels))
+        figures = iter(_measure_blocks(blocks, *shape))
+        for layer in layers:
+            of_mean, of_neurons, of_singles = itertools.islice(figures, 3)
+            row = dict(zip(symmetry.FIELDS, map(_number, of_mean[0]), strict=True))
+            row["neuron_score"] = _mean_score(of_neurons)
+            row["single_score"] = _mean_score(of_singles)
+            measured[layer] = row
+    return measured
+
+
+def _kernels_of(weight: np.ndarray) -> Iterator[np.ndarray]:
+    """The mean kernel, those of single outputs and the single kernels, each (n, kh, kw)."""
+    yield mean_kernel(weight)[None]
+    yield np.moveaxis(weight.mean(axis=2, dtype=np.float32), -1, 0)
+    yield np.moveaxis(weight, (2, 3), (1, 0)).reshape(-1, *weight.shape[:2])
+
+
+def _measure_blocks(blocks: Iterable[np.ndarray], kh: int, kw: int) -> Iterator[np.ndarray]:
+    """Measures blocks of kernels (n, kh, kw), giving (n, len(FIELDS)) for each."""
+    batch, filled = np.zeros((_BATCH, kh, kw), np.float32), 0
+    waiting: collections.deque[tuple[int, list[np.ndarray]]] = collections.deque()
+
+    def flush() -> None:
+        rows = np.asarray(_figure_rows(batch))
+        start = 0
+        for count, parts in waiting:
+            missing = count - sum(map(len, parts))
+            take = min(missing, filled - start)
+            parts.append(rows[start : start + take])
+            start += take
+
+    for block in blocks:
+        waiting.append((len(block), []))
+        start = 0
+        while start < len(block):
+            take = min(_BATCH - filled, len(block) - start)
+            batch[filled : filled + take] = block[start : start + take]
+            filled, start = filled + take, start + take
+            if filled == _BATCH:
+                flush()
+                filled = 0
+                while waiting and waiting[0][0] == sum(map(len, waiting[0][1])):
+                    yield np.concatenate(waiting.popleft()[1])
+    flush()
+    for _, parts in waiting:
+        yield np.concatenate(parts)
 
 
 @jax.jit
-def _score_pair(kernels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return symmetry.symmetry_score(kernels), symmetry.symmetry_score(kernels, centered=True)
+def _figure_rows(kernels: jax.Array) -> jax.Array:
+    return symmetry.kernel_symmetry(kernels).row
 
 
-@jax.jit
-def _figure_row(kernel: jax.Array) -> jax.Array:
-    return symmetry.kernel_symmetry(kernel).row
+def _mean_score(figures: np.ndarray) -> float | None:
+    """The mean over the kernels whose score is defined."""
+    scores = figures[:, symmetry.FIELDS.index("score")].astype(np.float64)
+    defined = ~np.isnan(scores)
+    return float(scores[defined].mean()) if defined.any() else None
 
 
-@jax.jit
-def _score_cells(cells: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sum of the scores of (kh, kw, n) kernels and how many are defined."""
-    scores = symmetry.symmetry_score(jnp.moveaxis(cells, -1, 0))
-    return jnp.nansum(scores), jnp.sum((~jnp.isnan(scores)).astype(jnp.float32))
-
-
-def _mean_score(weight: np.ndarray) -> float | None:
-    """The mean score over all (in, out) slices of (kh, kw, in, out)."""
-    cells = weight.reshape(*weight.shape[:2], -1)
-    count = cells.shape[-1]
-    chunk = next((size for size in _CHUNKS if size >= count), _CHUNKS[-1])
-    total = defined = 0.0
-    for start in range(0, count, chunk):
-        part = cells[..., start : start + chunk]
-        # Filled up with zero kernels, which are undefined and so do not count.
-        filled = np.pad(part, ((0, 0), (0, 0), (0, chunk - part.shape[-1])))
-        score, number = _score_cells(filled)
-        total, defined = total + float(score), defined + float(number)
-    return total / defined if defined else None
-
-
-def _figures(mean: np.ndarray) -> dict[str, float | None]:
-    """The measure of a mean kernel, beside the null of its shape."""
-    row = np.asarray(_figure_row(mean))
-    figures = dict(zip(symmetry.FIELDS, map(_number, row), strict=True))
-    null, _ = null_quantiles(*mean.shape)
-    score = figures["score"]
+def _beside_null(score: float | None, kh: int, kw: int) -> dict[str, float | None]:
+    null, _ = null_quantiles(kh, kw)
     # How many of the sorted draws lie below the score, from which the p-value follows.
     below = None if score is None else int(np.searchsorted(null, np.float32(score)))
-    return figures | {
+    return {
         "null_mean": float(null.mean()),
         "null_q95": float(np.quantile(null, 0.95)),
         "p_value": None if below is None else (1 + len(null) - below) / (1 + len(null)),

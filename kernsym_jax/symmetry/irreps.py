@@ -76,5 +76,7 @@ def energies_of(squares: jax.Array, kh: int, kw: int) -> jax.Array:
     lost = 2 * jnp.sum(coefficients * squares[..., None, :], axis=-1)
     whole = projectors.sum(axis=-1).reshape((1,) * (squares.ndim - 1) + (-1,))
     exists = projectors.any(axis=-1).reshape(whole.shape)
-    # Rounding may leave less than nothing of a part that is not there.
-    return jnp.where(exists, jnp.maximum(whole - lost, 0.0), jnp.nan)
+    energies = whole - lost
+    # Rounding may leave less than nothing of a part that is not there. Not by `maximum`, which
+    # compiled for a CPU may take a number for the larger of it and NaN.
+    return jnp.where(exists, jnp.where(energies < 0, 0.0, energies), jnp.nan)

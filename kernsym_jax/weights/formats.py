@@ -200,6 +200,9 @@ def _zip(path: pathlib.Path) -> ArrayFile:
         return _checkpoint(name, pytorch.read_archive(path), OIHW, ".", ordered=True)
     if names and all(name.endswith(".npy") for name in names):
         arrays, skipped = numpy_files.read_npz(path)
+        # Names from A to Z are a sorted tree's, whatever the order of its layers.
+        if list(arrays) == sorted(arrays):
+            return dataclasses.replace(_by_name("npz", arrays), skipped=skipped)
         return ArrayFile("npz", arrays, ordered=True, skipped=skipped)
     raise ValueError(f"a zip archive of something else; {SUPPORTED}")
 

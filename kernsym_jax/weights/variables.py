@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import flax.linen as nn
 
 _LISTED = 5
+_IMAGES = (1, 224, 224, 3)
 _TORCH_LEAVES = {
     "bias": ("params", "bias"),
     "running_mean": ("batch_stats", "mean"),
@@ -29,7 +30,7 @@ Path = tuple[str, ...]
 def load_into(
     model: "nn.Module",
     source: str | os.PathLike | Mapping[str, Any],
-    input_shape: Sequence[int] = (1, 224, 224, 3),
+    input_shape: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Fits trained weights to a model.
 
@@ -43,8 +44,8 @@ def load_into(
       model: a module of ``kernsym_jax.models``.
       source: any file or directory that keeps arrays by name (PyTorch, safetensors, npz, msgpack,
         orbax, a run directory), or a mapping of arrays, nested or not.
-      input_shape: (batch, height, width, channels) of images that the model takes; parameters
-        depend on the channels only.
+      input_shape: (batch, height, width, channels) of images that the model takes; None for
+        224×224 images of as many channels as the source's first kernel has.
 
     Returns:
       ``{"params": …, "batch_stats": …}`` for ``model.apply``, of the model's own dtypes.
@@ -63,7 +64,11 @@ def load_into(
     else:
         arrays, label = read_arrays(source), os.fspath(source)
     found = _renamed(arrays)
-    wanted = _variable_shapes(model, input_shape)
+    wanted = _variable_shapes(model, input_shape or _IMAGES)
+    if input_shape is None:
+        channels = _input_channels(wanted, found)
+        if channels != _IMAGES[-1]:
+            wanted = _variable_shapes(model, (*_IMAGES[:-1], channels))
     _require_fit(wanted, {path: array.shape for path, array in found.items()}, model, label)
     tree: dict[str, Any] = {}
     for path, target in wanted.items():
@@ -113,6 +118,20 @@ def _variable_shapes(model: "nn.Module", input_shape: Sequence[int]) -> dict[Pat
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
     return {tuple(str(key.key) for key in keys): leaf for keys, leaf in leaves}
+
+
+def _input_channels(wanted: Mapping[Path, Any], found: Mapping[Path, StoredArray]) -> int:
+    """The source's channels at the one kernel that differs from the model's in nothing else."""
+    other = [
+        found[path].shape[2]
+        for path, target in wanted.items()
+        if len(target.shape) == 4
+        and path in found
+        and found[path].shape != target.shape
+        and target.shape[2] == _IMAGES[-1]
+        and np.delete(found[path].shape, 2).tolist() == np.delete(target.shape, 2).tolist()
+    ]
+    return other[0] if len(other) == 1 else _IMAGES[-1]
 
 
 def _require_fit(

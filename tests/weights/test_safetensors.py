@@ -43,6 +43,21 @@ def test_objects_and_text_in_an_npz_are_listed_and_not_read(tmp_path):
     assert "other than numbers" in found.skipped["objects"]
 
 
+def test_an_npz_of_a_sorted_tree_is_put_in_natural_order_and_folded(tmp_path):
+    variables = network.flax_variables()
+    flat = {
+        f"{collection}/{layer}/{leaf}": array
+        for collection, layers in variables.items()
+        for layer, leaves in layers.items()
+        for leaf, array in leaves.items()
+    }
+    np.savez(tmp_path / "net.npz", **{name: flat[name] for name in sorted(flat)})
+    found = weights.read(tmp_path / "net.npz", fold_batchnorm=True)
+    assert list(found.kernels) == network.SPATIAL
+    assert found.order == "name"
+    np.testing.assert_allclose(found.kernels["layer1"].weight, network.FOLDED, rtol=1e-6)
+
+
 def test_big_endian_npz_is_read(tmp_path):
     np.savez(tmp_path / "net.npz", w=_NUMBERS.astype(">f4"))
     kernel = weights.read(tmp_path / "net.npz").kernels["w"].weight

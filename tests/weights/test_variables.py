@@ -123,6 +123,15 @@ def test_a_long_list_of_differences_is_counted_and_cut(small):
     assert len(str(caught.value)) < 500
 
 
+def test_the_images_channels_are_those_of_the_source(small):
+    model, _, torch = small
+    grey = torch | {"conv1.weight": torch["conv1.weight"][:, :1]}
+    loaded = weights.load_into(model, grey)
+    assert loaded["params"]["conv1"]["kernel"].shape == (3, 3, 1, 4)
+    with pytest.raises(ValueError, match="conv1/kernel"):
+        weights.load_into(model, grey, input_shape=(1, 32, 32, 3))
+
+
 def test_a_graph_format_and_a_missing_file_are_refused_by_name(small, files):
     model, _, _ = small
     with pytest.raises(ValueError, match=r"net\.onnx"):

@@ -3,10 +3,11 @@
 python -m kernsym_jax.audit net.onnx --input_size=224     (or --model=resnet50, or a run directory)
 """
 
-import functools
+import json
 import pathlib
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from absl import flags
@@ -39,36 +40,35 @@ def _network(paths: Sequence[str]) -> tuple[str, Any, list[Any], Callable[[Any],
 
     if len(paths) + bool(_MODEL.value) != 1:
         raise ValueError("name one ONNX file, one run directory or one --model")
-    fields = {f.name: f.value for f in (_PADDING, _DOWNSAMPLE, _CLASSES) if f.value is not None}
     if not re.fullmatch(r"([1-9]\d*(x[1-9]\d*)?)?", _SIZE.value or ""):
         raise ValueError(f"--input_size is one number, or two as HxW; got {_SIZE.value!r}")
     sizes = tuple(map(int, re.findall(r"\d+", _SIZE.value or "")))
-    size = sizes[0] if len(sizes) == 1 else sizes or None
-    if _MODEL.value:
-        from kernsym_jax import models
+    size: Any = sizes[0] if len(sizes) == 1 else sizes or None
+    flagged: tuple[Any, ...] = (_PADDING, _DOWNSAMPLE, _CLASSES)
+    fields = {flag.name: flag.value for flag in flagged if flag.value is not None}
+    name = paths[0] if paths else str(_MODEL.value)
+    if paths and fields:
+        raise ValueError(f"--{next(iter(fields))} goes with --model, not with {name}")
+    if paths and not pathlib.Path(name).is_dir():
+        return name, size, geometry.audit_onnx(name, size), partial(geometry.audit_onnx, name)
+    from kernsym_jax import models
 
-        rows_at = functools.partial(_of_model, {"name": _MODEL.value, **fields})
-        size = size or models.default_input_size(_MODEL.value)
-        return _MODEL.value, size, rows_at(size), rows_at
-    if fields:
-        raise ValueError(f"--{next(iter(fields))} goes with --model, not with {paths[0]}")
-    path = pathlib.Path(paths[0])
-    if not path.is_dir():
-        rows_at = functools.partial(geometry.audit_onnx, path)
-        return paths[0], size, rows_at(size), rows_at
-    from kernsym_jax.training import run_directory
+    fields = _model_of_run(pathlib.Path(name, "config.json")) if paths else {"name": name, **fields}
 
-    model = run_directory.read_json(path / run_directory.CONFIG).get("model", {})
-    rows_at = functools.partial(_of_model, {"name": f"of {path}", **model})
-    rows = rows_at(size) if size else geometry.read_rows(path / run_directory.LAYERS)
-    return paths[0], size, rows, rows_at
+    def rows_at(size: Any) -> list[Any]:
+        return geometry.audit_module(models.create(**fields), size)
+
+    if paths and not size:
+        return name, size, geometry.read_rows(pathlib.Path(name, "layers.json")), rows_at
+    size = size or models.default_input_size(name)
+    return name, size, rows_at(size), rows_at
 
 
-def _of_model(fields: dict[str, Any], size: int | tuple[int, ...]) -> list[Any]:
-    from kernsym_jax import geometry, models
-
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-    return geometry.audit_module(models.create(**fields), size)
+def _model_of_run(config: pathlib.Path) -> dict[str, Any]:
+    try:
+        return {"name": "", **json.loads(config.read_text(encoding="utf-8")).get("model", {})}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{config}: not the config of a run ({error})") from error
 
 
 def run() -> None:

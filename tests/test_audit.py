@@ -52,7 +52,7 @@ def test_a_model_of_the_package_at_the_size_it_was_made_for(run):
     lines = {line.split()[1]: line for line in out.splitlines() if line.split()[1:]}
     assert "bottom right" in lines["conv1"]
     assert "bottom right" not in lines["layer1_0/conv1"]
-    assert lines["max_pool_1"].split()[2:5] == ["max_pool", "112", "56"]
+    assert lines["max_pool_1"].split()[2:5] == ["max_pool", "112→56", "3"]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,8 @@ def test_bad_input_is_one_line_and_status_two(run, tmp_path, arguments, says):
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
-        ("config.json", "{", "config.json: not valid JSON"),
+        ("config.json", "{", "config.json: not the config of a run"),
+        ("config.json", "[]", "config.json: not the config of a run"),
         ("config.json", "{}", "unknown model"),
         ("layers.json", "{", "layers.json: no list of layers"),
         ("layers.json", "[1]", "layers.json: no list of layers"),

@@ -9,12 +9,17 @@ from kernsym_jax.geometry.advice import Advice
 from kernsym_jax.geometry.layer import LayerGeometry
 
 
-def layer_table(rows: Sequence[LayerGeometry], title: str) -> Any:
+def layer_table(rows: Sequence[LayerGeometry]) -> Any:
     """Lays out the rows of an audit, uneven layers in colour.
+
+    Names are shown as they are, never as markup.
+
+    Columns are the size of the map before and after, kernel k, stride s, dilation d, padding, and
+    `LayerGeometry`'s uneven, dropped (as lost), centre_drift and skew. Two numbers are for the two
+    axes where these differ; ``0|1`` is padding of 0 at the near and 1 at the far end.
 
     Args:
       rows: of an audit.
-      title: above the table. Like the layers' names it is shown as it is, never as markup.
 
     Returns:
       A rich.table.Table.
@@ -23,33 +28,45 @@ def layer_table(rows: Sequence[LayerGeometry], title: str) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(_printable(title)), box=box.SIMPLE_HEAD, title_justify="left")
-    for name in ("#", "layer", "kind"):
-        table.add_column(name, justify="right" if name == "#" else "left")
-    for name in ("input", "output", "kernel", "stride", "dilation", "padding"):
-        table.add_column(name, justify="right")
-    for name in ("u", "dropped", "drift"):
-        table.add_column(name, justify="right")
-    table.add_column("weights lean to")
-    for number, row in enumerate(rows):
-        cells = (
-            str(number),
-            f"{row.layer} ×{row.repeats}" if row.repeats > 1 else row.layer,
-            row.kind,
-            _joined(row.input_size),
-            _joined(row.output_size),
-            _joined(row.kernel),
-            f"1/{_joined(row.upsampling)}" if max(row.upsampling) > 1 else _joined(row.stride),
-            _joined(row.dilation),
-            _padding(row),
-            _joined(row.uneven),
-            _joined(row.dropped),
-            _joined([f"{drift:+g}" if drift else "0" for drift in row.centre_drift], ", "),
-            row.skew or "",
-        )
+    cells = [_cells(number, row) for number, row in enumerate(rows)]
+    optional = {
+        "d": any(max(row.dilation) > 1 for row in rows),
+        "lost": any(max(row.dropped) > 0 for row in rows),
+    }
+    columns = [name for name in _COLUMNS if optional.get(name, True)]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in columns:
+        left = name in ("layer", "kind", "leans to")
+        if name == "layer":
+            table.add_column(name, overflow="fold", min_width=12)
+        else:
+            table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for row, texts in zip(rows, cells, strict=True):
         style = "" if row.even else "bold red" if row.strided else "yellow"
-        table.add_row(*(Text(_printable(cell)) for cell in cells), style=style)
+        table.add_row(*(Text(_printable(texts[name])) for name in columns), style=style)
     return table
+
+
+_COLUMNS = ("#", "layer", "kind", "map", "k", "s", "d", "padding", "u", "lost", "drift", "leans to")
+
+
+def _cells(number: int, row: LayerGeometry) -> dict[str, str]:
+    up = max(row.upsampling) > 1
+    texts = (
+        str(number),
+        f"{row.layer} ×{row.repeats}" if row.repeats > 1 else row.layer,
+        row.kind,
+        f"{_joined(row.input_size)}→{_joined(row.output_size)}",
+        _joined(row.kernel),
+        f"1/{_joined(row.upsampling)}" if up else _joined(row.stride),
+        _joined(row.dilation),
+        _padding(row),
+        _joined(row.uneven),
+        _joined(row.dropped),
+        _joined([f"{drift:+g}" if drift else "0" for drift in row.centre_drift], " "),
+        row.skew or "",
+    )
+    return dict(zip(_COLUMNS, texts, strict=True))
 
 
 def print_audit(title: str, rows: Sequence[LayerGeometry], advice: Advice) -> None:
@@ -66,7 +83,8 @@ def print_audit(title: str, rows: Sequence[LayerGeometry], advice: Advice) -> No
     if not console.is_terminal:
         # A pipe has no width; what reads it wants whole rows.
         console = Console(width=200)
-    console.print(layer_table(rows, title))
+    console.print(_printable(title), style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(layer_table(rows))
     console.print(advice.verdict, style="bold", markup=False, highlight=False)
 
 

@@ -137,6 +137,8 @@ def _existing(path: str | os.PathLike) -> pathlib.Path:
     location = pathlib.Path(path)
     if not location.exists():
         raise FileNotFoundError(f"{os.fspath(path)}: no such file or directory")
+    if not (location.is_file() or location.is_dir()):
+        raise ValueError("neither a file nor a directory")
     return location
 
 

@@ -1,5 +1,8 @@
 """One network, every format: the same kernels, whatever the file."""
 
+import json
+import os
+
 import network
 import numpy as np
 import pytest
@@ -102,6 +105,25 @@ def test_a_missing_file_and_an_empty_folder_are_named(tmp_path):
         weights.read(tmp_path / "absent.pt")
     with pytest.raises(ValueError, match="no checkpoint"):
         weights.read(tmp_path)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe: neither a file nor a directory"):
+        weights.read(tmp_path / "pipe")
+
+
+def test_a_pytorch_checkpoint_in_several_files_is_read(tmp_path):
+    arrays = network.state_dict()
+    shards = {"part-1.bin": list(arrays)[::2], "part-2.bin": list(arrays)[1::2]}
+    for file, names in shards.items():
+        writers.write_torch(tmp_path / file, {name: arrays[name] for name in names})
+    index = {name: file for file, names in shards.items() for name in names}
+    path = tmp_path / "pytorch_model.bin.index.json"
+    path.write_text(json.dumps({"weight_map": {name: index[name] for name in arrays}}))
+    found = weights.read(path)
+    assert list(found.kernels) == network.SPATIAL
+    assert found.format == "PyTorch, sharded"
 
 
 def test_a_folder_with_one_safetensors_file_or_index_is_read(files, tmp_path):

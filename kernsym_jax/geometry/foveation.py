@@ -56,7 +56,7 @@ def foveation(
     Raises:
       ValueError: for an unknown mode, or as `arithmetic.output_size`.
 
-    Reference: Alsallakh et al., "Mind the Pad", arXiv 2010.02178, section 4.
+    Reference: Alsallakh et al., "Mind the Pad", arXiv 2010.02178.
     """
     if padding_mode not in PADDING_MODES:
         raise ValueError(f"unknown padding mode {padding_mode!r}; wanted one of {PADDING_MODES}")
@@ -146,7 +146,7 @@ def network_foveation(
       ValueError: naming the layer, for one that runs in a loop, whose input could not be followed
         or whose padding is mixed; for an unknown name in ``outputs``; if nothing reads the image.
 
-    Reference: Alsallakh et al., "Mind the Pad", arXiv 2010.02178, section 4.
+    Reference: Alsallakh et al., "Mind the Pad", arXiv 2010.02178.
     """
     rows = layers_at(layers, size)
     read = {number for row in rows for number in row.reads or ()}

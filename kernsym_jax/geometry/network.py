@@ -68,7 +68,9 @@ class Network:
         Raises:
           ValueError: naming the layer, for an empty input or a kernel that does not fit it.
         """
-        spreads = [1] * len(sizes) if upsampling is None else list(upsampling)
+        # Plain ints, whatever the network was written with: rows become JSON.
+        kernel, stride, dilation = (tuple(map(int, n)) for n in (kernel, stride, dilation))
+        spreads = tuple(map(int, upsampling or [1] * len(sizes)))
         spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
         name = layer or f"{kind}_{self._numbers[kind] + 1}"
         if min(sizes) < 1:
@@ -77,7 +79,10 @@ class Network:
         results = []
         for i, axis in enumerate(axes):
             found = read(axis, sizes[i], spans[i], stride[i])
-            lo, hi = padding[i][0] + found.lo * spreads[i], padding[i][1] + found.hi * spreads[i]
+            lo, hi = (
+                int(own) + more * spreads[i]
+                for own, more in zip(padding[i], (found.lo, found.hi), strict=True)
+            )
             room = (found.size - 1) * spreads[i] + 1 + lo + hi - spans[i]
             if room < 0:
                 raise ValueError(
@@ -96,13 +101,13 @@ class Network:
             kind=kind,
             input_size=tuple(inputs),
             output_size=tuple(results),
-            kernel=tuple(kernel),
-            stride=tuple(stride),
-            dilation=tuple(dilation),
+            kernel=kernel,
+            stride=stride,
+            dilation=dilation,
             padding=tuple(amounts),
-            groups=groups,
+            groups=int(groups),
             padding_mode=modes.pop() if len(modes) == 1 else "mixed" if modes else "valid",
-            upsampling=tuple(spreads),
+            upsampling=spreads,
             repeats=self._repeats,
         )
         known = [rows for rows in reads if rows is not None]

@@ -1,7 +1,9 @@
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -214,6 +216,19 @@ def test_kinds_of_convolution():
     ]
     assert (up.input_size, up.output_size, up.upsampling) == ((4, 4), (8, 8), (2, 2))
     assert (up.stride, up.padding, up.even, up.skew) == ((1, 1), ((2, 2), (2, 2)), True, None)
+
+
+def test_rows_are_of_json_types_whatever_the_network_is_written_with():
+    two = np.full(2, 2)
+
+    def network(x, w):
+        x = jnp.pad(x, [(np.int64(0), 0), two, two, (0, 0)], mode="reflect")
+        return lax.conv_general_dilated(
+            x, w, two, list(zip(two, two, strict=True)), two, two, NHWC, np.int64(1)
+        )
+
+    row = only(geometry.audit(network, IMAGE, KERNEL))
+    assert geometry.LayerGeometry.from_dict(json.loads(json.dumps(row.to_dict()))) == row
 
 
 @pytest.mark.parametrize("dims", [1, 3])

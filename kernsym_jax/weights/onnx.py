@@ -1,10 +1,11 @@
 """ONNX models: kernels with their strides, paddings, groups and order from the graph."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from kernsym_jax.weights.batch_norm import Norm
 from kernsym_jax.weights.conv_kernel import (
@@ -20,12 +21,12 @@ from kernsym_jax.weights.layout import transposed_to_hwio
 from kernsym_jax.weights.names import layer_name
 from kernsym_jax.weights.onnx_tensor import (
     ExternalFiles,
-    dequantized,
     read_tensor,
     tensor_name,
     transposed,
 )
 from kernsym_jax.weights.protobuf import Message
+from kernsym_jax.weights.quantization import dequantized
 from kernsym_jax.weights.stored_array import StoredArray, map_file
 
 MAX_DEPTH = 16
@@ -158,11 +159,12 @@ class _Walk:
             reverse = list(reversed(range(len(source.shape))))
             values[node.outputs[0]] = transposed(source, tuple(node.integers("perm", reverse)))
         elif node.op == "DequantizeLinear" and source.dtype.kind in "iu":
-            scale = values.get(node.inputs[1]) if len(node.inputs) > 1 else None
-            zero = values.get(node.inputs[2]) if len(node.inputs) > 2 else None
-            if scale is not None:
+            known = [values.get(name) for name in node.inputs[1:3]]
+            if known and known[0] is not None:
                 axis = node.integer("axis", 1)
-                values[node.outputs[0]] = dequantized(source, scale, zero, axis)
+                # Scales by blocks, as dense layers may have them, leave the value unknown.
+                with contextlib.suppress(ValueError):
+                    values[node.outputs[0]] = _dequantized(source, known, axis)
         elif node.op == "DequantizeLinear":
             values[node.outputs[0]] = source
 
@@ -182,7 +184,7 @@ class _Walk:
             return set()
         origin = _origin(name, makers)
         if node.op == "QLinearConv":
-            array = dequantized(array, values[node.inputs[4]], values.get(node.inputs[5]), 0)
+            array = _dequantized(array, [values.get(name) for name in node.inputs[4:6]], 0)
         if len(array.shape) != 4:
             self.skipped[origin] = f"{len(array.shape) - 2}-D convolution"
         elif array.shape[2:] == (1, 1):
@@ -242,6 +244,14 @@ def _origin(name: str, makers: Mapping[str, _Node]) -> str:
             break
         name = makers[name].inputs[0]
     return name
+
+
+def _dequantized(array: StoredArray, known: Sequence[StoredArray | None], axis: int) -> StoredArray:
+    """The array made numbers by a scale and perhaps a zero point."""
+    scale, zero = [*known, None, None][:2]
+    if scale is None:
+        raise ValueError("a quantised kernel without a stored scale")
+    return dequantized(array, scale.read(), None if zero is None else zero.read(), axis)
 
 
 def _kernel(

@@ -110,26 +110,6 @@ def transposed(array: StoredArray, axes: tuple[int, ...]) -> StoredArray:
     return StoredArray(shape, array.dtype, lambda: np.transpose(array.read(), axes))
 
 
-def dequantized(
-    array: StoredArray, scale: StoredArray, zero: StoredArray | None, axis: int
-) -> StoredArray:
-    """(array − zero) · scale, with a scale for the whole or for each index of an axis."""
-
-    def along(values: np.ndarray) -> np.ndarray:
-        values = values.astype(np.float32)
-        if values.size == 1:
-            return values.reshape(())
-        sizes = [1] * len(array.shape)
-        sizes[axis] = values.size
-        return values.reshape(sizes)
-
-    def read() -> np.ndarray:
-        offset = along(zero.read()) if zero is not None else np.float32(0)
-        return (array.read().astype(np.float32) - offset) * along(scale.read())
-
-    return StoredArray(array.shape, np.dtype(np.float32), read)
-
-
 def _values(tensor: Message, dtype: np.dtype) -> np.ndarray:
     if _RAW in tensor:
         raw = tensor.parts(_RAW)[-1]

@@ -16,6 +16,7 @@ from kernsym_jax.weights.conv_kernel import (
 from kernsym_jax.weights.flatbuffer import Table
 from kernsym_jax.weights.kernels import POINTWISE, describe_axes
 from kernsym_jax.weights.layout import OHWI, axes_to_hwio
+from kernsym_jax.weights.quantization import dequantized
 from kernsym_jax.weights.stored_array import DTYPES, StoredArray, element_count, map_file, view
 
 # Fields of Model, SubGraph, Tensor, QuantizationParameters, Operator, OperatorCode and Buffer.
@@ -200,22 +201,7 @@ class _Graph:
 
 def _dequantized(array: StoredArray, quantization: Table) -> StoredArray:
     scale = quantization.numbers(_SCALE, np.dtype("<f4"))
-    zero = quantization.numbers(_ZERO_POINT, np.dtype("<i8"))
     if not scale.size or array.dtype.kind not in "iu":
         return array
-    axis = quantization.number(_AXIS, "<i")
-    if scale.size > 1 and not (axis < len(array.shape) and array.shape[axis] == scale.size):
-        raise ValueError(f"{scale.size} scales for an array of shape {array.shape}")
-
-    def along(values: np.ndarray) -> np.ndarray:
-        if values.size == 1:
-            return values.astype(np.float32).reshape(())
-        sizes = [1] * len(array.shape)
-        sizes[axis] = values.size
-        return values.astype(np.float32).reshape(sizes)
-
-    def read() -> np.ndarray:
-        offset = along(zero) if zero.size else np.float32(0)
-        return (array.read().astype(np.float32) - offset) * along(scale)
-
-    return StoredArray(array.shape, np.dtype(np.float32), read)
+    zero = quantization.numbers(_ZERO_POINT, np.dtype("<i8"))
+    return dequantized(array, scale, zero, quantization.number(_AXIS, "<i"))

@@ -8,6 +8,7 @@ import numpy as np
 
 from kernsym_jax.weights import numpy_pickle
 from kernsym_jax.weights.numpy_pickle import NumpyArray
+from kernsym_jax.weights.quantization import dequantized
 from kernsym_jax.weights.restricted_pickle import Inert, Symbol
 from kernsym_jax.weights.stored_array import (
     DTYPES,
@@ -117,19 +118,17 @@ def _quantized_tensor(
 ) -> StoredArray:
     whole = _tensor(storage, offset, shape, strides)
     _, scale, zero, *axis = quantizer
-
-    def read() -> np.ndarray:
-        scales, zeros = np.asarray(_values(scale)), np.asarray(_values(zero))
-        if axis and scales.ndim:
-            along = [-1 if index == axis[0] else 1 for index in range(len(whole.shape))]
-            scales, zeros = scales.reshape(along), zeros.reshape(along)
-        return ((whole.read().astype(np.float64) - zeros) * scales).astype(np.float32)
-
-    return StoredArray(whole.shape, np.dtype(np.float32), read)
+    along = axis[0] if axis and type(axis[0]) is int else 0
+    # The scales are tensors too, whose values may follow only behind the pickle.
+    return StoredArray(
+        whole.shape,
+        np.dtype(np.float32),
+        lambda: dequantized(whole, _values(scale), _values(zero), along).read(),
+    )
 
 
-def _values(value: Any) -> Any:
-    return value.read() if isinstance(value, StoredArray) else value
+def _values(value: Any) -> np.ndarray:
+    return np.atleast_1d(value.read() if isinstance(value, StoredArray) else np.float64(value))
 
 
 def _without_values(*_: Any) -> Inert:

@@ -3,6 +3,7 @@
 python -m kernsym_jax.analyze runs/digits --out=report
 """
 
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +23,8 @@ _INPUT_SIZE = flags.DEFINE_integer(
 )
 _OUT = flags.DEFINE_string("out", "report", "The folder for the report; made if it is not there.")
 
+_PARQUET = flags.DEFINE_bool("parquet", False, "Write layers.parquet too (needs pyarrow).")
+
 
 def main(argv: Sequence[str]) -> int:
     """Analyzes every source named; the exit status is 1 if some of several could not be."""
@@ -30,7 +33,9 @@ def main(argv: Sequence[str]) -> int:
     from kernsym_jax import report
 
     options = report.Options(_LAYOUT.value, _FOLD.value, _MODEL.value, _INPUT_SIZE.value)
-    _, failed = report.analyze(argv[1:], _OUT.value, options)
+    tables, failed = report.analyze(argv[1:], _OUT.value, options)
+    if _PARQUET.value:
+        report.write_parquet(tables, pathlib.Path(_OUT.value) / "layers.parquet")
     print(f"report: {_OUT.value}/report.html")
     for reason in failed.values():
         print(command_line.one_line(reason), file=sys.stderr)

@@ -1,6 +1,6 @@
 """Reports on trained weights: the layer table, figures, and one HTML page."""
 
-from kernsym_jax.report.analysis import analyze, write_results
+from kernsym_jax.report.analysis import analyze, write_parquet, write_results
 from kernsym_jax.report.layer_table import COLUMNS, NetworkTable, network_table
 from kernsym_jax.report.sources import Options, find_sources, read_table
 from kernsym_jax.report.summary import in_words, summarize
@@ -15,5 +15,6 @@ __all__ = [
     "network_table",
     "read_table",
     "summarize",
+    "write_parquet",
     "write_results",
 ]

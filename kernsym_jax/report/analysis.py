@@ -1,7 +1,6 @@
 """From sources of weights to a folder of results."""
 
 import csv
-import importlib.util
 import json
 import pathlib
 from collections.abc import Sequence
@@ -58,8 +57,6 @@ def analyze(
 def write_results(tables: Sequence[NetworkTable], out: pathlib.Path) -> None:
     """Writes the tables, the mean kernels, the figures of up to 20 networks, and the page.
 
-    With pyarrow installed (the extra ``parquet``) the table is also written as ``layers.parquet``.
-
     Args:
       tables: one per network.
       out: the folder; made if it is not there.
@@ -98,14 +95,24 @@ def write_results(tables: Sequence[NetworkTable], out: pathlib.Path) -> None:
     for index, table in enumerate(tables if len(tables) <= _MOST_DRAWN else [], 1):
         write_figures(table, out / "figures", prefix=f"{index}_" if several else "")
     write_page(tables, out / "report.html")
-    if importlib.util.find_spec("pyarrow"):
-        _write_parquet(rows, out / "layers.parquet")
 
 
-def _write_parquet(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
+def write_parquet(tables: Sequence[NetworkTable], path: pathlib.Path) -> None:
+    """Writes the rows of ``layers.csv`` as a Parquet file.
 
+    Args:
+      tables: one per network.
+      path: the file.
+
+    Raises:
+      ValueError: if pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError("Parquet needs pyarrow: pip install 'kernsym-jax[parquet]'") from None
+    rows = [row for table in tables for row in table.rows]
     columns = {name: [row[name] for row in rows] for name in COLUMNS}
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
 

@@ -54,9 +54,9 @@ layers, and the direction to which its padding is predicted to skew it."""
 
 NULL_DRAWS = 20_000
 _NULL_SEED = 0
-# Kernels are measured so many at a time: one compiled program for each kernel shape, on pieces
-# small enough for the processor's cache.
-_BATCH = 1 << 13
+# Kernels are measured so many cells at a time: one compiled program for each kernel shape, working
+# on pieces small enough for the processor's cache.
+_BATCH_CELLS = 36_864
 _VANISHED = 1e-3
 
 
@@ -176,7 +176,8 @@ def null_quantiles(kh: int, kw: int) -> tuple[np.ndarray, np.ndarray]:
       Two sorted float32 arrays.
     """
     kernels = np.random.default_rng(_NULL_SEED).normal(size=(NULL_DRAWS, kh, kw))
-    (figures,) = _measure_blocks([kernels.astype(np.float32)], kh, kw)
+    block = kernels.astype(np.float32), len(symmetry.FIELDS)
+    (figures,) = _measure_blocks([block], kh, kw)
     names = ("score", "score_centered")
     plain, centred = (np.sort(figures[:, symmetry.FIELDS.index(name)]) for name in names)
     return plain, centred
@@ -201,42 +202,44 @@ def _measure_layers(weights: Weights) -> dict[str, dict[str, float | None]]:
     return measured
 
 
-def _kernels_of(weight: np.ndarray) -> Iterator[np.ndarray]:
-    """The mean kernel, those of single outputs and the single kernels, each (n, kh, kw)."""
-    yield mean_kernel(weight)[None]
-    yield np.moveaxis(weight.mean(axis=2, dtype=np.float32), -1, 0)
-    yield np.moveaxis(weight, (2, 3), (1, 0)).reshape(-1, *weight.shape[:2])
+def _kernels_of(weight: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    """The mean kernel, those of single outputs and the single kernels, each (n, kh, kw), and how
+    many of the leading `symmetry.FIELDS` are wanted: of all but the first only the score."""
+    yield mean_kernel(weight)[None], len(symmetry.FIELDS)
+    yield np.moveaxis(weight.mean(axis=2, dtype=np.float32), -1, 0), 1
+    yield np.moveaxis(weight, (2, 3), (1, 0)).reshape(-1, *weight.shape[:2]), 1
 
 
-def _measure_blocks(blocks: Iterable[np.ndarray], kh: int, kw: int) -> Iterator[np.ndarray]:
-    """Measures blocks of kernels (n, kh, kw), giving (n, len(FIELDS)) for each."""
-    batch, filled = np.zeros((_BATCH, kh, kw), np.float32), 0
-    waiting: collections.deque[tuple[int, list[np.ndarray]]] = collections.deque()
+def _measure_blocks(
+    blocks: Iterable[tuple[np.ndarray, int]], kh: int, kw: int
+) -> Iterator[np.ndarray]:
+    """Measures blocks of kernels (n, kh, kw), giving (n, wanted) leading fields for each."""
+    size = max(64, _BATCH_CELLS // (kh * kw))
+    batch, filled = np.zeros((size, kh, kw), np.float32), 0
+    # Blocks that are not finished: rows still missing, fields wanted, and the rows so far.
+    waiting: collections.deque[list[Any]] = collections.deque()
 
-    def flush() -> None:
-        rows = np.asarray(_figure_rows(batch))
-        start = 0
-        for count, parts in waiting:
-            missing = count - sum(map(len, parts))
-            take = min(missing, filled - start)
-            parts.append(rows[start : start + take])
-            start += take
+    def measure_batch() -> Iterator[np.ndarray]:
+        rows, start = np.asarray(_figure_rows(batch)), 0
+        while waiting and start < filled:
+            missing, wanted, parts = waiting[0]
+            taken = min(missing, filled - start)
+            parts.append(rows[start : start + taken, :wanted].copy())
+            start, waiting[0][0] = start + taken, missing - taken
+            if taken == missing:
+                yield np.concatenate(waiting.popleft()[2])
 
-    for block in blocks:
-        waiting.append((len(block), []))
-        start = 0
-        while start < len(block):
-            take = min(_BATCH - filled, len(block) - start)
-            batch[filled : filled + take] = block[start : start + take]
-            filled, start = filled + take, start + take
-            if filled == _BATCH:
-                flush()
+    for block, wanted in blocks:
+        waiting.append([len(block), wanted, []])
+        while len(block):
+            taken = min(size - filled, len(block))
+            batch[filled : filled + taken] = block[:taken]
+            filled, block = filled + taken, block[taken:]
+            if filled == size:
+                yield from measure_batch()
                 filled = 0
-                while waiting and waiting[0][0] == sum(map(len, waiting[0][1])):
-                    yield np.concatenate(waiting.popleft()[1])
-    flush()
-    for _, parts in waiting:
-        yield np.concatenate(parts)
+    if filled:
+        yield from measure_batch()
 
 
 @jax.jit
@@ -291,7 +294,8 @@ def _only_middle_tap(weight: np.ndarray) -> bool:
     kh, kw, *_ = weight.shape
     if not (kh % 2 and kw % 2):
         return False
-    norms = np.sqrt(np.square(weight, dtype=np.float32).mean(axis=(2, 3)))
+    # Summed without a copy of the layer.
+    norms = np.sqrt(np.einsum("hwio,hwio->hw", weight, weight))
     middle = norms[kh // 2, kw // 2]
     norms[kh // 2, kw // 2] = 0
     return bool(middle > 0 and norms.max() <= _VANISHED * middle)

@@ -18,7 +18,7 @@ from kernsym_jax.layers.polyphase import (
     polyphase,
 )
 from kernsym_jax.layers.pool import AvgPool, MaxPool, adaptive_average_pool
-from kernsym_jax.layers.sbpool import corner, random_position
+from kernsym_jax.layers.sbpool import Position, corner, random_position
 from kernsym_jax.layers.window import crop, crop_to_common, subsample
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Downsample",
     "MaxPool",
     "PhaseLogits",
+    "Position",
     "adaptive_average_pool",
     "aps_weights",
     "binomial",

@@ -6,8 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernsym_jax.layers import AvgPool, MaxPool, crop_to_common
-from kernsym_jax.layers.sbpool import Position
+from kernsym_jax.layers import AvgPool, MaxPool, Position, crop_to_common
 from kernsym_jax.models.variant import Variant, torch_dense
 
 # The two halves of a factorised 7×7 convolution.

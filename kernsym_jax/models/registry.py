@@ -79,9 +79,11 @@ def create(
       The Linen module.
 
     Raises:
-      ValueError: for an unknown name, padding, downsampling or field.
+      ValueError: for an unknown name, padding, downsampling, type or field, or no classes.
     """
     model = _model(name)
+    if num_classes < 1:
+        raise ValueError(f"{name}: num_classes must be at least 1, got {num_classes}")
     check_padding(padding, name)
     check_downsample(downsample, name)
     known = {f.name for f in dataclasses.fields(model.module)} - {"parent", "name"}
@@ -91,11 +93,11 @@ def create(
     return model.module(
         **{
             **model.fields,
-            **fields,
+            **{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()},
             "num_classes": num_classes,
             "padding": padding,
             "downsample": downsample,
-            "dtype": jnp.dtype(dtype),
+            "dtype": _float_type(name, dtype),
         }
     )
 
@@ -108,6 +110,16 @@ def default_input_size(name: str) -> int:
 def describe(name: str) -> str:
     """The model in one line."""
     return _model(name).description
+
+
+def _float_type(name: str, dtype: Any) -> Any:
+    try:
+        kind = jnp.dtype(dtype)
+    except TypeError:
+        kind = None
+    if kind is None or not jnp.issubdtype(kind, jnp.floating):
+        raise ValueError(f"{name}: dtype must be a float type such as bfloat16, got {dtype!r}")
+    return kind
 
 
 def _model(name: str) -> Model:

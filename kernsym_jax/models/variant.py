@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernsym_jax.layers import BatchNorm, Conv, Downsample, MaxPool
+from kernsym_jax.layers import BatchNorm, Conv, Downsample, MaxPool, pad_map
 
 # The initialisers that the published definitions name; fan_out counts kh * kw * out.
 KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -60,6 +60,10 @@ class Variant:
     ) -> jax.Array:
         """Max-pooling with stride 2 as the strided place number ``index``."""
         down = self.down(f"{name}_down", 2, index)
+        if self.padding == "circular" and down.inside == 1 and kernel_size == 2 and pad == 0:
+            # Unstrided, a circular map has a window at every pixel, the last included; without it
+            # the polyphase components of a rolled map would not be rolled themselves.
+            x = pad_map(x, ((0, 1), (0, 1)), "circular")
         pool = MaxPool(kernel_size, down.inside, self.padding, pad, name=name)
         return down(pool(x, down.position(train)), train)[0]
 

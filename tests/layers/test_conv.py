@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernsym_jax import geometry
 from kernsym_jax.layers import PADDINGS, Conv, layer_padding
 
 NUMPY_MODES = {
@@ -74,6 +75,16 @@ def test_kernels_are_height_width_in_out_and_float32_while_bfloat16_is_computed(
     np.testing.assert_allclose(
         y.astype(jnp.float32), layer.clone(dtype=jnp.float32).apply(variables, x), atol=0.1
     )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_pixels_take_part_in_as_many_windows_as_the_arithmetic_says(padding, stride):
+    layer = Conv(1, 5, stride, padding, use_bias=False)
+    variables = {"params": {"kernel": jnp.ones((5, 5, 1, 1))}}
+    counts = jax.grad(lambda x: layer.apply(variables, x).sum())(jnp.ones((1, 8, 9, 1)))
+    wanted = geometry.foveation((8, 9), 5, stride, padding_mode=padding)
+    np.testing.assert_allclose(counts[0, :, :, 0], wanted, rtol=1e-6)
 
 
 class Net(nn.Module):

@@ -131,6 +131,20 @@ def test_bad_names_and_fields_are_told_in_one_line_with_what_was_wanted():
         models.create("vgg11", widht=3)
 
 
+def test_impossible_types_and_class_numbers_are_refused():
+    for dtype in ("float23", "int32", jnp.uint8):
+        with pytest.raises(ValueError, match=r"^small_cnn: dtype must be a float type"):
+            models.create("small_cnn", dtype=dtype)
+    with pytest.raises(ValueError, match=r"^small_cnn: num_classes must be at least 1, got 0"):
+        models.create("small_cnn", num_classes=0)
+
+
+def test_lists_are_taken_for_tuples_as_configs_hold_them():
+    model = models.create("cifar_resnet20", blocks=[1, 2])
+    assert model == models.create("cifar_resnet20", blocks=(1, 2))
+    assert hash(model)
+
+
 @pytest.mark.parametrize(
     ("name", "padding", "size", "layer"),
     [

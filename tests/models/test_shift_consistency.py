@@ -14,7 +14,9 @@ def logits_of_every_shift(prepared, name, size, **fields):
     return np.asarray(logits).reshape(len(shifts), len(x), -1)
 
 
+# The last map of VGG-11 is a single pixel at this size, so its dense head sees no position.
 NETS = {
+    "vgg11": {"size": 32, "width": 2, "hidden": 8},
     "small_cnn": {"size": 8, "width": 8},
     "cifar_resnet20": {"size": 8, "width": 4, "blocks": (1, 1, 1)},
     "resnet18": {"size": 16, "width": 4, "blocks": (1, 1, 1)},

@@ -4,7 +4,7 @@ from kernsym_jax.data.augment import Augment, augment, normalize
 from kernsym_jax.data.dataset import Dataset, TrainBatches, open
 from kernsym_jax.data.image_set import ImageSet, channel_statistics
 from kernsym_jax.data.order import DeviceBatches, epoch_order, evaluation_batches
-from kernsym_jax.data.sources import load
+from kernsym_jax.data.sources import load, prepare
 
 __all__ = [
     "Augment",
@@ -19,4 +19,5 @@ __all__ = [
     "load",
     "normalize",
     "open",
+    "prepare",
 ]

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kernsym_jax.data.crop import crop
+
 FLIPS = ("none", "horizontal", "vertical", "d4")
 
 
@@ -14,7 +16,12 @@ FLIPS = ("none", "horizontal", "vertical", "d4")
 class Augment:
     """How training images are varied; static, so that a step is compiled for it.
 
+    What is done comes in this order.
+
     Attributes:
+      crop_size: a random window of every image is scaled to a square of that size; 0 for none.
+      crop_scale: least and largest share of the area of a window.
+      crop_ratio: least and largest width over height of a window.
       shift: largest shift in pixels, per axis and image; what enters is black.
       flip: ``none``, ``horizontal``, ``vertical``, each applied to half of the images, or ``d4``,
         one of the eight symmetries of the square per image.
@@ -25,6 +32,9 @@ class Augment:
 
     shift: int = 0
     flip: str = "none"
+    crop_size: int = 0
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def __post_init__(self) -> None:
         if self.shift < 0:
@@ -35,11 +45,17 @@ class Augment:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Augment":
         """What the keys under ``config.data`` of a resolved config ask for."""
-        return cls(shift=config["shift"], flip=config["flip"])
+        return cls(
+            shift=config["shift"],
+            flip=config["flip"],
+            crop_size=config["crop_size"],
+            crop_scale=tuple(config["crop_scale"]),
+            crop_ratio=tuple(config["crop_ratio"]),
+        )
 
 
 def augment(images: jax.Array, key: jax.Array, how: Augment) -> jax.Array:
-    """Shifts and flips every image by itself.
+    """Crops, shifts and flips every image by itself.
 
     Args:
       images: (batch, height, width, channels), any dtype.
@@ -47,16 +63,18 @@ def augment(images: jax.Array, key: jax.Array, how: Augment) -> jax.Array:
       how: the kind and range of variation.
 
     Returns:
-      Images of the same shape and dtype.
+      Images of the same dtype, and of the same shape unless they are cropped.
 
     Raises:
       ValueError: if a shift could move an image out of sight, or ``d4`` meets images that are not
         square.
     """
+    shift_key, flip_key, crop_key = jax.random.split(key, 3)
+    if how.crop_size:
+        images = crop(images, crop_key, how.crop_size, how.crop_scale, how.crop_ratio)
     _, height, width, _ = images.shape
     if how.shift >= min(height, width):
         raise ValueError(f"a shift of {how.shift} pixels leaves nothing of {height}×{width} images")
-    shift_key, flip_key = jax.random.split(key)
     if how.shift:
         images = _shift(images, shift_key, how.shift)
     if how.flip != "none":

@@ -7,9 +7,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from kernsym_jax.data.augment import Augment
+from kernsym_jax.data.cache import lookup
+from kernsym_jax.data.encoded_set import EncodedSet, check_on_broken
 from kernsym_jax.data.image_set import ImageSet, channel_statistics
 from kernsym_jax.data.order import Batch, DeviceBatches, Place, evaluation_batches
-from kernsym_jax.data.sources import load
+from kernsym_jax.data.picture import View
+from kernsym_jax.data.random_words import Purpose, permutation
+from kernsym_jax.data.reader import Reader, sample
+from kernsym_jax.data.sources import SPLITS, decoded, find, resized
+from kernsym_jax.data.stream import StreamBatches, stream_evaluation
+
+Source = ImageSet | EncodedSet
 
 
 class TrainBatches(Protocol):
@@ -89,32 +97,136 @@ def open(
       ValueError: if the config or the data cannot be used.
       FileNotFoundError: if the data are not there.
     """
-    train, test = load(config["source"], "train"), load(config["source"], "test")
-    mean, std = _statistics(config, train)
-    processes = (process_index, process_count)
+    check_on_broken(config["on_broken"])
+    if not 0 <= config["seed"] < 2**32:
+        raise ValueError(f"config.data.seed must lie in 0 to 2³² − 1, got {config['seed']}")
+    view, processes = View.from_config(config), (process_index, process_count)
+    run = _Run(config, view, seed, batch_size, eval_batch_size, replicate, shard, processes)
+    train, test = (find(config["source"], split, config["seed"]) for split in SPLITS)
+    if config["streaming"] or _decoded_bytes(train, config) > config["device_bytes"]:
+        return _stream(run, train, test)
+    return _keep(run, train, test)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    config: Mapping[str, Any]
+    view: View
+    seed: int | Sequence[int]
+    batch_size: int
+    eval_batch_size: int
+    replicate: Place
+    shard: Place
+    processes: tuple[int, int]
+
+
+def _keep(run: _Run, train_source: Source, test_source: Source) -> Dataset:
+    """A data set that is decoded before the run, and cropped in the training step."""
+    whole = View(rotate=run.view.rotate, image_size=run.view.image_size)
+    window = dataclasses.replace(run.view, rotate=0, image_size=0)
+    train, test = (
+        decoded(source, whole, run.config["on_broken"])
+        if isinstance(source, EncodedSet)
+        else resized(source, whole)
+        for source in (train_source, test_source)
+    )
+    train, test = _with_channels(train, test), _with_channels(test, train)
+    train = dataclasses.replace(train, labels=train.labels[_label_order(run.config, len(train))])
+    test = resized(test, window)
 
     def take_static(size: int) -> dict[str, np.ndarray]:
         chosen = np.arange(size) % len(train)
-        return {"image": train.images[chosen], "label": train.labels[chosen]}
+        first = ImageSet(train.images[chosen], train.labels[chosen], train.classes)
+        return {"image": resized(first, window).images, "label": first.labels}
 
+    shape = take_static(1)["image"].shape[1:]
+    if shape != test.images.shape[1:]:
+        raise ValueError(
+            f"{run.config['source']}: training images of shape {shape} (height, width, channels), "
+            f"test images of {test.images.shape[1:]}; config.data.image_size or "
+            "config.data.crop_size gives them one size"
+        )
+    mean, std = _statistics(run.config, train.images)
     return Dataset(
         classes=train.classes,
-        image_shape=train.images.shape[1:],
+        image_shape=shape,
         mean=mean,
         std=std,
-        augment=Augment.from_config(config),
-        train=DeviceBatches(train, batch_size, seed, replicate, shard, *processes),
-        evaluation=lambda: evaluation_batches(test, eval_batch_size, shard, *processes),
+        augment=Augment.from_config(run.config),
+        train=DeviceBatches(
+            train, run.batch_size, run.seed, run.replicate, run.shard, *run.processes
+        ),
+        evaluation=lambda: evaluation_batches(test, run.eval_batch_size, run.shard, *run.processes),
         train_size=len(train),
         test_size=len(test),
         take_static=take_static,
     )
 
 
+def _stream(run: _Run, train_source: Source, test_source: Source) -> Dataset:
+    """A data set that is read, decoded and cropped while the network trains."""
+    on_broken, workers = run.config["on_broken"], run.config["workers"]
+    # Statistics, shape and channels are those of a sample: reading all would take hours.
+    known = sample(Reader(train_source, run.view, on_broken))
+    view = dataclasses.replace(run.view, channels=known.shape[-1])
+    train, test = (
+        Reader(source, view, on_broken, shape=known.shape[1:])
+        for source in (train_source, test_source)
+    )
+    train = dataclasses.replace(train, label_order=_label_order(run.config, len(train)))
+    mean, std = _statistics(run.config, known)
+
+    def take_static(size: int) -> dict[str, np.ndarray]:
+        read = [train.read_or_next(index % len(train)) for index in range(size)]
+        images, labels = zip(*read, strict=True)
+        return {"image": np.stack(images), "label": np.array(labels, np.int32)}
+
+    return Dataset(
+        classes=train.classes,
+        image_shape=known.shape[1:],
+        mean=mean,
+        std=std,
+        # Windows are cut as the images are read; the rest is left to the step.
+        augment=dataclasses.replace(Augment.from_config(run.config), crop_size=0),
+        train=StreamBatches(train, run.batch_size, run.seed, run.shard, *run.processes, workers),
+        evaluation=lambda: stream_evaluation(
+            test, run.eval_batch_size, run.shard, *run.processes, workers
+        ),
+        train_size=len(train),
+        test_size=len(test),
+        take_static=take_static,
+    )
+
+
+def _label_order(config: Mapping[str, Any], size: int) -> np.ndarray:
+    """Which image's label each training image has."""
+    if not config["random_labels"]:
+        return np.arange(size, dtype=np.int32)
+    return permutation(size, Purpose.LABELS, config["seed"], 0)
+
+
+def _decoded_bytes(source: Source, config: Mapping[str, Any]) -> int:
+    """How many bytes the images of a set take when they are decoded."""
+    view = View(rotate=config["rotate"], image_size=config["image_size"])
+    if isinstance(source, EncodedSet):
+        cached = lookup(source, view, config["on_broken"])
+        if cached is not None:
+            return cached.images.images.nbytes
+    reader = Reader(source, view, config["on_broken"])
+    return len(reader) * reader.read_or_next(0)[0].nbytes
+
+
+def _with_channels(images: ImageSet, other: ImageSet) -> ImageSet:
+    """The images as colour images if those of the other split are."""
+    if images.images.shape[-1] == 1 and other.images.shape[-1] == 3:
+        return dataclasses.replace(images, images=np.repeat(images.images, 3, axis=-1))
+    return images
+
+
 def _statistics(
-    config: Mapping[str, Any], train: ImageSet
+    config: Mapping[str, Any], images: np.ndarray
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    means, deviations = channel_statistics(train.images)
+    means, deviations = channel_statistics(images)
     mean, std = tuple(config["mean"]) or means, tuple(config["std"]) or deviations
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != len(means):

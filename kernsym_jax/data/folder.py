@@ -1,84 +1,99 @@
 """A tree of image files with one folder per class."""
 
-import concurrent.futures
+import os
 import pathlib
+from collections.abc import Iterator
 
-import numpy as np
-
-from kernsym_jax.data.image_set import ImageSet
+from kernsym_jax.data.encoded_set import EncodedSet, Files
 
 _SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+SPLIT_NAMES = {name for names in _SPLIT_FOLDERS.values() for name in names}
 
 
-def load(place: str, split: str) -> ImageSet:
-    """Loads ``<place>/<split>/<class>/<image>``.
+def load(place: str, split: str) -> EncodedSet:
+    """Lists ``<place>/<split>/<class>/<image>``, in a folder or an archive.
+
+    A place that has no folder of a split, but folders of classes, is itself a test split.
 
     Args:
-      place: the folder that holds ``train`` and ``test`` (or ``val``, ``validation``).
+      place: the folder that holds ``train`` and ``test`` (or ``val``, ``validation``), or a
+        ``.tar``, ``.tar.gz``, ``.tar.bz2`` or ``.tar.xz`` file of it.
       split: ``train`` or ``test``.
 
     Returns:
-      (n, height, width, channels) images in the order of their paths, one channel if all are grey,
-      else three. The classes are the folders' names, sorted.
+      The images in the order of their paths. The classes are the folders' names, sorted. Files
+      whose names start with a dot are passed over; every other one is taken for an image.
 
     Raises:
       FileNotFoundError: if the folder, the split or its images are not there.
-      ValueError: if an image cannot be read or has another size than the first, or if the splits
-        do not have the same classes.
+      ValueError: if the splits do not have the same classes, or an archive is damaged.
     """
     root = pathlib.Path(place)
-    folder = _split_folder(root, split)
-    classes = _class_names(folder)
-    train = _class_names(_split_folder(root, "train")) if split != "train" else classes
-    if classes != train:
-        odd = sorted(set(classes) ^ set(train))
-        raise ValueError(f"{root}: the splits differ in the classes {', '.join(odd)}")
-    files, labels = [], []
-    for label, name in enumerate(classes):
-        members = sorted(
-            file
-            for file in (folder / name).rglob("*")
-            if file.suffix.lower() in _SUFFIXES and file.is_file()
-        )
-        files += members
-        labels += [label] * len(members)
-    if not files:
-        raise FileNotFoundError(f"{folder}: no images ({', '.join(_SUFFIXES)}) in its folders")
-    # Pillow lets go of the interpreter while it decodes, so threads do run side by side.
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        images = list(pool.map(_decode, files))
-    for file, image in zip(files, images, strict=True):
-        if image.shape[:2] != images[0].shape[:2]:
-            raise ValueError(
-                f"{file}: {image.shape[1]}×{image.shape[0]} pixels, where {files[0]} has "
-                f"{images[0].shape[1]}×{images[0].shape[0]}; images must have one size"
-            )
-    channels = max(image.shape[2] for image in images)
-    stacked = np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
-    return ImageSet(stacked, np.array(labels, np.int32), classes)
+    if root.is_file():
+        from kernsym_jax.data import archive
 
-
-def _decode(file: pathlib.Path) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            grey = image.mode in ("1", "L", "LA", "I;16")
-            pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file}: not a readable image ({error})") from error
-    return pixels[..., None] if grey else pixels
-
-
-def _split_folder(root: pathlib.Path, split: str) -> pathlib.Path:
+        return archive.load(root, split)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
+    present = {entry.name for entry in root.iterdir() if entry.is_dir()}
+    name = split_folder(str(root), present, split)
+    folder = root / name
+    classes = _class_names(folder)
+    if name and "train" in present:
+        require_same_classes(str(root), classes, _class_names(root / "train"))
+    files = [
+        (file, label)
+        for label, class_name in enumerate(classes)
+        for file in sorted(_visible_files(folder / class_name))
+    ]
+    if not files:
+        raise FileNotFoundError(f"{folder}: no images in its folders")
+    listed = Files(
+        size=len(files),
+        classes=classes,
+        record=lambda index: (files[index][0].read_bytes(), files[index][1]),
+        name=lambda index: str(files[index][0]),
+    )
+    return EncodedSet(
+        place=str(folder.resolve()),
+        identity=lambda: tuple(_state(file) for file, _ in files),
+        list=lambda: listed,
+    )
+
+
+def split_folder(place: str, present: set[str], split: str) -> str:
+    """Which of the folders that are present is a split; empty if the place itself is.
+
+    Raises:
+      FileNotFoundError: if none is.
+    """
     for name in _SPLIT_FOLDERS[split]:
-        if (root / name).is_dir():
-            return root / name
-    raise FileNotFoundError(f"{root}: no folder {' or '.join(_SPLIT_FOLDERS[split])} in it")
+        if name in present:
+            return name
+    if split == "test" and present and not present & SPLIT_NAMES:
+        return ""
+    raise FileNotFoundError(f"{place}: no folder {' or '.join(_SPLIT_FOLDERS[split])} in it")
+
+
+def require_same_classes(place: str, classes: tuple[str, ...], train: tuple[str, ...]) -> None:
+    """Raises `ValueError`, with their names, if classes are not in both splits."""
+    if classes != train:
+        odd = sorted(set(classes) ^ set(train))
+        raise ValueError(f"{place}: the splits differ in the classes {', '.join(odd)}")
+
+
+def _visible_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    # Unlike `rglob`, this asks the disk once per folder instead of once per file.
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (pathlib.Path(place, name) for name in files if not name.startswith("."))
+
+
+def _state(file: pathlib.Path) -> tuple[str, int, int]:
+    found = file.stat()
+    return str(file), found.st_size, found.st_mtime_ns
 
 
 def _class_names(folder: pathlib.Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    entries = (entry for entry in folder.iterdir() if entry.is_dir())
+    return tuple(sorted(entry.name for entry in entries if not entry.name.startswith(".")))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernsym_jax.data.image_set import ImageSet
+from kernsym_jax.data.random_words import Purpose, permutation
 
 Batch = dict[str, jax.Array]
 Place = Callable[[np.ndarray], jax.Array]
@@ -24,9 +25,7 @@ def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
     Returns:
       (size,) int32, a permutation; the same on every machine and with every version of NumPy.
     """
-    # Raw words, because NumPy promises their stream for ever, but not that of `permutation`.
-    words = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(size)
-    return np.argsort(words, kind="stable").astype(np.int32)
+    return permutation(size, Purpose.ORDER, seed, epoch)
 
 
 class DeviceBatches:

@@ -2,24 +2,43 @@
 
 from collections.abc import Callable
 
-from kernsym_jax.data import digits, folder, idx
-from kernsym_jax.data.image_set import ImageSet
+import numpy as np
 
-_SOURCES: dict[str, Callable[[str, str], ImageSet]] = {
+from kernsym_jax.data import cache, digits, folder, idx, noise, textures, tfds
+from kernsym_jax.data.encoded_set import EncodedSet, check_on_broken, report_skipped
+from kernsym_jax.data.image_set import ImageSet
+from kernsym_jax.data.picture import View, changes, look_at
+
+_STORED: dict[str, Callable[[str, str], ImageSet | EncodedSet]] = {
     "digits": digits.load,
     "folder": folder.load,
     "idx": idx.load,
+    "tfds": tfds.load,
+}
+_GENERATED: dict[str, Callable[[str, str, int], ImageSet]] = {
+    "textures": textures.load,
+    "noise": noise.load,
+    "fake": noise.load_fake,
 }
 SPLITS = ("train", "test")
 
 
-def load(source: str, split: str) -> ImageSet:
+def load(
+    source: str, split: str, *, image_size: int = 0, on_broken: str = "fail", seed: int = 0
+) -> ImageSet:
     """Loads one split of a source into memory.
 
     Args:
       source: ``digits`` (scikit-learn's 8×8 scans, 1437 for training and 360 for testing),
-        ``idx:<dir>`` (MNIST's file format) or ``folder:<dir>`` (one folder of images per class).
+        ``idx:<dir>`` (MNIST's file format), ``folder:<dir or tar file>`` (one folder of images per
+        class), ``tfds:<name>`` (TensorFlow Datasets, prepared), ``textures[:name=value,…]``,
+        ``noise[:…]`` or ``fake[:…]``.
       split: ``train`` or ``test``.
+      image_size: the largest square in the middle of each image is scaled to that size; 0 to leave
+        images as they are.
+      on_broken: ``fail`` or ``skip``, for files that are no readable images; what is skipped is
+        logged.
+      seed: of generated images.
 
     Returns:
       The images and labels, always in the same order.
@@ -28,10 +47,68 @@ def load(source: str, split: str) -> ImageSet:
       ValueError: for an unknown source or split, and for data that cannot be used.
       FileNotFoundError: if the place does not exist.
     """
+    check_on_broken(on_broken)
+    view = View(image_size=image_size)
+    found = find(source, split, seed)
+    if isinstance(found, EncodedSet):
+        return decoded(found, view, on_broken)
+    return resized(found, view)
+
+
+def find(source: str, split: str, seed: int = 0) -> ImageSet | EncodedSet:
+    """Finds one split of a source: in memory, or as files still to be decoded.
+
+    Args:
+      source: as `load` takes it.
+      split: ``train`` or ``test``.
+      seed: of generated images.
+
+    Returns:
+      The split.
+
+    Raises:
+      ValueError: for an unknown source or split, and for data that cannot be used.
+      FileNotFoundError: if the place does not exist.
+    """
     kind, _, place = source.partition(":")
-    if kind not in _SOURCES:
-        known = ", ".join(_SOURCES)
+    if kind not in _STORED and kind not in _GENERATED:
+        known = ", ".join([*_STORED, *_GENERATED])
         raise ValueError(f"unknown data source {source!r}; known are {known} (as kind:place)")
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; wanted one of {', '.join(SPLITS)}")
-    return _SOURCES[kind](place, split)
+    if kind in _GENERATED:
+        return _GENERATED[kind](place, split, seed)
+    return _STORED[kind](place, split)
+
+
+def decoded(encoded: EncodedSet, view: View, on_broken: str) -> ImageSet:
+    """A set decoded into memory, through the cache; what was skipped is logged."""
+    result = cache.decoded(encoded, view, on_broken)
+    report_skipped(encoded.place, result)
+    return result.images
+
+
+def resized(images: ImageSet, view: View) -> ImageSet:
+    """A set seen through a view of the middle; the set itself if that changes nothing."""
+    if not changes(view, *images.images.shape[1:3]):
+        return images
+    return ImageSet(
+        np.stack([look_at(image, view) for image in images.images]), images.labels, images.classes
+    )
+
+
+def prepare(source: str) -> None:
+    """Does all that can be done before a run: downloads and prepares, or decodes into the cache.
+
+    Args:
+      source: as `load` takes it.
+
+    Raises:
+      ValueError: if that needs what is not installed, or the data cannot be used.
+      FileNotFoundError: if the place does not exist.
+    """
+    kind, _, place = source.partition(":")
+    if kind == "tfds":
+        tfds.prepare(place)
+    for split in SPLITS:
+        find(source, split)

@@ -80,6 +80,8 @@ def default() -> ml_collections.ConfigDict:
     # Read while training instead of once before; always so for sets of more bytes when decoded.
     config.data.streaming = False
     config.data.device_bytes = 4 * 2**30
+    # Processes that read and decode a streamed set besides this one's threads; 0 for none.
+    config.data.workers = 0
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 0.1

@@ -19,14 +19,14 @@ Path = pathlib.PurePosixPath
 Read = Callable[[], bytes] | None
 
 
-def load(path: pathlib.Path, split: str) -> EncodedSet:
+def load(place: str, split: str) -> EncodedSet:
     """Lists ``<split>/<class>/<image>`` in a tar file, perhaps below one common folder.
 
     An uncompressed file is read image by image where it lies; of a compressed one the split's
     images are held in memory, encoded as they are.
 
     Args:
-      path: of the tar file.
+      place: the tar file, plain or compressed by gzip, bzip2 or xz.
       split: ``train`` or ``test``.
 
     Returns:
@@ -37,6 +37,7 @@ def load(path: pathlib.Path, split: str) -> EncodedSet:
       ValueError: if the file is no tar file or damaged, a member's name leads out of the archive,
         a member is neither a file nor a folder, or the splits do not have the same classes.
     """
+    path = pathlib.Path(place)
     state = path.stat()
     return EncodedSet(
         place=f"{path.resolve()}, {split} split",
@@ -54,8 +55,8 @@ def _files(path: pathlib.Path, split: str) -> Files:
     folders = {member.parts[0] for member, read in members.items() if read is None}
     name = folder.split_folder(str(path), folders, split)
     classes = _class_names(members, name)
-    if name and "train" in folders:
-        folder.require_same_classes(str(path), classes, _class_names(members, "train"))
+    for other in folder.split_folders(folders) if name else ():
+        folder.require_same_classes(str(path), classes, _class_names(members, other))
     depth = 1 if name else 0
     images = [
         (member, read, classes.index(member.parts[depth]))

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from kernsym_jax.data.encoded_set import EncodedSet, Files
 
@@ -11,13 +11,12 @@ SPLIT_NAMES = {name for names in _SPLIT_FOLDERS.values() for name in names}
 
 
 def load(place: str, split: str) -> EncodedSet:
-    """Lists ``<place>/<split>/<class>/<image>``, in a folder or an archive.
+    """Lists ``<place>/<split>/<class>/<image>``.
 
     A place that has no folder of a split, but folders of classes, is itself a test split.
 
     Args:
-      place: the folder that holds ``train`` and ``test`` (or ``val``, ``validation``), or a
-        ``.tar``, ``.tar.gz``, ``.tar.bz2`` or ``.tar.xz`` file of it.
+      place: the folder that holds ``train`` and ``test`` (or ``val``, ``validation``).
       split: ``train`` or ``test``.
 
     Returns:
@@ -26,21 +25,17 @@ def load(place: str, split: str) -> EncodedSet:
 
     Raises:
       FileNotFoundError: if the folder, the split or its images are not there.
-      ValueError: if the splits do not have the same classes, or an archive is damaged.
+      ValueError: if the splits do not have the same classes.
     """
     root = pathlib.Path(place)
-    if root.is_file():
-        from kernsym_jax.data import archive
-
-        return archive.load(root, split)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
     present = {entry.name for entry in root.iterdir() if entry.is_dir()}
     name = split_folder(str(root), present, split)
     folder = root / name
     classes = _class_names(folder)
-    if name and "train" in present:
-        require_same_classes(str(root), classes, _class_names(root / "train"))
+    for other in split_folders(present) if name else ():
+        require_same_classes(str(root), classes, _class_names(root / other))
     files = [
         (file, label)
         for label, class_name in enumerate(classes)
@@ -61,24 +56,29 @@ def load(place: str, split: str) -> EncodedSet:
     )
 
 
+def split_folders(present: set[str], splits: Iterable[str] = _SPLIT_FOLDERS) -> list[str]:
+    """Which of the folders that are present are those of the splits."""
+    found = ([name for name in _SPLIT_FOLDERS[split] if name in present] for split in splits)
+    return [names[0] for names in found if names]
+
+
 def split_folder(place: str, present: set[str], split: str) -> str:
     """Which of the folders that are present is a split; empty if the place itself is.
 
     Raises:
       FileNotFoundError: if none is.
     """
-    for name in _SPLIT_FOLDERS[split]:
-        if name in present:
-            return name
+    for name in split_folders(present, [split]):
+        return name
     if split == "test" and present and not present & SPLIT_NAMES:
         return ""
     raise FileNotFoundError(f"{place}: no folder {' or '.join(_SPLIT_FOLDERS[split])} in it")
 
 
-def require_same_classes(place: str, classes: tuple[str, ...], train: tuple[str, ...]) -> None:
+def require_same_classes(place: str, classes: tuple[str, ...], other: tuple[str, ...]) -> None:
     """Raises `ValueError`, with their names, if classes are not in both splits."""
-    if classes != train:
-        odd = sorted(set(classes) ^ set(train))
+    if classes != other:
+        odd = sorted(set(classes) ^ set(other))
         raise ValueError(f"{place}: the splits differ in the classes {', '.join(odd)}")
 
 

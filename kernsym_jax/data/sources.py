@@ -1,17 +1,23 @@
 """Every source of images under one name, ``kind`` or ``kind:place``."""
 
+import pathlib
 from collections.abc import Callable
 
 import numpy as np
 
-from kernsym_jax.data import cache, digits, folder, idx, noise, textures, tfds
+from kernsym_jax.data import archive, cache, digits, folder, idx, noise, textures, tfds
 from kernsym_jax.data.encoded_set import EncodedSet, check_on_broken, report_skipped
 from kernsym_jax.data.image_set import ImageSet
 from kernsym_jax.data.picture import View, changes, look_at
 
+
+def _load_tree(place: str, split: str) -> EncodedSet:
+    return (archive if pathlib.Path(place).is_file() else folder).load(place, split)
+
+
 _STORED: dict[str, Callable[[str, str], ImageSet | EncodedSet]] = {
     "digits": digits.load,
-    "folder": folder.load,
+    "folder": _load_tree,
     "idx": idx.load,
     "tfds": tfds.load,
 }
@@ -30,9 +36,10 @@ def load(
 
     Args:
       source: ``digits`` (scikit-learn's 8×8 scans, 1437 for training and 360 for testing),
-        ``idx:<dir>`` (MNIST's file format), ``folder:<dir or tar file>`` (one folder of images per
-        class), ``tfds:<name>`` (TensorFlow Datasets, prepared), ``textures[:name=value,…]``,
-        ``noise[:…]`` or ``fake[:…]``.
+        ``idx:<dir>`` (MNIST's file format), ``folder:<dir>`` (one folder of images per class; also
+        a ``.tar``, ``.tar.gz``, ``.tar.bz2`` or ``.tar.xz`` file of it), ``tfds:<name>``
+        (TensorFlow Datasets, prepared), ``textures[:name=value,…]``, ``noise[:…]`` or
+        ``fake[:…]``.
       split: ``train`` or ``test``.
       image_size: the largest square in the middle of each image is scaled to that size; 0 to leave
         images as they are.

@@ -5,6 +5,7 @@ import difflib
 import functools
 import importlib.util
 import io
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -90,7 +91,10 @@ def _builder(place: str) -> Any:
 
     try:
         with _quiet():
-            return tensorflow_datasets.builder(place, file_format=_FORMAT)
+            # TFDS itself reads the variable only once, when it is imported.
+            return tensorflow_datasets.builder(
+                place, file_format=_FORMAT, data_dir=os.environ.get("TFDS_DATA_DIR") or None
+            )
     except ImportError as error:
         raise ValueError(
             f"tfds:{place}: TFDS cannot describe it without TensorFlow ({_EXTRA}), unless it is "

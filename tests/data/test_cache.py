@@ -1,0 +1,136 @@
+"""Decoding once: what comes from the cache is what was decoded, and it is never needed."""
+
+import json
+import logging
+import os
+
+import numpy as np
+import pytest
+
+from kernsym_jax import data
+from kernsym_jax.data import cache, folder
+from kernsym_jax.data.picture import View
+
+
+def decoded(place, on_broken="fail", worth_seconds=0.0, **view):
+    return cache.decoded(folder.load(str(place), "train"), View(**view), on_broken, worth_seconds)
+
+
+def from_cache(result):
+    return isinstance(result.images.images, np.memmap)
+
+
+def entries(own_cache):
+    return sorted(own_cache.iterdir()) if own_cache.exists() else []
+
+
+def test_a_second_run_reads_what_the_first_has_decoded(image_folder, own_cache):
+    first, second = decoded(image_folder), decoded(image_folder)
+    assert not from_cache(first)
+    assert from_cache(second)
+    np.testing.assert_array_equal(second.images.images, first.images.images)
+    np.testing.assert_array_equal(second.images.labels, first.images.labels)
+    assert second.images.classes == first.images.classes
+    assert len(entries(own_cache)) == 1
+
+
+def test_other_options_and_other_sets_have_entries_of_their_own(image_folder, own_cache):
+    whole, small, turned = (
+        decoded(image_folder, **view) for view in ({}, {"image_size": 3}, {"rotate": 90})
+    )
+    assert len(entries(own_cache)) == 3
+    again = decoded(image_folder, image_size=3)
+    assert from_cache(again)
+    np.testing.assert_array_equal(again.images.images, small.images.images)
+    assert turned.images.images.shape[1:3] == whole.images.images.shape[2:0:-1]
+
+
+@pytest.mark.parametrize("change", ["content", "time", "name", "fewer"])
+def test_a_changed_file_is_decoded_anew_and_the_old_entry_goes(image_folder, own_cache, change):
+    before = decoded(image_folder)
+    (old,) = entries(own_cache)
+    file, other = (image_folder / "train" / "cat" / name for name in ("0.png", "1.png"))
+    if change == "content":
+        file.write_bytes(other.read_bytes())
+    elif change == "time":
+        os.utime(file, (1, 1))
+    elif change == "name":
+        file.rename(file.with_name("9.png"))
+    else:
+        file.unlink()
+    after = decoded(image_folder)
+    assert not from_cache(after)
+    assert entries(own_cache) != [old]
+    assert len(entries(own_cache)) == 1
+    if change == "content":
+        np.testing.assert_array_equal(after.images.images[0], before.images.images[1])
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda entry: flip_a_byte(entry / "images.npy"),
+        lambda entry: flip_a_byte(entry / "labels.npy"),
+        lambda entry: (entry / "images.npy").write_bytes(b""),
+        lambda entry: (entry / "images.npy").write_bytes((entry / "images.npy").read_bytes()[:200]),
+        lambda entry: (entry / "images.npy").unlink(),
+        lambda entry: np.save(entry / "images.npy", np.array([{}]), allow_pickle=True),
+        lambda entry: (entry / "about.json").write_text("{"),
+        lambda entry: (entry / "about.json").write_text(json.dumps({"classes": ["cat"]})),
+        lambda entry: (entry / "about.json").unlink(),
+    ],
+)
+def test_a_damaged_entry_is_told_of_and_made_anew(image_folder, own_cache, caplog, damage):
+    expected = decoded(image_folder)
+    damage(entries(own_cache)[0])
+    with caplog.at_level(logging.WARNING, "absl"):
+        found = decoded(image_folder)
+    assert "damaged, decoded anew" in caplog.text
+    np.testing.assert_array_equal(found.images.images, expected.images.images)
+    assert from_cache(decoded(image_folder))
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(image_folder, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "file" / "below"))
+    with caplog.at_level(logging.WARNING, "absl"):
+        found = decoded(image_folder)
+    assert len(found.images) == 8
+    assert "not cached" in caplog.text
+
+
+def test_quick_sets_are_not_cached_nor_anything_where_the_variable_is_empty(
+    image_folder, own_cache, monkeypatch
+):
+    decoded(image_folder, worth_seconds=cache.WORTH_SECONDS)
+    assert entries(own_cache) == []
+    monkeypatch.setenv(cache.VARIABLE, "")
+    decoded(image_folder)
+    assert not from_cache(decoded(image_folder))
+    assert cache.place() is None
+
+
+def test_the_cache_is_the_users_unless_the_variable_names_another(monkeypatch, tmp_path):
+    monkeypatch.delenv(cache.VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.place() == tmp_path / "kernsym_jax"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache.place() == tmp_path / ".cache" / "kernsym_jax"
+
+
+def test_what_was_skipped_is_told_of_again_when_it_comes_from_the_cache(image_folder, caplog):
+    (image_folder / "train" / "cat" / "1.png").write_bytes(b"no image")
+    first = decoded(image_folder, "skip")
+    with caplog.at_level(logging.WARNING, "absl"):
+        again = data.load(f"folder:{image_folder}", "train", on_broken="skip")
+    assert isinstance(again.images, np.memmap)
+    assert len(again) == len(first.images) == 7
+    assert "skipped 1 of 8 files" in caplog.text
+    assert "1.png" in caplog.text

@@ -1,0 +1,141 @@
+"""From the bytes of image files to pixels."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from kernsym_jax.data import picture
+from kernsym_jax.data.picture import BrokenImage, View
+
+
+def encoded(image, kind="PNG", **options):
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.fixture
+def colours():
+    return np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "PPM", "TIFF"])
+def test_files_without_loss_give_their_pixels(colours, kind):
+    np.testing.assert_array_equal(picture.decode(encoded(colours, kind), "x", View()), colours)
+
+
+def test_grey_files_have_one_channel_unless_three_are_wanted(colours):
+    grey = colours[..., 0]
+    content = encoded(grey)
+    np.testing.assert_array_equal(picture.decode(content, "x", View())[..., 0], grey)
+    three = picture.decode(content, "x", View(channels=3))
+    np.testing.assert_array_equal(three, np.stack([grey] * 3, -1))
+    assert picture.decode(encoded(colours), "x", View(channels=1)).shape == (6, 9, 1)
+
+
+def test_sixteen_bits_are_scaled_to_eight_and_transparency_is_left_out():
+    deep = np.array([[0, 255, 256, 0x1234, 65535]], np.uint16)
+    assert picture.decode(encoded(deep), "x", View()).ravel().tolist() == [0, 0, 1, 0x12, 255]
+    palette = Image.new("P", (2, 2), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    clear = encoded(palette, transparency=bytes([0, 128]))
+    assert picture.decode(clear, "x", View())[0, 0].tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize("degrees", picture.ROTATIONS)
+def test_rotation_is_counter_clockwise_as_numpys(colours, degrees):
+    expected = np.rot90(colours, degrees // 90)
+    view = View(rotate=degrees)
+    np.testing.assert_array_equal(picture.decode(encoded(colours), "x", view), expected)
+    np.testing.assert_array_equal(picture.look_at(colours, view), expected)
+
+
+def test_image_size_scales_the_largest_square_in_the_middle(colours):
+    doubled = np.repeat(np.repeat(colours, 2, 0), 2, 1)
+    half = picture.look_at(doubled[:, 3:15], View(image_size=12))
+    np.testing.assert_array_equal(half, doubled[:, 3:15])
+    assert picture.look_at(colours, View(image_size=4)).shape == (4, 4, 3)
+    flat = np.full((20, 30, 3), 77, np.uint8)
+    flat[:, :5] = flat[:, 25:] = 0
+    seen = picture.look_at(flat, View(image_size=8))
+    # Averaging reaches beyond the square by less than a pixel of the result.
+    assert (seen[:, 1:-1] == 77).all()
+    assert (seen[:, [0, -1]] > 50).all()
+
+
+def test_the_middle_crop_is_that_share_of_the_shorter_side():
+    image = np.zeros((16, 24, 1), np.uint8)
+    image[2:14, 6:18] = 200
+    assert (picture.look_at(image, View(crop_size=12, eval_crop=0.75)) == 200).all()
+    wider = picture.look_at(image, View(crop_size=16, eval_crop=1.0))
+    np.testing.assert_array_equal(wider, image[:, 4:20])
+
+
+def test_a_view_that_changes_nothing_is_known_to(colours):
+    square = View(image_size=6, crop_size=6, eval_crop=1.0)
+    assert not picture.changes(View(), 6, 9)
+    assert not picture.changes(square, 6, 6)
+    assert picture.changes(square, 6, 9)
+    assert picture.changes(View(rotate=180), 6, 6)
+    assert picture.changes(View(crop_size=6), 6, 6)
+
+
+def test_a_large_jpeg_file_decoded_at_a_fraction_shows_the_same():
+    ramp = np.linspace(0, 255, 512).astype(np.uint8)
+    image = np.stack([np.tile(ramp, (400, 1)), np.tile(ramp[:400, None], (1, 512))] * 2, -1)[
+        ..., :3
+    ]
+    small = picture.decode(encoded(image, "JPEG", quality=95), "x", View(image_size=40))
+    expected = picture.look_at(image, View(image_size=40))
+    assert np.abs(small.astype(int) - expected).max() <= 6
+
+
+@given(st.data())
+def test_damaged_files_are_images_or_broken_but_nothing_else(data):
+    kind = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]))
+    image = np.random.default_rng(0).integers(0, 256, (12, 9, 3), np.uint8)
+    content = bytearray(encoded(image, kind))
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(0, len(content)))]
+    try:
+        pixels = picture.decode(bytes(content), "holiday.png", View(image_size=8))
+    except BrokenImage as error:
+        assert "holiday.png: not a readable image" in str(error)  # noqa: PT017
+    else:
+        assert pixels.shape[:2] == (8, 8)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"]
+)
+def test_what_is_no_image_is_broken_also_what_other_programs_would_draw(content):
+    with pytest.raises(BrokenImage, match=r"^a.png: not a readable image"):
+        picture.decode(content, "a.png", View())
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"rotate": 45}, "rotate: one of .0, 90, 180, 270. degrees, got 45"),
+        ({"image_size": -1}, "image_size: pixels, or 0 for none, got -1"),
+        ({"crop_scale": (0.0, 1.0)}, "crop_scale: two numbers above 0"),
+        ({"crop_scale": (0.5, 1.5)}, "none above 1"),
+        ({"crop_ratio": (2.0, 1.0)}, "the smaller first"),
+        ({"eval_crop": 0.0}, "eval_crop: a share above 0 and up to 1"),
+    ],
+)
+def test_impossible_views_are_refused(fields, says):
+    with pytest.raises(ValueError, match=says):
+        View(**fields)
+
+
+def test_only_grey_and_colour_can_be_scaled():
+    with pytest.raises(ValueError, match="1 or 3 channels can be scaled, got 2"):
+        picture.look_at(np.zeros((4, 4, 2), np.uint8), View(image_size=2))

@@ -1,8 +1,9 @@
 """Lists an HDF5 file for `hdf5.read`: run as a program, because damaged files crash the library.
 
-Arguments are the file, the offset and size of the HDF5 content in it, and the number of bytes that
-its arrays may take. Writes to standard output the length of a JSON listing (8 bytes), the listing,
-and the values of those arrays that are not stored plainly in the file.
+Arguments are the file, the offset and size of the HDF5 content in it, the number of bytes that its
+arrays may take, and the seconds of processor time to give up after. Writes to standard output the
+length of a JSON listing (8 bytes), the listing, and the values of those arrays that are not stored
+plainly in the file.
 """
 
 import io
@@ -121,6 +122,15 @@ def main(path: str, start: int, size: int, limit: int, output: BinaryIO) -> None
             output.write(array.data)
 
 
+def bound_time(seconds: int) -> None:
+    """Ends the process after so much processor time, which other programs do not take from it."""
+    try:
+        import resource
+    except ImportError:  # Windows, where the caller's clock has to do
+        return
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+
+
 def bound_memory(limit: int) -> None:
     """Lets the process grow by no more than a file of this kind can need."""
     try:
@@ -134,7 +144,8 @@ def bound_memory(limit: int) -> None:
 
 if __name__ == "__main__":
     try:
-        start, size, limit = (int(argument) for argument in sys.argv[2:5])
+        start, size, limit, seconds = (int(argument) for argument in sys.argv[2:6])
+        bound_time(seconds)
         bound_memory(3 * limit)
         main(sys.argv[1], start, size, limit, sys.stdout.buffer)
     except Exception as error:

@@ -1,0 +1,76 @@
+"""Measures accuracy, shift and flip consistency of a run, or of foreign weights.
+
+python -m kernsym_jax.evaluate --workdir=runs/digits --shift=3 --shift_mode=circular
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from kernsym_jax import command_line
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "A run directory; consistency.json goes there.")
+_FOREIGN: dict[str, Any] = {
+    "name": flags.DEFINE_string("model", None, "A network of this package, for --weights."),
+    "weights": flags.DEFINE_string("weights", None, "A file of trained weights."),
+    "mean": flags.DEFINE_list("mean", None, "Of the training images per channel; white is 1."),
+    "std": flags.DEFINE_list("std", None, "Their standard deviation."),
+}
+_VARIANT: tuple[Any, ...] = (
+    flags.DEFINE_string("padding", None, "With --model: its padding."),
+    flags.DEFINE_string("downsample", None, "With --model: how it takes its steps."),
+    flags.DEFINE_integer("num_classes", None, "With --model: its outputs; as the data by default."),
+)
+_DATA = flags.DEFINE_string("data", None, "Source of test images; the run's own by default.")
+_SHIFT = flags.DEFINE_string("shift", "3", "Largest shift, or least,largest; 0 for none.")
+_MODE = flags.DEFINE_string("shift_mode", "circular", "circular, zero or crop.")
+_DRAWS = flags.DEFINE_integer("shift_draws", 0, "Random pairs of shifts; 0 for the full grid.")
+_PER = flags.DEFINE_string("shift_per", "image", "Draw for each image, or for each batch.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+_SIZE = flags.DEFINE_integer("input_size", None, "Pixels of the network's input.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch_size", 256, "Images per pass.", lower_bound=1)
+_LIMIT = flags.DEFINE_integer("limit", None, "At most so many images.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "The JSON file; the map goes beside it as SVG.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluates one network, prints the table and writes the files."""
+    if len(argv) > 1:
+        raise ValueError(f"unexpected argument {argv[1]!r}; a run directory is --workdir={argv[1]}")
+    from kernsym_jax import evaluation
+
+    given = [flag for flag in (*_FOREIGN.values(), *_VARIANT) if flag.value is not None]
+    if _WORKDIR.value:
+        if given:
+            raise ValueError(f"--{given[0].name} goes with --weights, not with --workdir")
+        weights = _WORKDIR.value
+        model, photos = evaluation.read_run(weights)
+    else:
+        missing = [f"--{flag.name}" for flag in (*_FOREIGN.values(), _DATA) if not flag.value]
+        if missing:
+            raise ValueError(f"give --workdir, or for foreign weights also {', '.join(missing)}")
+        name, weights, *statistics = (flag.value for flag in _FOREIGN.values())
+        photos = dict(zip(("mean", "std"), statistics, strict=True))
+        model = {"name": name}
+        model |= {flag.name: flag.value for flag in _VARIANT if flag.value is not None}
+    photos |= {"source": _DATA.value} if _DATA.value else {}
+    size = _SIZE.value or photos.get("crop_size", 0)
+    settings = (_MODE.value, _DRAWS.value, _PER.value, _SEED.value, size)
+    shifts = evaluation.parse_shifts(_SHIFT.value, *settings)
+    subject = evaluation.open_subject(model, weights, photos, shifts, _SIZE.value, _LIMIT.value)
+    results = evaluation.evaluate(subject, shifts, batch_size=_BATCH.value)
+    out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value or "", "consistency.json"))
+    evaluation.write_results(results, out)
+    evaluation.print_consistency(results)
+    print(f"written: {out}")
+
+
+def run() -> None:
+    """The console script."""
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,33 @@
+"""Studies: every claim as runs, measures, tests and a rule, written down before the runs."""
+
+from kernsym_jax.studies.claims_page import write_claims_page
+from kernsym_jax.studies.conduct import conduct, dry_run, gather, keep, train_one
+from kernsym_jax.studies.jobs import emit
+from kernsym_jax.studies.results import FinishedRun
+from kernsym_jax.studies.study import (
+    Claim,
+    Contrast,
+    Correlation,
+    Measure,
+    Study,
+    load_study,
+    pick_size,
+)
+
+__all__ = [
+    "Claim",
+    "Contrast",
+    "Correlation",
+    "FinishedRun",
+    "Measure",
+    "Study",
+    "conduct",
+    "dry_run",
+    "emit",
+    "gather",
+    "keep",
+    "load_study",
+    "pick_size",
+    "train_one",
+    "write_claims_page",
+]

@@ -1,0 +1,177 @@
+"""Figures of a study: effects with their intervals, layers by variant, and the way to the end."""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kernsym_jax.report import figures as layer_figures
+from kernsym_jax.studies import statistics
+from kernsym_jax.studies.results import Results
+
+COLORS = ("#1b7f79", "#d1495b", "#8a5fbf", "#b8860b", "#3a6ea5", "#7f7f7f", "#e07b39", "#4c9f38",
+          "#c45ab3", "#5b5bd6")  # fmt: skip
+_CHANCE = "#9aa5b1"
+# The page gives what is drawn in this colour its own, dark or light.
+_INK = "#24292f"
+_STYLE: Any = {
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def draw(results: Results) -> dict[str, Any]:
+    """All figures of a study.
+
+    Args:
+      results: of the study.
+
+    Returns:
+      Name -> matplotlib figure: ``effects``, ``layers_<figure>`` and ``steps_<figure>``.
+    """
+    study = results.study
+    drawn = {"effects": effects(results)}
+    for name in study.layer_figures:
+        drawn[f"layers_{name}"] = layers(results, name)
+    for name in study.trajectories:
+        drawn[f"steps_{name}"] = steps(results, name)
+    return drawn
+
+
+def write(drawn: Mapping[str, Any], folder: pathlib.Path) -> None:
+    """Writes figures as SVG files.
+
+    Args:
+      drawn: name -> matplotlib figure.
+      folder: where to; made if it is not there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in drawn.items():
+        (folder / f"{name}.svg").write_text(layer_figures.svg(figure), encoding="utf-8")
+
+
+def effects(results: Results) -> Any:
+    """The effect of every test over the smallest that matters, with its interval and the seeds."""
+    tests = [(test, test.estimate.effect) for test in results.tests]
+    known = [(test, effect) for test, effect in tests if effect is not None]
+    figure, axis = _figure(7.5, 0.9 + 0.42 * max(len(known), 1))
+    axis.axvspan(-1, 1, color=_CHANCE, alpha=0.3, lw=0)
+    axis.axvline(0, color=_CHANCE, lw=1)
+    for place, (test, effect) in enumerate(reversed(known)):
+        estimate, unit = test.estimate, test.test.smallest
+        color = COLORS[list(results.study.claims).index(test.test.claim) % len(COLORS)]
+        if estimate.low is not None and estimate.high is not None:
+            ends = [estimate.low / unit, estimate.high / unit]
+            axis.plot(ends, [place, place], color=color, lw=2, solid_capstyle="butt")
+        axis.scatter([effect / unit], [place], s=34, color=color, zorder=3)
+        seeds = [value / unit for value in test.differences.values()]
+        axis.scatter(seeds, [place - 0.28] * len(seeds), s=7, color=color, alpha=0.6)
+    axis.set(
+        yticks=range(len(known)),
+        yticklabels=[f"{t.name} ({t.verdict})" for t, _ in reversed(known)],
+        ylim=(-0.6, len(known) - 0.4),
+        xlabel="effect over the smallest that matters (grey); small dots are seeds",
+    )
+    return figure
+
+
+def layers(results: Results, name: str) -> Any:
+    """A figure of the layer table over the layers in order, one line for each variant."""
+    found: dict[str, dict[int, list[float]]] = {}
+    labels: dict[int, str] = {}
+    rows = results.layers()
+    for row in rows:
+        if row[name] is not None and row["order"] is not None:
+            found.setdefault(row["variant"], {}).setdefault(row["order"], []).append(row[name])
+            mark = "" if row["role"] == "internal" else f"\n{row['role']}"
+            labels.setdefault(row["order"], f"{row['layer']}{mark}")
+    figure, axis = _figure(7.5, 3.4)
+    for index, (variant, by_layer) in enumerate(found.items()):
+        # Side by side, so that their intervals can be told apart.
+        offset = 0.3 * (index / max(len(found) - 1, 1) - 0.5)
+        orders = sorted(by_layer)
+        seeds = [by_layer[order] for order in orders]
+        _line(axis, np.array(orders) + offset, seeds, variant, index, results.study.level)
+    if name == "score":
+        _chance(axis, rows)
+    few = len(labels) <= 12
+    axis.set(xlabel="" if few else "layer, in order", ylabel=name)
+    if few:
+        axis.set_xticks(list(labels), list(labels.values()), fontsize=7)
+    _legend(axis)
+    return figure
+
+
+def steps(results: Results, name: str) -> Any:
+    """A symmetry figure over the steps, the mean over the layers that do not see the image."""
+    figure, axis = _figure(7.5, 3.4)
+    for index, variant in enumerate(results.study.variants):
+        by_step: dict[int, list[float]] = {}
+        for run in results.finished:
+            if run.variant != variant:
+                continue
+            layers = [r["layer"] for r in run.table.rows if r["role"] in ("internal", "strided")]
+            for line in run.table.history:
+                known = [line["layers"][layer][name] for layer in layers]
+                known = [value for value in known if value is not None]
+                if known:
+                    by_step.setdefault(line["step"], []).append(float(np.mean(known)))
+        if by_step:
+            at = sorted(by_step)
+            _band(axis, np.array(at), [by_step[step] for step in at], variant, index)
+    if name == "score":
+        _chance(axis, results.layers())
+    axis.set(xlabel="completed steps", ylabel=f"mean {name}")
+    _legend(axis)
+    return figure
+
+
+def _line(
+    axis: Any, x: np.ndarray, values: Sequence[Sequence[float]], label: str, i: int, level: float
+) -> None:
+    """Means with the interval of each; intervals of fewer than two seeds are left out."""
+    color = COLORS[i % len(COLORS)]
+    axis.plot(x, [np.mean(v) for v in values], "o-", ms=4, lw=1.2, color=color, label=label)
+    for place, seeds in zip(x, values, strict=True):
+        estimate = statistics.paired(seeds, level)
+        if estimate.low is not None:
+            axis.plot([place, place], [estimate.low, estimate.high], color=color, lw=1.2)
+
+
+def _band(axis: Any, x: np.ndarray, values: Sequence[Sequence[float]], label: str, i: int) -> None:
+    """Means with the range of the seeds."""
+    color = COLORS[i % len(COLORS)]
+    ends: list[Callable[[Sequence[float]], float]] = [min, max]
+    low, high = ([end(seeds) for seeds in values] for end in ends)
+    axis.plot(x, [np.mean(v) for v in values], lw=1.4, color=color, label=label)
+    axis.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
+
+
+def _chance(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    nulls = {(row["null_mean"], row["null_q95"]) for row in rows if row["role"] != "first"}
+    if len(nulls) == 1:
+        low, high = nulls.pop()
+        axis.axhspan(low, high, color=_CHANCE, alpha=0.3, lw=0, zorder=0,
+                     label="chance: mean to 95 % point")  # fmt: skip
+
+
+def _legend(axis: Any) -> None:
+    axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        return figure, figure.subplots()

@@ -1,0 +1,157 @@
+"""Measures of a finished run: figures of its layers at the end, at the start and along the way."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kernsym_jax.studies.results import FinishedRun
+from kernsym_jax.studies.study import Measure
+
+Row = Mapping[str, Any]
+Figure = str | Callable[[Row], float | None]
+
+ORDINARY = ("internal", "strided")
+"""Roles of square kernels that do not see the image itself."""
+
+
+def accuracy() -> Measure:
+    """The share of the test images that the run gets right at its end."""
+    return Measure("test accuracy", lambda run: run.summary["eval_accuracy"])
+
+
+def mean_over(figure: Figure, roles: Sequence[str], meaning: str) -> Measure:
+    """The mean of a figure over the layers of some roles, at the end.
+
+    Args:
+      figure: a column of the layer table, or a function of its rows.
+      roles: of the layers.
+      meaning: of the measure.
+
+    Returns:
+      The measure; it has no value where there is no such layer.
+    """
+    return Measure(meaning, lambda run: mean_figure(_of_role(run.table.rows, roles), figure))
+
+
+def at_layer(figure: Figure, layer: str, meaning: str) -> Measure:
+    """A figure of one layer, at the end."""
+
+    def of(run: FinishedRun) -> float | None:
+        return mean_figure([row for row in run.table.rows if row["layer"] == layer], figure)
+
+    return Measure(meaning, of)
+
+
+def at_step(figure: Figure, roles: Sequence[str], index: int, meaning: str) -> Measure:
+    """The mean of a figure over the layers of some roles at one of the recorded steps.
+
+    Args:
+      figure: one of `symmetry.FIELDS`, or a function of a mapping of them.
+      roles: of the layers, as they are at the end.
+      index: of the record; 0 is the initialisation, −1 the end.
+      meaning: of the measure.
+
+    Returns:
+      The measure.
+    """
+
+    def of(run: FinishedRun) -> float | None:
+        layers = run.table.history[index]["layers"]
+        rows = _of_role(run.table.rows, roles)
+        return mean_figure([layers[row["layer"]] for row in rows], figure)
+
+    return Measure(meaning, of)
+
+
+def over_chance(roles: Sequence[str], index: int, meaning: str) -> Measure:
+    """How far the mean score is above the mean score of random kernels of the same sizes.
+
+    Args:
+      roles: of the layers, as they are at the end.
+      index: of the record; 0 is the initialisation, −1 the end.
+      meaning: of the measure.
+
+    Returns:
+      The measure.
+    """
+
+    def of(run: FinishedRun) -> float | None:
+        layers = run.table.history[index]["layers"]
+        scored = [
+            {"over": layers[row["layer"]]["score"] - row["null_mean"]}
+            for row in _of_role(run.table.rows, roles)
+            if layers[row["layer"]]["score"] is not None
+        ]
+        return mean_figure(scored, "over")
+
+    return Measure(meaning, of)
+
+
+def deficit(meaning: str, layer: str | None = None) -> Measure:
+    """How much lower strided layers score than the internal layers of their own stage.
+
+    Args:
+      meaning: of the measure.
+      layer: a strided layer; ``None`` for the mean over all that internal layers follow before the
+        next stride.
+
+    Returns:
+      The measure.
+    """
+
+    def of(run: FinishedRun) -> float | None:
+        found = deficits(run.table.rows)
+        if layer is not None:
+            return found.get(layer)
+        return float(np.mean(list(found.values()))) if found else None
+
+    return Measure(meaning, of)
+
+
+def deficits(rows: Sequence[Row]) -> dict[str, float]:
+    """The deficit of each strided layer.
+
+    Args:
+      rows: of a layer table, in forward order.
+
+    Returns:
+      Strided layer -> mean score of the internal layers after it, up to the next strided one, minus
+      its own. Layers without such neighbours, or without a score, are left out.
+    """
+    stages: list[tuple[Row, list[float]]] = []
+    for row in rows:
+        if row["role"] == "strided":
+            stages.append((row, []))
+        elif row["role"] == "internal" and stages and row["score"] is not None:
+            stages[-1][1].append(row["score"])
+    return {
+        row["layer"]: float(np.mean(scores)) - row["score"]
+        for row, scores in stages
+        if scores and row["score"] is not None
+    }
+
+
+def towards_bottom_right(row: Row) -> float | None:
+    """The skew along the diagonal to which uneven zero padding is predicted to lean."""
+    if row["skew_x"] is None:
+        return None
+    return (row["skew_x"] + row["skew_y"]) / 2
+
+
+def flipud_over_fliplr(row: Row) -> float | None:
+    """How much farther a kernel is from its upside-down image than from its mirror image."""
+    if row["d_fliplr"] is None:
+        return None
+    return row["d_flipud"] - row["d_fliplr"]
+
+
+def mean_figure(rows: Sequence[Row], figure: Figure) -> float | None:
+    """The mean of a figure over rows, where it is defined."""
+    found = [row[figure] if isinstance(figure, str) else figure(row) for row in rows]
+    known = [value for value in found if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _of_role(rows: Sequence[Row], roles: Sequence[str]) -> list[Row]:
+    return [row for row in rows if row["role"] in roles]

@@ -174,6 +174,8 @@ def _stream(run: _Run, train_source: Source, test_source: Source) -> Dataset:
         for source in (train_source, test_source)
     )
     train = dataclasses.replace(train, label_order=_label_order(run.config, len(train)))
+    # A test split of other images is refused now, not after the first epoch.
+    test.read_or_next(0)
     mean, std = _statistics(run.config, known)
 
     def take_static(size: int) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import importlib.util
 import io
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import logging
@@ -47,11 +47,10 @@ def load(place: str, split: str) -> EncodedSet:
     for name in candidates:
         if name not in builder.info.splits or not builder.info.splits[name].num_examples:
             continue
-        records = _records(builder, name)
+        encoded = _encoded_set(builder, place, name, image_key, label_key)
         # Some test splits are published without labels, which TFDS writes as −1.
-        if int(records[0][label_key]) < 0:
-            continue
-        return _encoded_set(builder, place, name, records, (image_key, label_key))
+        if encoded.files.record(0)[1] >= 0:
+            return encoded
     raise ValueError(
         f"tfds:{place}: no labelled split {' or '.join(candidates)}; "
         f"it has {', '.join(builder.info.splits) or 'none'}"
@@ -143,25 +142,23 @@ def _keys(builder: Any, place: str) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def _records(builder: Any, split: str) -> Any:
+def _encoded_set(
+    builder: Any, place: str, split: str, image_key: str, label_key: str
+) -> EncodedSet:
     from tensorflow_datasets import decode, features
 
     # Images stay encoded: Pillow decodes them for every source.
     images = [name for name, f in builder.info.features.items() if isinstance(f, features.Image)]
     decoders = {name: decode.SkipDecoding() for name in images}
-    return builder.as_data_source(split=split, decoders=decoders)
-
-
-def _encoded_set(
-    builder: Any, place: str, split: str, records: Any, keys: tuple[str, str]
-) -> EncodedSet:
+    records = builder.as_data_source(split=split, decoders=decoders)
     folder = pathlib.Path(builder.data_dir)
     written = (folder / "dataset_info.json").stat()
+    name = functools.partial("tfds:{}, {} record {}".format, place, split)
     listed = Files(
         size=len(records),
-        classes=tuple(builder.info.features[keys[1]].names),
-        record=functools.partial(_record, records, *keys),
-        name=lambda index: f"tfds:{place}, {split} record {index}",
+        classes=tuple(builder.info.features[label_key].names),
+        record=functools.partial(_record, records, image_key, label_key, name),
+        name=name,
     )
     return EncodedSet(
         place=f"{folder}/{split}",
@@ -170,6 +167,12 @@ def _encoded_set(
     )
 
 
-def _record(records: Any, image_key: str, label_key: str, index: int) -> tuple[bytes, int]:
-    example = records[index]
+def _record(
+    records: Any, image_key: str, label_key: str, name: Callable[[int], str], index: int
+) -> tuple[bytes, int]:
+    # The reader of records raises RuntimeError for damaged files, TFDS whatever it runs into.
+    try:
+        example = records[index]
+    except Exception as error:
+        raise ValueError(f"{name(index)}: damaged ({error})") from error
     return example[image_key], int(example[label_key])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernsym_jax import data
+from kernsym_jax import data, training
 
 
 def varied(images, how, seed=0):
@@ -62,6 +62,23 @@ def test_normalize_maps_bytes_to_zero_mean_and_unit_deviation(images):
     assert normal.dtype == jnp.float32
     np.testing.assert_allclose(normal.mean((0, 1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(normal.std((0, 1, 2)), 1, atol=1e-4)
+
+
+def test_crops_come_first_and_give_each_image_a_window_of_its_own(images):
+    how = data.Augment(crop_size=7, crop_scale=(0.3, 0.8), shift=1, flip="horizontal")
+    varied_images = varied(np.repeat(images[:1], 16, axis=0), how)
+    assert varied_images.shape == (16, 7, 7, 2)
+    assert varied_images.dtype == np.uint8
+    assert len({image.tobytes() for image in varied_images}) == 16
+    again = varied(np.repeat(images[:1], 16, axis=0), how)
+    np.testing.assert_array_equal(varied_images, again)
+
+
+def test_a_config_says_how_images_are_varied():
+    config = training.default().data
+    assert data.Augment.from_config(config) == data.Augment()
+    config.update({"shift": 2, "flip": "d4", "crop_size": 9, "crop_scale": (0.5, 1.0)})
+    assert data.Augment.from_config(config) == data.Augment(2, "d4", 9, (0.5, 1.0), (3 / 4, 4 / 3))
 
 
 def test_impossible_variations_are_refused(images):

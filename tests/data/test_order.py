@@ -1,6 +1,7 @@
 """Which images are seen when."""
 
 import itertools
+import time
 
 import jax
 import numpy as np
@@ -15,8 +16,8 @@ def images():
     return data.ImageSet(pixels, np.arange(10, dtype=np.int32) % 3, ("a", "b", "c"))
 
 
-def batches(images, seed=0, size=3):
-    return data.DeviceBatches(images, size, seed, jax.device_put, jax.device_put)
+def batches(images, seed=0, size=3, index=0, count=1):
+    return data.DeviceBatches(images, size, seed, jax.device_put, jax.device_put, index, count)
 
 
 def seen(stream, steps):
@@ -60,6 +61,46 @@ def test_evaluation_sees_every_image_once_and_fills_the_last_batch_with_weight_z
     pixels = np.concatenate([np.asarray(part["image"]).ravel() for part in parts])
     assert weights.tolist() == [1] * 10 + [0] * 2
     assert pixels[weights > 0].tolist() == list(range(10))
+
+
+def test_processes_share_every_batch_in_training_and_evaluation(images):
+    whole = seen(batches(images, size=4).start(0), 5)
+    parts = [seen(batches(images, size=4, index=index, count=2).start(0), 5) for index in (0, 1)]
+    assert [one + other for one, other in zip(*parts, strict=True)] == whole
+    whole = list(data.evaluation_batches(images, 4, jax.device_put))
+    parts = [list(data.evaluation_batches(images, 4, jax.device_put, i, 2)) for i in (0, 1)]
+    for one, other, both in zip(*parts, whole, strict=True):
+        for name in both:
+            np.testing.assert_array_equal(np.concatenate([one[name], other[name]]), both[name])
+
+
+def test_several_seeds_give_each_member_the_order_of_its_seed(images):
+    together = itertools.islice(batches(images, (5, 2)).start(2), 4)
+    alone = [itertools.islice(batches(images, seed).start(2), 4) for seed in (5, 2)]
+    for both, *each in zip(together, *alone, strict=True):
+        assert both["image"].shape == (2, 3, 1, 1, 1)
+        for member, batch in enumerate(each):
+            np.testing.assert_array_equal(both["image"][member], batch["image"])
+            np.testing.assert_array_equal(both["label"][member], batch["label"])
+
+
+def test_the_time_that_callers_wait_is_counted_and_no_other(images):
+    stream = batches(images)
+    batch = stream.start(0)
+    for _ in range(3):
+        next(batch)
+    before = stream.waited
+    assert before > 0
+    started = time.perf_counter()
+    while time.perf_counter() - started < 0.2:
+        pass
+    next(batch)
+    assert stream.waited - before < 0.2
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(images):
+    with pytest.raises(ValueError, match="a batch of 3 cannot be shared by 2 processes"):
+        batches(images, count=2)
 
 
 def test_a_batch_larger_than_the_set_is_refused(images):

@@ -30,19 +30,6 @@ def idx_folder(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def image_folder(tmp_path):
-    rng = np.random.default_rng(1)
-    for split, count in (("train", 4), ("val", 2)):
-        for name in ("cat", "dog"):
-            folder = tmp_path / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.integers(0, 256, (5, 7, 3), np.uint8)
-                Image.fromarray(pixels).save(folder / f"{index}.png")
-    return tmp_path
-
-
 def test_digits_are_split_by_class_and_never_overlap():
     train, test = (data.load("digits", split) for split in ("train", "test"))
     assert (len(train), len(test)) == (1437, 360)
@@ -152,6 +139,10 @@ def test_grey_images_have_one_channel_unless_others_have_colour(image_folder):
             lambda f: (f / "train" / "cat" / "2.png").write_bytes(b"no image"),
             "2.png: not a readable",
         ),
+        (
+            lambda f: (f / "train" / "dog" / "notes.txt").write_text("no image"),
+            "notes.txt: not a readable",
+        ),
         (lambda f: Image.new("RGB", (9, 9)).save(f / "train" / "dog" / "3.png"), "9×9 pixels"),
         (lambda f: (f / "val" / "cow").mkdir(), "differ in the classes cow"),
         (lambda f: [file.unlink() for file in (f / "val").rglob("*.png")], "no images"),
@@ -164,12 +155,58 @@ def test_damaged_image_folders_are_refused_by_name(image_folder, damage, says):
         [data.load(f"folder:{image_folder}", split) for split in ("train", "test")]
 
 
+def test_a_folder_of_class_folders_alone_is_a_test_split(image_folder):
+    alone = data.load(f"folder:{image_folder / 'val'}", "test")
+    np.testing.assert_array_equal(alone.images, data.load(f"folder:{image_folder}", "test").images)
+    with pytest.raises(FileNotFoundError, match="no folder train"):
+        data.load(f"folder:{image_folder / 'val'}", "train")
+
+
+def test_images_below_further_folders_and_of_any_suffix_belong_to_their_class(image_folder):
+    cat = image_folder / "train" / "cat"
+    (cat / "indoors").mkdir()
+    (cat / "2.png").rename(cat / "indoors" / "2.JPEG")
+    (cat / ".hidden").write_bytes(b"of a file manager")
+    images = data.load(f"folder:{image_folder}", "train")
+    assert images.labels.tolist() == [0] * 4 + [1] * 4
+
+
+def test_broken_images_are_skipped_with_their_names_on_request(image_folder, caplog):
+    whole = data.load(f"folder:{image_folder}", "train")
+    (image_folder / "train" / "cat" / "2.png").write_bytes(b"no image")
+    (image_folder / "train" / "dog" / "0.png").write_bytes(b"")
+    kept = data.load(f"folder:{image_folder}", "train", on_broken="skip")
+    np.testing.assert_array_equal(kept.images, whole.images[[0, 1, 3, 5, 6, 7]])
+    assert kept.labels.tolist() == [0] * 3 + [1] * 3
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "skipped 2 of 8 files" in line
+    assert "cat/2.png" in line
+    assert "dog/0.png" in line
+    for file in (image_folder / "train").rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match="no readable image"):
+        data.load(f"folder:{image_folder}", "train", on_broken="skip")
+    with pytest.raises(ValueError, match="on_broken: one of fail, skip, got 'warn'"):
+        data.load("digits", "train", on_broken="warn")
+
+
+def test_any_source_is_scaled_as_it_is_read():
+    images = data.load("digits", "test")
+    scaled = data.load("digits", "test", image_size=16)
+    assert scaled.images.shape == (360, 16, 16, 1)
+    np.testing.assert_array_equal(scaled.labels, images.labels)
+    np.testing.assert_allclose(
+        scaled.images.mean((1, 2, 3)), images.images.mean((1, 2, 3)), rtol=0.1
+    )
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [
         ("cifar", "unknown data source 'cifar'; known are digits"),
         ("digits:x", "takes no place"),
         ("folder:/nowhere", "no such folder"),
+        ("folder:/dev/null", "no such folder"),
         ("idx:/nowhere", "no train-images"),
     ],
 )

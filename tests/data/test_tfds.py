@@ -1,0 +1,205 @@
+"""Sets of TensorFlow Datasets, prepared and read without TensorFlow."""
+
+import importlib.util
+import io
+import itertools
+import shutil
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from kernsym_jax import data, training
+
+COUNTS = {"train": 12, "test": 5, "validation": 4}
+
+
+def picture(split, index):
+    shade = 40 * sorted(COUNTS).index(split)
+    pixels = np.full((6, 8, 3), shade, np.uint8)
+    pixels[:, index % 8] = 200 + index
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def builders():
+    """Two sets of the test's own: one of equal images, one as ImageNet is."""
+    import tensorflow_datasets as tfds
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.2.0")
+        SHAPE = (6, 8, 3)
+
+        def _info(self):
+            features = {
+                "file_name": tfds.features.Text(),
+                "image": tfds.features.Image(shape=self.SHAPE),
+                "label": tfds.features.ClassLabel(names=["cat", "dog", "eel"]),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in COUNTS}
+
+        def _generate_examples(self, split):
+            for index in range(COUNTS[split]):
+                yield (
+                    f"{split}{index}",
+                    {
+                        "file_name": f"{index}.png",
+                        "image": self.encoded(split, index),
+                        "label": self.label(split, index),
+                    },
+                )
+
+        def encoded(self, split, index):
+            file = io.BytesIO()
+            Image.fromarray(self.image(split, index)).save(file, "PNG")
+            return file.getvalue()
+
+        def image(self, split, index):
+            return picture(split, index)
+
+        def label(self, split, index):
+            return index % 3
+
+    class KernsymStripes(Builder):
+        """Images of one size, in three labelled splits."""
+
+    class KernsymPhotos(Builder):
+        """Images of any size, in a test split without labels."""
+
+        SHAPE = (None, None, 3)
+
+        def image(self, split, index):
+            return np.repeat(picture(split, index), 2 + index, axis=index % 2)
+
+        def label(self, split, index):
+            return -1 if split == "test" else index % 3
+
+    class KernsymBroken(Builder):
+        """One image of the training split is none."""
+
+        def encoded(self, split, index):
+            return b"no image" if (split, index) == ("train", 4) else super().encoded(split, index)
+
+    return KernsymStripes, KernsymPhotos, KernsymBroken
+
+
+@pytest.fixture(scope="module")
+def prepared(builders, tmp_path_factory):
+    place = tmp_path_factory.mktemp("tfds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(place))
+        data.prepare("tfds:kernsym_stripes")
+        data.prepare("tfds:kernsym_photos")
+        data.prepare("tfds:kernsym_broken")
+    return place
+
+
+@pytest.fixture(autouse=True)
+def data_dir(request, monkeypatch):
+    if "prepared" in request.fixturenames:
+        monkeypatch.setenv("TFDS_DATA_DIR", str(request.getfixturevalue("prepared")))
+
+
+def test_a_prepared_set_is_read_with_its_labels_and_the_names_of_its_classes(prepared):
+    for split in ("train", "test"):
+        images = data.load("tfds:kernsym_stripes", split)
+        assert images.classes == ("cat", "dog", "eel")
+        # Records lie in an order of their own.
+        numbers = [int(image.max()) - 200 for image in images.images]
+        assert sorted(numbers) == list(range(COUNTS[split]))
+        for number, image, label in zip(numbers, images.images, images.labels, strict=True):
+            np.testing.assert_array_equal(image, picture(split, number))
+            assert label == number % 3
+    assert (prepared / "kernsym_stripes" / "1.2.0").is_dir()
+    assert "tensorflow" not in sys.modules
+
+
+def test_a_set_with_version_is_read_without_its_code(prepared):
+    images = data.load("tfds:kernsym_stripes:1.2.0", "train")
+    np.testing.assert_array_equal(images.images, data.load("tfds:kernsym_stripes", "train").images)
+
+
+def test_a_test_split_without_labels_gives_way_to_the_validation_split(prepared):
+    images = data.load("tfds:kernsym_photos", "test", image_size=6)
+    assert len(images) == COUNTS["validation"]
+    assert sorted(images.labels) == [0, 0, 1, 2]
+
+
+def test_images_of_any_size_are_cropped_while_they_are_streamed(prepared):
+    config = training.default().data
+    config.update({"source": "tfds:kernsym_photos", "streaming": True, "crop_size": 5})
+    opened = data.open(config, 0, 4, 4, jax.device_put, jax.device_put)
+    assert opened.image_shape == (5, 5, 3)
+    assert (opened.train_size, opened.test_size) == (12, 4)
+    stream = opened.train.start(0)
+    batches = [np.asarray(batch["image"]) for batch in itertools.islice(stream, 3)]
+    stream.close()
+    assert [batch.shape for batch in batches] == [(4, 5, 5, 3)] * 3
+    (batch,) = opened.evaluation()
+    assert np.asarray(batch["weight"]).tolist() == [1] * 4
+
+
+def test_a_record_that_is_no_image_is_fatal_by_name_or_skipped(prepared):
+    with pytest.raises(ValueError, match=r"tfds:kernsym_broken, train record \d+: not a readable"):
+        data.load("tfds:kernsym_broken", "train")
+    images = data.load("tfds:kernsym_broken", "train", on_broken="skip")
+    assert sorted(int(image.max()) - 200 for image in images.images) == [
+        number for number in range(12) if number != 4
+    ]
+
+
+def test_a_damaged_file_of_records_is_named(prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared, tmp_path / "copy")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "copy"))
+    (records,) = (tmp_path / "copy" / "kernsym_stripes").rglob("*train.array_record*")
+    content = bytearray(records.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    records.write_bytes(content)
+    with pytest.raises(ValueError, match=r"tfds:kernsym_stripes, train record \d+: damaged"):
+        data.load("tfds:kernsym_stripes", "train")
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("tfds:kernsym_strips", "unknown to TFDS.*close to it are kernsym_stripes"),
+        ("tfds:kernsym_stripes:3.0.0", "cannot be loaded at version|not prepared under that name"),
+        ("tfds:kernsym_stripes/x", "tfds:kernsym_stripes/x: "),
+        ("tfds:../up", r"tfds:\.\./up: Parsing builder name"),
+        ("tfds:", "tfds:: Parsing builder name"),
+        ("tfds:imdb_reviews", "is not prepared in .*TFDS_DATA_DIR.*--prepare"),
+    ],
+)
+def test_sets_that_cannot_be_opened_are_told_of_in_one_line(prepared, source, says):
+    with pytest.raises((ValueError, FileNotFoundError), match=says) as caught:
+        data.load(source, "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_preparing_a_set_of_tfds_itself_says_that_it_needs_tensorflow(tmp_path, monkeypatch):
+    if importlib.util.find_spec("tensorflow"):
+        pytest.skip("TensorFlow is installed")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(ValueError, match=r"needs TensorFlow.*pip install 'kernsym-jax\[tf\]'"):
+        data.prepare("tfds:mnist")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_set_that_is_prepared_is_not_prepared_again(prepared):
+    before = {file: file.stat().st_mtime_ns for file in prepared.rglob("*")}
+    data.prepare("tfds:kernsym_stripes")
+    assert {file: file.stat().st_mtime_ns for file in prepared.rglob("*")} == before
+
+
+def test_preparing_other_sources_finds_out_whether_they_are_there(image_folder):
+    data.prepare("digits")
+    data.prepare(f"folder:{image_folder}")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        data.prepare(f"folder:{image_folder}/nowhere")

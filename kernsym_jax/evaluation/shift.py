@@ -102,9 +102,9 @@ class Shifts:
         for size, seen in zip((height, width), view, strict=True):
             near = (size - seen) // 2
             if seen < 1 or near < self.high or size - seen - near < -self.low:
-                window = f"windows of {self.window}" if self.window else "no window"
+                what = f"windows of {self.window} do not fit" if self.window else "no window fits"
                 raise ValueError(
-                    f"{window} fit in {height}×{width} images with shifts from {self.low} to "
+                    f"{what} in {height}×{width} images with shifts from {self.low} to "
                     f"{self.high} pixels"
                 )
         return view

@@ -1,0 +1,205 @@
+"""The evaluate binary as a user meets it."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from absl import flags
+from PIL import Image
+
+from kernsym_jax import evaluate, models, training
+
+OWN = (
+    "workdir", "model", "weights", "mean", "std", "padding", "downsample", "num_classes", "data",
+    "shift", "shift_mode", "shift_draws", "shift_per", "seed", "input_size", "batch_size", "limit",
+    "out",
+)  # fmt: skip
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the binary in this process: (exit status, standard output, standard error)."""
+    monkeypatch.setenv("KERNSYM_JAX_CACHE", "")
+
+    def binary(*arguments):
+        for name in OWN:
+            flags.FLAGS[name].unparse()
+        monkeypatch.setattr(sys, "argv", ["kernsym-evaluate", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            evaluate.run()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    yield binary
+    flags.FLAGS.unparse_flags()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run directory of 8 steps on the digits."""
+    workdir = tmp_path_factory.mktemp("runs") / "a"
+    config = training.default()
+    config.batch_size, config.epochs, config.devices = 64, 8 / 22, 1
+    config.model.update({"width": 4, "depth": 2, "strided": (2,)})
+    return workdir, training.train_and_evaluate(config, workdir)
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """Weights of a `small_cnn` of two classes under the names of our models, and images."""
+    folder = tmp_path_factory.mktemp("foreign")
+    model = models.create("small_cnn", num_classes=2)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
+    leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
+    arrays = {"/".join(key.key for key in keys): np.asarray(leaf) for keys, leaf in leaves}
+    safetensors.numpy.save_file(arrays, folder / "net.safetensors")
+    random = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("cat", "[red]dog"):
+            place = folder / "images" / split / name
+            place.mkdir(parents=True)
+            for number in range(6):
+                pixels = random.integers(0, 256, (8, 8, 3), np.uint8)
+                Image.fromarray(pixels).save(place / f"{number}.png")
+    return folder
+
+
+def arguments(folder, **changes):
+    given = {
+        "model": "small_cnn", "weights": folder / "net.safetensors",
+        "data": f"folder:{folder}/images", "mean": ".485,.456,.406", "std": ".229,.224,.225",
+        "shift": 1, "shift_mode": "zero",
+    } | changes  # fmt: skip
+    return [f"--{name}={value}" for name, value in given.items() if value is not None]
+
+
+def test_a_run_directory_gets_its_figures(run, trained):
+    workdir, summary = trained
+    status, out, _ = run(f"--workdir={workdir}", "--shift=2", "--shift_mode=circular")
+    found = json.loads((workdir / "consistency.json").read_text())
+    assert status == 0
+    assert found["accuracy"]["value"] == pytest.approx(summary["eval_accuracy"], abs=1e-6)
+    assert found["accuracy"]["low"] < found["accuracy"]["value"] < found["accuracy"]["high"]
+    assert found["images"] == 360
+    shifts = found["shift_consistency"]
+    assert (shifts["settings"]["mode"], shifts["map"]["dx"]) == ("circular", [-2, -1, 0, 1, 2])
+    agreement = np.array(shifts["map"]["agreement"])
+    assert shifts["value"] == pytest.approx(agreement.mean())
+    assert agreement[2, 2] == 1
+    assert len(found["flip_consistency"]) == 8
+    assert sum(figures["images"] for figures in found["classes"].values()) == 360
+    assert f"{100 * shifts['value']:.2f}" in out
+    assert "antitranspose" in out
+    assert (workdir / "consistency.svg").read_text().startswith("<?xml")
+
+
+def test_foreign_weights_on_a_folder_of_images(run, foreign, tmp_path):
+    out_file = tmp_path / "new" / "found.json"
+    status, out, _ = run(*arguments(foreign), f"--out={out_file}", "--batch_size=5")
+    found = json.loads(out_file.read_text())
+    assert status == 0
+    assert (found["images"], list(found["classes"])) == (12, ["[red]dog", "cat"])
+    assert "[red]dog" in out
+    assert found["settings"]["mean"] == [0.485, 0.456, 0.406]
+    assert out_file.with_suffix(".svg").is_file()
+    # The same images as class folders without splits.
+    again = tmp_path / "again.json"
+    bare = arguments(foreign, data=f"folder:{foreign}/images/test")
+    assert run(*bare, f"--out={again}", "--batch_size=5")[0] == 0
+    assert json.loads(again.read_text())["classes"] == found["classes"]
+
+
+def test_crops_come_from_images_that_are_larger_than_the_input(run, foreign, tmp_path):
+    out = tmp_path / "a.json"
+    changes = {"shift_mode": "crop", "shift": "-2,1", "input_size": 6, "shift_draws": 2}
+    assert run(*arguments(foreign, **changes, limit=4), f"--out={out}")[0] == 0
+    found = json.loads(out.read_text())
+    assert (found["settings"]["image_size"], found["settings"]["network_input"]) == (
+        [10, 10],
+        [6, 6],
+    )
+    assert found["images"] == 4
+    assert [figures["images"] for figures in found["classes"].values()] == [2, 2]
+    compared = np.array(found["shift_consistency"]["map"]["compared"])
+    assert (compared.shape, compared.sum()) == ((7, 7), 8)
+
+
+def test_without_shifts_there_is_no_map(run, foreign, tmp_path):
+    out = tmp_path / "a.json"
+    assert run(*arguments(foreign, shift=0), f"--out={out}")[0] == 0
+    assert "shift_consistency" not in json.loads(out.read_text())
+    assert not out.with_suffix(".svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"weights": None, "std": None},
+            "give --workdir, or for foreign weights also --weights, --std",
+        ),
+        ({"shift": 8}, "shifts of up to 8 pixels leave nothing of 8×8 images"),
+        ({"shift": 4, "shift_mode": "crop"}, "no window fits in 8×8 images"),
+        ({"shift": "3;4"}, "got '3;4'"),
+        ({"shift_mode": "wrap"}, "one of circular, zero, crop, got 'wrap'"),
+        ({"model": "cifar_resnet20"}, "net.safetensors does not fit CifarResNet"),
+        ({"model": "resnet19"}, "unknown model 'resnet19'"),
+        ({"num_classes": 3}, "Dense_0|linear|head|classifier|fc"),
+        ({"num_classes": 1}, "images of 2 classes for a network of 1"),
+        ({"weights": "none.th"}, "none.th"),
+        ({"data": "folder:none"}, "none: no such folder"),
+        ({"mean": ".5", "std": ".5"}, "channels|\\(3, 3, 1"),
+        ({"mean": "a,b,c"}, "could not convert string to float"),
+        ({"std": "0,1,1"}, "std above 0"),
+        ({"limit": 0}, "limit"),
+    ],
+)
+def test_bad_input_is_one_line_with_status_two(run, foreign, tmp_path, monkeypatch, changes, says):
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    status, out, errors = run(*arguments(foreign, **changes))
+    assert (status, out) == (2, "")
+    assert re.search(says, errors)
+    assert errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_split_is_told(run, foreign, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+    status, _, errors = run(*arguments(foreign, data=f"folder:{tmp_path}"))
+    assert (status, errors.count("\n")) == (2, 1)
+    assert "no images" in errors
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--workdir={t}"], "no config.json there"),
+        (["--workdir={t}/b"], "config.json: not the config of a run"),
+        (["--workdir={t}", "--model=small_cnn"], "--model goes with --weights, not with --workdir"),
+        (["{t}"], "a run directory is --workdir="),
+    ],
+)
+def test_what_is_no_run_directory_is_told(run, tmp_path, given, says):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "config.json").write_text('{"model": {}, "data": {"source": "digits"}}')
+    status, _, errors = run(*(argument.format(t=tmp_path) for argument in given))
+    assert (status, errors.count("\n")) == (2, 1)
+    assert says in errors
+
+
+def test_a_trained_resnet_knows_left_from_right_less_than_up_from_down(run, shared, tmp_path):
+    given = {
+        "model": "cifar_resnet20", "weights": shared / "weights" / "cifar_resnet20.th",
+        "data": f"folder:{shared}/data/cifar10_jpeg.tar.gz", "shift": 0, "limit": 100,
+    }  # fmt: skip
+    assert run(*arguments(tmp_path, **given), f"--out={tmp_path}/a.json")[0] == 0
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["accuracy"]["low"] < 0.81 < found["accuracy"]["high"]
+    flips = {name: kinds["hard"] for name, kinds in found["flip_consistency"].items()}
+    assert flips["fliplr"]["low"] > flips["flipud"]["high"] + 0.1

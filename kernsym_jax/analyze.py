@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from kernsym_jax import command_line
+from kernsym_jax.text import one_line
 
 _LAYOUT = flags.DEFINE_enum(
     "layout", None, ["HWIO", "OIHW", "OHWI"], "Axes of kernels, for files that leave them open."
@@ -18,11 +19,12 @@ _FOLD = flags.DEFINE_bool("fold_batchnorm", False, "Fold BatchNorm into the kern
 _MODEL = flags.DEFINE_string(
     "model", None, "A model of ours that the weights are of; it tells their strides and paddings."
 )
-_INPUT_SIZE = flags.DEFINE_integer(
-    "input_size", None, "Pixels of the images, to audit --model or an ONNX graph.", lower_bound=1
+_PADDING = flags.DEFINE_string("padding", "zero", "With --model: its padding.")
+_DOWNSAMPLE = flags.DEFINE_string("downsample", "stride", "With --model: how it takes its steps.")
+_INPUT_SIZE = flags.DEFINE_string(
+    "input_size", None, "Pixels of the images, to audit for: one number, or two as HxW."
 )
 _OUT = flags.DEFINE_string("out", "report", "The folder for the report; made if it is not there.")
-
 _PARQUET = flags.DEFINE_bool("parquet", False, "Write layers.parquet too (needs pyarrow).")
 
 
@@ -32,13 +34,20 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("name at least one run directory or file of weights")
     from kernsym_jax import report
 
-    options = report.Options(_LAYOUT.value, _FOLD.value, _MODEL.value, _INPUT_SIZE.value)
+    options = report.Options(
+        layout=_LAYOUT.value,
+        fold_batchnorm=_FOLD.value,
+        model=_MODEL.value,
+        padding=_PADDING.value,
+        downsample=_DOWNSAMPLE.value,
+        input_size=command_line.input_size(_INPUT_SIZE.value),
+    )
     tables, failed = report.analyze(argv[1:], _OUT.value, options)
     if _PARQUET.value:
         report.write_parquet(tables, pathlib.Path(_OUT.value) / "layers.parquet")
-    print(f"report: {_OUT.value}/report.html")
+    print(f"report: {pathlib.Path(_OUT.value) / 'report.html'}")
     for reason in failed.values():
-        print(command_line.one_line(reason), file=sys.stderr)
+        print(one_line(reason), file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -3,9 +3,7 @@
 python -m kernsym_jax.audit net.onnx --input_size=224     (or --model=resnet50, or a run directory)
 """
 
-import json
 import pathlib
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -20,6 +18,9 @@ _DOWNSAMPLE = flags.DEFINE_string("downsample", None, "With --model: how it take
 _CLASSES = flags.DEFINE_integer("num_classes", None, "With --model: its number of outputs.")
 _SIZE = flags.DEFINE_string("input_size", None, "Pixels of the images: one number, or two as HxW.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
+
+
+_OF_A_RUN = ("config.json", "layers.json")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,20 +41,22 @@ def _network(paths: Sequence[str]) -> tuple[str, Any, list[Any], Callable[[Any],
 
     if len(paths) + bool(_MODEL.value) != 1:
         raise ValueError("name one ONNX file, one run directory or one --model")
-    if not re.fullmatch(r"([1-9]\d*(x[1-9]\d*)?)?", _SIZE.value or ""):
-        raise ValueError(f"--input_size is one number, or two as HxW; got {_SIZE.value!r}")
-    sizes = tuple(map(int, re.findall(r"\d+", _SIZE.value or "")))
-    size: Any = sizes[0] if len(sizes) == 1 else sizes or None
+    size: Any = command_line.input_size(_SIZE.value)
     flagged: tuple[Any, ...] = (_PADDING, _DOWNSAMPLE, _CLASSES)
     fields = {flag.name: flag.value for flag in flagged if flag.value is not None}
     name = paths[0] if paths else str(_MODEL.value)
     if paths and fields:
         raise ValueError(f"--{next(iter(fields))} goes with --model, not with {name}")
-    if paths and not pathlib.Path(name).is_dir():
+    if paths and pathlib.Path(name).is_dir():
+        missing = [f for f in _OF_A_RUN if not pathlib.Path(name, f).is_file()]
+        if missing:
+            raise FileNotFoundError(f"{name}: no {missing[0]} there, not a run directory")
+    elif paths:
         return name, size, geometry.audit_onnx(name, size), partial(geometry.audit_onnx, name)
     from kernsym_jax import models
+    from kernsym_jax.report.sources import model_fields
 
-    fields = _model_of_run(pathlib.Path(name, "config.json")) if paths else {"name": name, **fields}
+    fields = model_fields(pathlib.Path(name, "config.json")) if paths else {"name": name, **fields}
 
     def rows_at(size: Any) -> list[Any]:
         return geometry.audit_module(models.create(**fields), size)
@@ -62,13 +65,6 @@ def _network(paths: Sequence[str]) -> tuple[str, Any, list[Any], Callable[[Any],
         return name, size, geometry.read_rows(pathlib.Path(name, "layers.json")), rows_at
     size = size or models.default_input_size(name)
     return name, size, rows_at(size), rows_at
-
-
-def _model_of_run(config: pathlib.Path) -> dict[str, Any]:
-    try:
-        return {"name": "", **json.loads(config.read_text(encoding="utf-8")).get("model", {})}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{config}: not the config of a run ({error})") from error
 
 
 def run() -> None:

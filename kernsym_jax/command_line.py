@@ -1,10 +1,13 @@
 """How every binary starts and ends: absl flags, and bad input as one line with exit status 2."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
+
+from kernsym_jax.text import one_line
 
 BAD_INPUT = 2
 PREEMPTED = 75
@@ -48,13 +51,20 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 def describe(error: BaseException) -> str:
     """The error in one line."""
-    return one_line(str(error)) or type(error).__name__
+    text = f"unknown key {error}" if isinstance(error, KeyError | AttributeError) else str(error)
+    return one_line(text) or type(error).__name__
 
 
-def one_line(text: str) -> str:
-    """The text without line breaks, and with control characters written out."""
-    text = " ".join(text.split())
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+def input_size(text: str | None) -> int | tuple[int, int] | None:
+    """Reads a flag that gives the pixels of images, one number or two as ``HxW``.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    if not re.fullmatch(r"([1-9]\d*(x[1-9]\d*)?)?", text or ""):
+        raise ValueError(f"--input_size is one number, or two as HxW; got {text!r}")
+    sizes = [int(number) for number in (text or "").split("x") if number]
+    return (sizes[0], sizes[1]) if len(sizes) == 2 else sizes[0] if sizes else None
 
 
 def fail(message: str) -> NoReturn:

@@ -20,7 +20,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
-SHARED = _ROOT.parent / "shared"
+# Real images and weights, too large for the repository.
+SHARED = pathlib.Path(os.environ.get("KERNSYM_TEST_DATA", _ROOT.parent / "shared"))
 
 
 @pytest.fixture(scope="session")

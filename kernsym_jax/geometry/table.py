@@ -7,6 +7,7 @@ from typing import Any
 
 from kernsym_jax.geometry.advice import Advice
 from kernsym_jax.geometry.layer import LayerGeometry
+from kernsym_jax.text import printable
 
 
 def layer_table(rows: Sequence[LayerGeometry]) -> Any:
@@ -43,7 +44,7 @@ def layer_table(rows: Sequence[LayerGeometry]) -> Any:
             table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for row, texts in zip(rows, cells, strict=True):
         style = "" if row.even else "bold red" if row.strided else "yellow"
-        table.add_row(*(Text(_printable(texts[name])) for name in columns), style=style)
+        table.add_row(*(Text(printable(texts[name])) for name in columns), style=style)
     return table
 
 
@@ -83,7 +84,7 @@ def print_audit(title: str, rows: Sequence[LayerGeometry], advice: Advice) -> No
     if not console.is_terminal:
         # A pipe has no width; what reads it wants whole rows.
         console = Console(width=200)
-    console.print(_printable(title), style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(title), style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(layer_table(rows))
     console.print(advice.verdict, style="bold", markup=False, highlight=False)
 
@@ -114,8 +115,3 @@ def _padding(row: LayerGeometry) -> str:
     ends = [str(lo) if lo == hi else f"{lo}|{hi}" for lo, hi in row.padding]
     mode = "" if row.padding_mode in ("zero", "valid") else f" {row.padding_mode}"
     return _joined(ends) + mode
-
-
-def _printable(text: str) -> str:
-    """The text with everything that a terminal would act on written out as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -3,12 +3,13 @@
 from kernsym_jax.report.analysis import analyze, write_parquet, write_results
 from kernsym_jax.report.layer_table import COLUMNS, NetworkTable, network_table
 from kernsym_jax.report.sources import Options, find_sources, read_table
-from kernsym_jax.report.summary import in_words, summarize
+from kernsym_jax.report.summary import advice, in_words, summarize
 
 __all__ = [
     "COLUMNS",
     "NetworkTable",
     "Options",
+    "advice",
     "analyze",
     "find_sources",
     "in_words",

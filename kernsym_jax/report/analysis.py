@@ -14,6 +14,7 @@ from kernsym_jax.report.layer_table import COLUMNS, NetworkTable
 from kernsym_jax.report.page import write_page
 from kernsym_jax.report.sources import Options, find_sources, read_table
 from kernsym_jax.report.summary import advice, summarize
+from kernsym_jax.text import path_name
 
 # Drawing takes longer than measuring: beyond so many networks the page alone shows them.
 _MOST_DRAWN = 20
@@ -38,6 +39,7 @@ def analyze(
       FileNotFoundError: if a place does not exist.
     """
     sources = find_sources([str(place) for place in places])
+    folder = _make_folder(out)
     tables, failed = [], {}
     for source in sources:
         try:
@@ -45,12 +47,12 @@ def analyze(
         except (ValueError, OSError) as error:
             if len(sources) == 1:
                 raise
-            failed[str(source)] = str(error)
+            failed[path_name(source)] = str(error)
     if not tables:
         reasons = "; ".join(failed.values())
         raise ValueError(f"none of {len(sources)} sources could be analyzed: {reasons}")
     print_tables(tables)
-    write_results(tables, pathlib.Path(out))
+    write_results(tables, folder)
     return tables, failed
 
 
@@ -61,7 +63,7 @@ def write_results(tables: Sequence[NetworkTable], out: pathlib.Path) -> None:
       tables: one per network.
       out: the folder; made if it is not there.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    _make_folder(out)
     rows = [row for table in tables for row in table.rows]
     with (out / "layers.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
@@ -117,6 +119,23 @@ def write_parquet(tables: Sequence[NetworkTable], path: pathlib.Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
 
 
+def _make_folder(out: str | pathlib.Path) -> pathlib.Path:
+    if not str(out):
+        raise ValueError("the folder for the report has no name")
+    folder = pathlib.Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: no folder for the report ({error.strerror})") from error
+    return folder
+
+
 def _named(kernels: dict[str, np.ndarray]) -> dict[str, Any]:
     # The archive's members are files: a name that would leave their folder is made harmless.
-    return {name.replace("..", "__").lstrip("/"): kernel for name, kernel in kernels.items()}
+    named: dict[str, Any] = {}
+    for name, kernel in kernels.items():
+        safe = name.replace("..", "__").lstrip("/")
+        while safe in named:
+            safe += "_"
+        named[safe] = kernel
+    return named

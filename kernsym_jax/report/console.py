@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from kernsym_jax.report.layer_table import NetworkTable
-from kernsym_jax.report.summary import in_words, sentences, summarize
+from kernsym_jax.report.summary import advice, in_words, sentences, summarize
+from kernsym_jax.text import printable
 
 
 def print_tables(tables: Sequence[NetworkTable]) -> None:
@@ -21,10 +22,12 @@ def print_tables(tables: Sequence[NetworkTable]) -> None:
         console = Console(width=160)
     for table in tables:
         console.print(_layer_table(table))
-        console.print(" ".join(sentences(summarize(table))), style="bold", markup=False)
+        said = [*sentences(summarize(table)), advice(table)]
+        console.print(" ".join(filter(None, said)), style="bold", markup=False, highlight=False)
         skipped = len(table.weights.skipped)
         console.print(
-            f"{table.weights.format}, {table.weights.layout}; {skipped} other entries left out",
+            f"{table.weights.format}, {table.weights.layout}; "
+            f"{skipped} other {'entry' if skipped == 1 else 'entries'} left out",
             style="dim",
             markup=False,
             highlight=False,
@@ -43,14 +46,14 @@ def _layer_table(table: NetworkTable) -> Any:
     for name in ("score", "null", "p", "centred", "odd"):
         grid.add_column(name, justify="right")
     grid.add_column("asymmetry and notes")
-    for number, row in enumerate(table.rows, 1):
+    for row in table.rows:
         kh, kw, *_ = row["shape"].split("×")
         words = "; ".join(filter(None, (in_words(row), row["note"])))
         beyond = row["score"] is not None and row["score"] > row["null_q95"]
         cells = (
-            str(number),
+            "" if row["order"] is None else str(row["order"]),
             printable(row["layer"]),
-            row["role"],
+            row["role"] or "",
             f"{kh}×{kw}",
             row["stride"] or "",
             _uneven(row),
@@ -58,7 +61,7 @@ def _layer_table(table: NetworkTable) -> Any:
             f"{row['null_mean']:.3f} ≤ {row['null_q95']:.3f}",
             "" if row["p_value"] is None else f"{row['p_value']:.2g}",
             figure(row["score_centered"]),
-            "" if row["E"] is None else f"{row['E']:.0%}",
+            "" if row["E"] is None else f"{100 * row['E']:.0f} %",
             words,
         )
         grid.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
@@ -68,11 +71,6 @@ def _layer_table(table: NetworkTable) -> Any:
 def figure(value: float | None) -> str:
     """Three digits, or ``undefined``."""
     return "undefined" if value is None else f"{value:.3f}"
-
-
-def printable(text: str) -> str:
-    """The text with everything that a terminal would act on written out as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _uneven(row: dict[str, Any]) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kernsym_jax.report.console import printable
 from kernsym_jax.report.layer_table import NetworkTable
+from kernsym_jax.text import printable
 
 # Orange against purple: told apart by colour-blind readers, and neither reads as good or bad.
 KERNEL_COLORS = "PuOr_r"
@@ -19,7 +19,9 @@ ROLE_COLORS = {
     "transposed": "#b8860b",
     "non-square": "#3a6ea5",
     "trivial": "#b0b0b0",
+    None: "#4d6a8a",
 }
+"""Colour by role; None where the stride is not known."""
 # Text and axes are drawn in this colour, which nothing else has, so that a page can give them its
 # own, dark or light.
 _INK = "#24292f"
@@ -114,8 +116,7 @@ def gallery(table: NetworkTable) -> Any:
     for index, row in enumerate(shown):
         left, top = across * (index % columns), down * (index // columns)
         kernel = table.mean_kernels[row["layer"]]
-        largest = np.abs(kernel).max()
-        unit = kernel / largest if largest > 0 else np.zeros_like(kernel)
+        unit = unit_kernel(kernel)
         high, wide = (side / max(kernel.shape) for side in kernel.shape)
         image = axis.imshow(
             unit,
@@ -128,7 +129,7 @@ def gallery(table: NetworkTable) -> Any:
         name = printable(row["layer"])
         name = name if len(name) <= 18 else f"…{name[-17:]}"
         score = "undefined" if row["score"] is None else f"{row['score']:.2f}"
-        text = _literal(f"{name}\n{row['role']} {score}")
+        text = _literal(f"{name}\n{row['role'] or ''} {score}")
         axis.text(left + 0.5, top - 0.03, text, fontsize=7, ha="center", va="bottom")
     axis.set(xlim=(-0.05, across * columns), ylim=(down * lines - 0.3, -0.32), aspect="equal")
     bar = figure.colorbar(image, ax=axis, shrink=0.7 if lines == 1 else 0.4, ticks=[-1, 0, 1])
@@ -153,11 +154,12 @@ def score_by_depth(table: NetworkTable) -> Any:
     for role, color in ROLE_COLORS.items():
         chosen = np.array([row["role"] == role for row in table.rows])
         if chosen.any():
-            axis.scatter(depth[chosen], scores[chosen], s=28, color=color, label=role, zorder=2)
+            label = role or "stride not known"
+            axis.scatter(depth[chosen], scores[chosen], s=28, color=color, label=label, zorder=2)
     axis.set(
         xlim=(edges[0], edges[-1]),
         ylim=(0.3, 1.02),
-        xlabel="layer, in order",
+        xlabel=depth_label(table),
         ylabel="symmetry score, |T| = 8",
     )
     axis.xaxis.get_major_locator().set_params(integer=True)
@@ -175,9 +177,13 @@ def trajectory(table: NetworkTable) -> Any:
 
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(table.rows)))
     for color, (layer, role) in zip(shades, roles.items(), strict=True):
-        scores = [line["layers"].get(layer, {}).get("score") for line in table.history]
+        scores = [line["scores"].get(layer) for line in table.history]
         values = np.array([np.nan if score is None else score for score in scores])
-        label = _literal(f"{printable(layer)} ({role})") if len(roles) <= 12 else None
+        label = (
+            _literal(f"{printable(layer)} ({role or 'stride not known'})")
+            if len(roles) <= 12
+            else None
+        )
         axis.plot(steps, values, color=color, lw=1.3, ls=strided.get(role, "-"), label=label)
     by_size = {(row["null_mean"], row["null_q95"]) for row in table.rows}
     if len(by_size) == 1:
@@ -189,6 +195,24 @@ def trajectory(table: NetworkTable) -> Any:
     if len(roles) <= 12:
         axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
+
+
+def unit_kernel(kernel: np.ndarray) -> np.ndarray:
+    """The kernel over its largest cell, so that all are drawn on one scale from −1 to 1.
+
+    Layers differ by orders of magnitude, and the measure is free of scale. A kernel that is zero or
+    not finite has nothing to show.
+    """
+    with np.errstate(invalid="ignore"):
+        largest = np.abs(kernel).max()
+    return kernel / largest if 0 < largest < np.inf else np.zeros_like(kernel)
+
+
+def depth_label(table: NetworkTable) -> str:
+    """What the order of the layers is."""
+    if any(row["order"] is None for row in table.rows):
+        return "layer, by name: the file keeps no order"
+    return "layer, in order"
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

@@ -1,18 +1,15 @@
 """One row of figures per layer: the table that everything else in a report is drawn from."""
 
-import collections
 import dataclasses
-import functools
-import itertools
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from kernsym_jax import symmetry
 from kernsym_jax.geometry import LayerGeometry
+from kernsym_jax.report.measured import beside_null, mean_kernel, measure_layers
+from kernsym_jax.text import path_name
 from kernsym_jax.weights import ConvKernel, Weights
 
 COLUMNS = (
@@ -48,15 +45,14 @@ COLUMNS = (
 )
 """The columns of ``layers.csv``; a fact that is not known is empty."""
 
-FURTHER = ("q_value", "predicted_skew")
+FURTHER = ("q_value", "centre_drift", "predicted_skew")
 """What a row holds beside the columns: its p-value's false-discovery rate among the network's
-layers, and the direction to which its padding is predicted to skew it."""
+layers, how far its windows sit from the middle of the map (pixels down and to the right; 0 where
+padding is applied evenly), and the direction to which that is predicted to skew it."""
 
-NULL_DRAWS = 20_000
-_NULL_SEED = 0
-# Kernels are measured so many cells at a time: one compiled program for each kernel shape, working
-# on pieces small enough for the processor's cache.
-_BATCH_CELLS = 36_864
+RowsAt = Callable[[Any], Sequence[LayerGeometry]]
+
+# Taps this much smaller than the middle one are taken to be gone.
 _VANISHED = 1e-3
 
 
@@ -71,7 +67,8 @@ class NetworkTable:
         undefined.
       mean_kernels: layer -> (kh, kw) float32, in the order of the rows.
       geometry: rows of the audit, pooling included; empty where nothing is known.
-      history: the ``symmetry`` lines of a run's ``metrics.jsonl``, if it is one.
+      rows_at: the audit at another input size, where it can be made.
+      history: ``{"step": completed steps, "scores": {layer: score}}``, in order, of a run.
     """
 
     source: str
@@ -79,6 +76,7 @@ class NetworkTable:
     rows: list[dict[str, Any]]
     mean_kernels: dict[str, np.ndarray]
     geometry: Sequence[LayerGeometry] = ()
+    rows_at: RowsAt | None = None
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
@@ -86,6 +84,7 @@ def network_table(
     weights: Weights,
     source: str | None = None,
     geometry: Sequence[LayerGeometry] = (),
+    rows_at: RowsAt | None = None,
     history: Iterable[dict[str, Any]] = (),
 ) -> NetworkTable:
     """Measures every kernel of a network.
@@ -94,17 +93,18 @@ def network_table(
       weights: from `weights.read`.
       source: the network's name, its path if None.
       geometry: rows of the network's audit, for what the weights do not say themselves.
-      history: lines of ``metrics.jsonl`` to keep along.
+      rows_at: the audit at another input size, where it can be made.
+      history: the scores during training, as in `NetworkTable`.
 
     Returns:
       The table.
     """
-    source = source or weights.source
+    source = path_name(source or weights.source)
     audited = {row.layer: row for row in geometry}
     ordered = weights.order in ("forward", "file")
     first = _first_layer(weights, ordered)
     rows = []
-    measured = _measure_layers(weights)
+    measured = measure_layers(weights)
     for order, (layer, kernel) in enumerate(weights.kernels.items(), 1):
         found = audited.get(layer)
         row = {
@@ -117,23 +117,24 @@ def network_table(
             "stride": _pair(kernel.stride),
             "padding": _padding(kernel.padding),
             **measured[layer],
-            **_beside_null(measured[layer]["score"], *kernel.shape[:2]),
+            **beside_null(measured[layer]["score"], *kernel.shape[:2]),
             "uneven_h": found.uneven[0] if found else None,
             "uneven_w": found.uneven[-1] if found else None,
+            "centre_drift": list(found.centre_drift) if found else None,
             "predicted_skew": found.skew if found else None,
         }
-        row["note"] = _note(row)
+        row["note"] = _note(row, bool(np.isfinite(kernel.weight).all()))
         rows.append(row)
     _add_false_discovery_rates(rows)
     order_of_keys = (*COLUMNS, *FURTHER)
     rows = [{key: row[key] for key in order_of_keys} for row in rows]
     means = {layer: mean_kernel(kernel.weight) for layer, kernel in weights.kernels.items()}
-    return NetworkTable(source, weights, rows, means, geometry, list(history))
+    return NetworkTable(source, weights, rows, means, geometry, rows_at, list(history))
 
 
-def role(kernel: ConvKernel, is_first: bool) -> str:
+def role(kernel: ConvKernel, is_first: bool) -> str | None:
     """What part a layer plays; the first that holds of trivial, first, transposed, strided,
-    depthwise, non-square and internal.
+    depthwise, non-square and internal, or None where an ordinary layer's stride is not known.
 
     A trivial layer has lost all taps but the middle one, as happens on maps of one pixel, where
     no other ever meets the image: its mean kernel is symmetric for no reason.
@@ -156,113 +157,9 @@ def role(kernel: ConvKernel, is_first: bool) -> str:
         return "strided"
     if kernel.kind == "depthwise":
         return "depthwise"
-    return "internal" if kh == kw else "non-square"
-
-
-def mean_kernel(weight: np.ndarray) -> np.ndarray:
-    """The mean kernel (kh, kw) float32 of a weight in host memory, added up in double precision."""
-    return weight.mean(axis=(2, 3), dtype=np.float64).astype(np.float32)
-
-
-@functools.lru_cache(maxsize=64)
-def null_quantiles(kh: int, kw: int) -> tuple[np.ndarray, np.ndarray]:
-    """The sorted scores of `NULL_DRAWS` random kernels, plain and centred; always the same ones.
-
-    Args:
-      kh: rows.
-      kw: columns.
-
-    Returns:
-      Two sorted float32 arrays.
-    """
-    kernels = np.random.default_rng(_NULL_SEED).normal(size=(NULL_DRAWS, kh, kw))
-    block = kernels.astype(np.float32), len(symmetry.FIELDS)
-    (figures,) = _measure_blocks([block], kh, kw)
-    names = ("score", "score_centered")
-    plain, centred = (np.sort(figures[:, symmetry.FIELDS.index(name)]) for name in names)
-    return plain, centred
-
-
-def _measure_layers(weights: Weights) -> dict[str, dict[str, float | None]]:
-    """Measures the mean kernels, the kernels of single outputs, and the single kernels."""
-    by_shape: dict[tuple[int, int], list[str]] = {}
-    for layer, kernel in weights.kernels.items():
-        by_shape.setdefault(kernel.shape[:2], []).append(layer)
-    measured = {}
-    for shape, layers in by_shape.items():
-        kernels = (weights.kernels[layer].weight for layer in layers)
-        blocks = itertools.chain.from_iterable(map(_kernels_of, kernels))
-        figures = iter(_measure_blocks(blocks, *shape))
-        for layer in layers:
-            of_mean, of_neurons, of_singles = itertools.islice(figures, 3)
-            row = dict(zip(symmetry.FIELDS, map(_number, of_mean[0]), strict=True))
-            row["neuron_score"] = _mean_score(of_neurons)
-            row["single_score"] = _mean_score(of_singles)
-            measured[layer] = row
-    return measured
-
-
-def _kernels_of(weight: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-    """The mean kernel, those of single outputs and the single kernels, each (n, kh, kw), and how
-    many of the leading `symmetry.FIELDS` are wanted: of all but the first only the score."""
-    yield mean_kernel(weight)[None], len(symmetry.FIELDS)
-    yield np.moveaxis(weight.mean(axis=2, dtype=np.float32), -1, 0), 1
-    yield np.moveaxis(weight, (2, 3), (1, 0)).reshape(-1, *weight.shape[:2]), 1
-
-
-def _measure_blocks(
-    blocks: Iterable[tuple[np.ndarray, int]], kh: int, kw: int
-) -> Iterator[np.ndarray]:
-    """Measures blocks of kernels (n, kh, kw), giving (n, wanted) leading fields for each."""
-    size = max(64, _BATCH_CELLS // (kh * kw))
-    batch, filled = np.zeros((size, kh, kw), np.float32), 0
-    # Blocks that are not finished: rows still missing, fields wanted, and the rows so far.
-    waiting: collections.deque[list[Any]] = collections.deque()
-
-    def measure_batch() -> Iterator[np.ndarray]:
-        rows, start = np.asarray(_figure_rows(batch)), 0
-        while waiting and start < filled:
-            missing, wanted, parts = waiting[0]
-            taken = min(missing, filled - start)
-            parts.append(rows[start : start + taken, :wanted].copy())
-            start, waiting[0][0] = start + taken, missing - taken
-            if taken == missing:
-                yield np.concatenate(waiting.popleft()[2])
-
-    for block, wanted in blocks:
-        waiting.append([len(block), wanted, []])
-        while len(block):
-            taken = min(size - filled, len(block))
-            batch[filled : filled + taken] = block[:taken]
-            filled, block = filled + taken, block[taken:]
-            if filled == size:
-                yield from measure_batch()
-                filled = 0
-    if filled:
-        yield from measure_batch()
-
-
-@jax.jit
-def _figure_rows(kernels: jax.Array) -> jax.Array:
-    return symmetry.kernel_symmetry(kernels).row
-
-
-def _mean_score(figures: np.ndarray) -> float | None:
-    """The mean over the kernels whose score is defined."""
-    scores = figures[:, symmetry.FIELDS.index("score")].astype(np.float64)
-    defined = ~np.isnan(scores)
-    return float(scores[defined].mean()) if defined.any() else None
-
-
-def _beside_null(score: float | None, kh: int, kw: int) -> dict[str, float | None]:
-    null, _ = null_quantiles(kh, kw)
-    # How many of the sorted draws lie below the score, from which the p-value follows.
-    below = None if score is None else int(np.searchsorted(null, np.float32(score)))
-    return {
-        "null_mean": float(null.mean()),
-        "null_q95": float(np.quantile(null, 0.95)),
-        "p_value": None if below is None else (1 + len(null) - below) / (1 + len(null)),
-    }
+    if kh != kw:
+        return "non-square"
+    return None if kernel.stride is None else "internal"
 
 
 def _add_false_discovery_rates(rows: list[dict[str, Any]]) -> None:
@@ -296,12 +193,16 @@ def _only_middle_tap(weight: np.ndarray) -> bool:
         return False
     # Summed without a copy of the layer.
     norms = np.sqrt(np.einsum("hwio,hwio->hw", weight, weight))
+    if not np.isfinite(norms).all():
+        return False
     middle = norms[kh // 2, kw // 2]
     norms[kh // 2, kw // 2] = 0
     return bool(middle > 0 and norms.max() <= _VANISHED * middle)
 
 
-def _note(row: dict[str, Any]) -> str:
+def _note(row: dict[str, Any], finite: bool) -> str:
+    if not finite:
+        return "undefined: the weights are not finite"
     if row["score"] is None:
         return "undefined: the mean kernel is zero"
     if row["role"] == "trivial":
@@ -309,10 +210,6 @@ def _note(row: dict[str, Any]) -> str:
     if row["score_centered"] is None:
         return "constant: no shape beside the offset"
     return ""
-
-
-def _number(value: Any) -> float | None:
-    return None if math.isnan(value) else float(value)
 
 
 def _pair(value: tuple[int, int] | None) -> str | None:

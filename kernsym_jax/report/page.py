@@ -6,13 +6,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from kernsym_jax import symmetry
 from kernsym_jax.report import figures
-from kernsym_jax.report.console import printable
 from kernsym_jax.report.layer_table import NetworkTable
 from kernsym_jax.report.summary import advice, in_words, sentences, summarize
+from kernsym_jax.text import printable
 
 # The ends and the middle of the colour scale of the figures, as (red, green, blue).
 _NEGATIVE, _ZERO, _POSITIVE = (45, 0, 75), (247, 247, 247), (127, 59, 8)
@@ -32,7 +30,8 @@ _TABLE = (
     ("shape", "shape", "height × width × in × out, in per group"),
     ("stride", "stride", "step between windows"),
     ("padding", "padding", "pixels added per side, or the rule"),
-    ("uneven_h", "u", "rows at the far end that no window touches; 0 is even"),
+    ("uneven_h", "u", "rows and columns at the far end that no window touches"),
+    ("drift", "drift", "how far the windows sit from the middle of the map; 0 is even"),
     ("score", "score", "1 is symmetric; eight transforms, the identity among them"),
     ("null_mean", "chance", "mean score of random kernels of this size"),
     ("null_q95", "95 %", "95 % point of the score of random kernels of this size"),
@@ -103,7 +102,7 @@ def _network(index: int, table: NetworkTable) -> dict[str, Any]:
         "skipped": {printable(k): printable(v) for k, v in table.weights.skipped.items()},
         "sentences": sentences(summary),
         "summary": summary,
-        "layers": [_layer(number, row, table) for number, row in enumerate(table.rows, 1)],
+        "layers": [_layer(row, table) for row in table.rows],
         "advice": advice(table),
         "plot": _score_by_depth(table),
         "trajectory": figures.svg(figures.trajectory(table), page=True)
@@ -136,7 +135,8 @@ def _score_by_depth(table: NetworkTable) -> dict[str, Any]:
             "x": x(number + 0.5),
             "y": y(row["score"]),
             "color": figures.ROLE_COLORS[row["role"]],
-            "text": f"{printable(row['layer'])} ({row['role']}): {row['score']:.3f}",
+            "text": f"{printable(row['layer'])} ({row['role'] or 'stride not known'}): "
+            f"{row['score']:.3f}",
         }
         for number, row in enumerate(table.rows)
         if row["score"] is not None
@@ -155,22 +155,23 @@ def _score_by_depth(table: NetworkTable) -> dict[str, Any]:
         "columns": [
             (x(number - 0.5), number) for number in range(every, len(table.rows) + 1, every)
         ],
+        "label": figures.depth_label(table),
         "roles": {
-            role: color
+            role or "stride not known": color
             for role, color in figures.ROLE_COLORS.items()
             if any(row["role"] == role for row in table.rows)
         },
     }
 
 
-def _layer(number: int, row: dict[str, Any], table: NetworkTable) -> dict[str, Any]:
+def _layer(row: dict[str, Any], table: NetworkTable) -> dict[str, Any]:
     kernel = table.mean_kernels[row["layer"]]
-    largest = float(np.abs(kernel).max())
-    unit = kernel / largest if largest > 0 else np.zeros_like(kernel)
-    values = {key: row[key] for key, _, _ in _TABLE}
+    unit = figures.unit_kernel(kernel)
+    values = {key: row.get(key) for key, _, _ in _TABLE}
     return {
         **values,
-        "order": number if row["order"] is None else row["order"],
+        "role": row["role"] or "",
+        "drift": _drift(row["centre_drift"]),
         "layer": printable(row["layer"]),
         "uneven_w": row["uneven_w"],
         "words": in_words(row),
@@ -184,6 +185,13 @@ def _layer(number: int, row: dict[str, Any], table: NetworkTable) -> dict[str, A
         "energies": [(name, row[name] or 0.0) for name in symmetry.IRREPS],
         "arrow": _arrow(row, kernel.shape),
     }
+
+
+def _drift(drift: list[float] | None) -> str | None:
+    if drift is None:
+        return None
+    words = [f"{pixels:+g}" if pixels else "0" for pixels in drift]
+    return words[0] if len(set(words)) == 1 else ", ".join(words)
 
 
 def _arrow(row: dict[str, Any], shape: tuple[int, ...]) -> dict[str, float] | None:

@@ -1,6 +1,7 @@
 """What `analyze` is pointed at: files, run directories, folders of them and patterns."""
 
 import dataclasses
+import functools
 import glob
 import json
 import pathlib
@@ -9,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from kernsym_jax.geometry import CONVOLUTIONS, LayerGeometry
-from kernsym_jax.report.layer_table import NetworkTable, network_table
+from kernsym_jax.report.layer_table import NetworkTable, RowsAt, network_table
+from kernsym_jax.text import path_name
 from kernsym_jax.weights import Weights
 
 _SUFFIXES = (
@@ -27,13 +29,18 @@ class Options:
       fold_batchnorm: multiplies kernels by the scale of the BatchNorm after them.
       model: name of a registry model that the weights are of, which tells strides and paddings that
         their files do not.
-      input_size: pixels of the images, for the audit of ``model`` and of ONNX graphs.
+      padding: of that model, one of ``layers.PADDINGS``.
+      downsample: of that model, one of ``layers.DOWNSAMPLINGS``.
+      input_size: pixels of the images, one number or (height, width), for the audit of ``model``,
+        of runs and of ONNX graphs.
     """
 
     layout: str | None = None
     fold_batchnorm: bool = False
     model: str | None = None
-    input_size: int | None = None
+    padding: str = "zero"
+    downsample: str = "stride"
+    input_size: int | tuple[int, int] | None = None
 
 
 def find_sources(places: Sequence[str]) -> list[pathlib.Path]:
@@ -85,26 +92,35 @@ def read_table(path: str | pathlib.Path, options: Options | None = None) -> Netw
     found = weights.read(path, options.layout, options.fold_batchnorm)
     if not found.kernels:
         raise ValueError(
-            f"{path}: no spatial convolution among its {len(found.skipped)} entries, "
-            "nothing to measure"
+            f"{path_name(path)}: no spatial convolution among its {len(found.skipped)} entries, "
+            f"nothing to measure{_open_layouts(found)}"
         )
     history = []
     if (path / "metrics.jsonl").is_file():
-        lines = _json_lines(path / "metrics.jsonl")
-        history = [line for line in lines if line.get("split") == "symmetry"]
-    geometry = _geometry(path, options)
+        history = _symmetry_lines(path / "metrics.jsonl")
+    rows, rows_at = _geometry(path, options)
     if options.model is not None:
-        found, geometry = _fit(found, geometry, options.model)
-    return network_table(found, str(path), geometry, history)
+        found, rows = _fit(found, rows, options.model)
+    return network_table(found, str(path), rows, rows_at, history)
 
 
-def _below(path: pathlib.Path) -> list[pathlib.Path]:
-    if path.is_file() or _is_source(path):
+def _open_layouts(weights: Weights) -> str:
+    """The arrays that might be kernels if it were known how they lie."""
+    open_ones = [f"{name}: {why}" for name, why in weights.skipped.items() if "--layout" in why]
+    return f" ({'; '.join(open_ones[:3])})" if open_ones else ""
+
+
+def _below(path: pathlib.Path, above: frozenset[pathlib.Path] = frozenset()) -> list[pathlib.Path]:
+    if not path.is_dir() or _is_source(path):
         return [path]
+    # A link may lead back to where it came from.
+    here = path.resolve()
+    if here in above:
+        return []
     found = []
     for entry in sorted(path.iterdir()):
         if entry.is_dir():
-            found += _below(entry)
+            found += _below(entry, above | {here})
         elif entry.name.lower().endswith(_SUFFIXES):
             found.append(entry)
     return found
@@ -119,35 +135,57 @@ def _is_source(folder: pathlib.Path) -> bool:
     return orbax.is_checkpoint(folder)
 
 
-def _geometry(path: pathlib.Path, options: Options) -> list[LayerGeometry]:
-    """The rows of the audit, as far as the source or the options tell what to audit."""
-    from kernsym_jax import geometry
+def _geometry(
+    path: pathlib.Path, options: Options
+) -> tuple[Sequence[LayerGeometry], RowsAt | None]:
+    """The rows of the audit and the audit at other sizes, as far as there is something to audit."""
+    from kernsym_jax import geometry, models
 
+    rows_at: RowsAt
+    fields: dict[str, Any] | None = None
     if options.model is not None:
-        return _model_geometry(options.model, options.input_size)
-    if (path / "layers.json").is_file():
-        rows = geometry.read_rows(path / "layers.json")
-        return geometry.layers_at(rows, options.input_size) if options.input_size else rows
+        fields = {"name": options.model, "padding": options.padding}
+        fields["downsample"] = options.downsample
+    elif (path / "layers.json").is_file() and (path / "config.json").is_file():
+        fields = model_fields(path / "config.json")
+    if fields is not None:
+        rows_at = functools.partial(geometry.audit_module, models.create(**fields))
+        if options.model is None and options.input_size is None:
+            return geometry.read_rows(path / "layers.json"), rows_at
+        return rows_at(options.input_size or models.default_input_size(fields["name"])), rows_at
     if path.suffix.lower() == ".onnx":
+        rows_at = functools.partial(geometry.audit_onnx, path)
         try:
-            return geometry.audit_onnx(path, options.input_size)
+            return rows_at(options.input_size), rows_at
         except ValueError:
             # Without a size a graph may leave its maps open: then nothing is known about them.
             if options.input_size:
                 raise
-    return []
+    return (), None
 
 
-def _model_geometry(name: str, input_size: int | None) -> list[LayerGeometry]:
-    from kernsym_jax import geometry, models
+def model_fields(config: pathlib.Path) -> dict[str, Any]:
+    """What `models.create` takes, from the config of a run.
 
-    size = input_size or models.default_input_size(name)
-    return geometry.audit_module(models.create(name), size)
+    Args:
+      config: ``config.json`` of a run directory.
+
+    Returns:
+      The model's name and fields.
+
+    Raises:
+      FileNotFoundError: if it is not there.
+      ValueError: if it is not the config of a run.
+    """
+    try:
+        return dict(json.loads(config.read_text(encoding="utf-8"))["model"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{config}: not the config of a run ({error})") from error
 
 
 def _fit(
-    weights: Weights, geometry: list[LayerGeometry], model: str
-) -> tuple[Weights, list[LayerGeometry]]:
+    weights: Weights, geometry: Sequence[LayerGeometry], model: str
+) -> tuple[Weights, Sequence[LayerGeometry]]:
     """The kernels in the model's forward order, with its strides, and its rows by their names."""
     names = {_path(name): name for name in weights.kernels}
     rows, kernels = [], {}
@@ -171,12 +209,14 @@ def _fit(
     spatial = [row.layer for row in geometry if max(row.kernel) > 1 and row.kind in CONVOLUTIONS]
     missing = [layer for layer in spatial if layer not in names]
     extra = [name for name in weights.kernels if name not in kernels]
+    problems = {"of its layers are missing": missing, "kernels are not of it": extra}
     if missing or extra:
-        raise ValueError(
-            f"{weights.source} is no {model}: {len(missing)} of its layers are missing "
-            f"({', '.join(missing[:3])}), {len(extra)} kernels are not of it "
-            f"({', '.join(extra[:3])})"
-        )
+        parts = [
+            f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+            for what, names in problems.items()
+            if names
+        ]
+        raise ValueError(f"{weights.source} is no {model}: {', '.join(parts)}")
     return dataclasses.replace(weights, kernels=kernels, order="forward"), rows
 
 
@@ -185,10 +225,20 @@ def _path(name: str) -> str:
     return re.sub(r"\.(\d+)(?=\.|$)", r"_\1", name.removeprefix("module.")).replace(".", "/")
 
 
-def _json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    # The last line may be cut off while a run is writing it.
-    lines = [line for line in path.read_text("utf-8").splitlines(True) if line.endswith("\n")]
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
+def _symmetry_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl`` that hold scores of layers."""
+    found = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(True), 1):
+        if not line.endswith("\n"):
+            break  # cut off, as while a run is writing it
+        try:
+            figures = json.loads(line)
+            if figures["split"] != "symmetry":
+                continue
+            scores = {layer: row["score"] for layer, row in figures["layers"].items()}
+            found.append({"step": int(figures["step"]), "scores": scores})
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path_name(path)}, line {number}: not a line of a run's metrics ({error})"
+            ) from error
+    return found

@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from kernsym_jax.report.layer_table import NetworkTable, null_quantiles
+from kernsym_jax.report.layer_table import NetworkTable
+from kernsym_jax.report.measured import null_scores
 
-ORDINARY = ("internal", "strided")
-"""The roles whose scores are compared: ordinary square kernels that do not see the image itself."""
+ORDINARY = ("internal", "strided", None)
+"""The roles whose scores are compared: ordinary square kernels that do not see the image itself.
+None is one of the two, in a file that does not tell strides."""
 
 # Below a tenth of the energy the odd part is not worth a word.
 _ODD_SHARE = 0.10
@@ -23,7 +25,8 @@ def summarize(table: NetworkTable) -> dict[str, Any]:
       table: from `network_table`.
 
     Returns:
-      ``layers``, ``internal_mean`` and ``strided_mean`` (mean scores by role), ``first_score``,
+      ``layers``, ``strides_known``, ``mean`` (mean score of the internal and strided layers),
+      ``internal_mean`` and ``strided_mean`` (by role), ``first_score``,
       ``above_null`` and ``above_null_centered`` (share of the internal and strided layers whose
       score, or score without the offset, is above the 95 % point of its null),
       ``discoveries`` (the share of them that stay at a false-discovery rate of 5 %),
@@ -38,6 +41,8 @@ def summarize(table: NetworkTable) -> dict[str, Any]:
     first = [row["score"] for row in rows if row["role"] == "first"]
     return {
         "layers": len(table.rows),
+        "strides_known": not by_role[None],
+        "mean": _mean([row["score"] for row in ordinary]),
         "internal_mean": _mean([row["score"] for row in internal]),
         "strided_mean": _mean([row["score"] for row in by_role["strided"]]),
         "first_score": first[0] if first else None,
@@ -61,8 +66,8 @@ def in_words(row: dict[str, Any]) -> str:
     """
     if row["score"] is None or row["E"] < _ODD_SHARE:
         return ""
-    words = f"odd part {row['E']:.0%}".replace("%", " %")
-    direction = skew_direction(row["skew_x"], row["skew_y"])
+    words = f"odd part {_percent(row['E'])}"
+    direction = measured_direction(row["skew_x"], row["skew_y"])
     if direction:
         words += f", towards {direction}"
     if direction and direction == row["predicted_skew"]:
@@ -79,12 +84,12 @@ def advice(table: NetworkTable) -> str:
 
     size = "×".join(map(str, rows[0].input_size))
     try:
-        return f"Padding at {size} pixels: {geometry.advise(rows).verdict}."
+        return f"Padding at {size} pixels: {geometry.advise(rows, table.rows_at).verdict}."
     except ValueError:  # other sizes cannot be foretold from these rows
         return ""
 
 
-def skew_direction(x: float, y: float) -> str:
+def measured_direction(x: float, y: float) -> str:
     """The direction of a skew vector, x to the right and y down, such as ``bottom right``."""
     if not x and not y:
         return ""
@@ -97,6 +102,11 @@ def sentences(summary: dict[str, Any]) -> list[str]:
     """The summary as text, leaving out what the network does not have."""
     count = summary["layers"]
     said = [f"{count} spatial convolution{'s' if count != 1 else ''}."]
+    if not summary["strides_known"]:
+        said.append(
+            f"All but the first score {summary['mean']:.3f} on average; strides are not in this "
+            "file, so strided layers are not told from the others (--model can tell them)."
+        )
     if summary["internal_mean"] is not None:
         said.append(f"Internal layers score {summary['internal_mean']:.3f} on average.")
     if summary["strided_mean"] is not None:
@@ -104,15 +114,16 @@ def sentences(summary: dict[str, Any]) -> list[str]:
     if summary["strided_deficit"] is not None:
         lower = summary["strided_deficit"]
         said.append(
-            f"That is {abs(lower):.3f} {'below' if lower > 0 else 'above'} the internal layers of "
-            "their own stages."
+            f"Against the internal layers of its own stage a strided layer is {abs(lower):.3f} "
+            f"{'lower' if lower > 0 else 'higher'} on average."
         )
     if summary["first_score"] is not None:
         said.append(f"The first layer scores {summary['first_score']:.3f}.")
     if summary["above_null"] is not None:
         said.append(
-            f"{summary['above_null']:.0%} of the internal and strided layers lie above the 95 % "
-            f"point of chance, {summary['above_null_centered']:.0%} once the offset is removed."
+            f"{_percent(summary['above_null'])} of them all lie above the 95 % point of chance, "
+            f"{_percent(summary['above_null_centered'])} once the offset is removed; "
+            f"{_percent(summary['discoveries'])} count at a false-discovery rate of 5 %."
         )
     if summary["depth_spearman"] is not None:
         said.append(
@@ -122,8 +133,12 @@ def sentences(summary: dict[str, Any]) -> list[str]:
     return said
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
 def _above_centred(table: NetworkTable, row: dict[str, Any]) -> float:
-    _, centred = null_quantiles(*table.mean_kernels[row["layer"]].shape)
+    _, centred = null_scores(*table.mean_kernels[row["layer"]].shape)
     score = row["score_centered"]
     return float(score is not None and score > np.quantile(centred, 0.95))
 

@@ -80,7 +80,10 @@ def dc_share(kernel: jax.Array) -> jax.Array:
 
 
 def skew(kernel: jax.Array) -> jax.Array:
-    """Where a kernel's mass leans: its first moment about the centre, (Σ x·K, Σ y·K) / Σ|K|.
+    """The first moment of a kernel about its centre, (Σ x·K, Σ y·K) / Σ|K|.
+
+    It points to the side on which the weights are more positive. A kernel of negative weights that
+    are largest at the top left so has a skew to the bottom right.
 
     Args:
       kernel: (..., kh, kw).

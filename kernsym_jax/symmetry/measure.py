@@ -134,7 +134,8 @@ def measure(params: Any) -> dict[str, KernelSymmetry]:
 
     Pure, and made for use inside a jitted training step: one reduction over the weights, after
     which mean kernels of one shape are scored together, so that the compiled program hardly grows
-    with depth. ``jax.vmap(measure)`` measures a population whose parameters have a leading axis.
+    with depth. Kernels have four axes: ``jax.vmap(measure)`` measures a population whose
+    parameters have a leading axis more, which would be passed over here.
 
     Args:
       params: as in `conv_kernels`.

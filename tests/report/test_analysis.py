@@ -1,14 +1,17 @@
 """From a finished run to the files of a report."""
 
 import csv
+import functools
 import json
+import os
 import re
+import shutil
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
 
-from kernsym_jax import report, symmetry, training
+from kernsym_jax import geometry, models, report, symmetry, training
 from kernsym_jax.weights import ConvKernel, Weights
 
 
@@ -147,7 +150,7 @@ def test_one_bad_source_among_several_is_reported_and_the_rest_are_done(run, tmp
     assert {path.rsplit("/", 1)[1] for path in failed} == {"torn.pth", "dense.npz"}
     with pytest.raises(ValueError, match="none of 2 sources"):
         report.analyze([tmp_path / "*.*"], tmp_path / "none")
-    assert not (tmp_path / "none").exists()
+    assert not list((tmp_path / "none").iterdir())
 
 
 def test_folders_and_patterns_stand_for_what_is_in_them(run, tmp_path):
@@ -163,6 +166,8 @@ def test_folders_and_patterns_stand_for_what_is_in_them(run, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no run directory and no file of weights"):
         report.find_sources([str(tmp_path / "empty")])
+    (tmp_path / "deep" / "back").symlink_to(tmp_path)
+    assert len(report.find_sources([str(tmp_path)])) == 2
 
 
 def test_a_model_tells_the_strides_of_weights_that_are_of_it(shared):
@@ -186,6 +191,50 @@ def test_a_model_tells_the_strides_of_weights_that_are_of_it(shared):
         report.read_table(path, report.Options(model="resnet18"))
     with pytest.raises(ValueError, match="is no cifar_resnet32: 12 of its layers are missing"):
         report.read_table(path, report.Options(model="cifar_resnet32"))
+
+
+@pytest.mark.parametrize("fields", [{}, {"padding": "same"}, {"downsample": "blur"}])
+def test_the_advice_is_that_of_the_audit(shared, fields):
+    table = report.read_table(
+        shared / "weights" / "cifar_resnet20.th", report.Options(model="cifar_resnet20", **fields)
+    )
+    model = models.create("cifar_resnet20", **fields)
+    at = functools.partial(geometry.audit_module, model)
+    expected = geometry.advise(at(32), at).verdict
+    assert report.advice(table) == f"Padding at 32×32 pixels: {expected}."
+
+
+def test_an_array_whose_axes_are_open_is_named_with_the_way_out(tmp_path):
+    np.savez(tmp_path / "open.npz", conv=np.ones((3, 3, 3, 3), np.float32))
+    with pytest.raises(ValueError, match=r"conv: the axes of .* --layout decides"):
+        report.read_table(tmp_path / "open.npz")
+    table = report.read_table(tmp_path / "open.npz", report.Options(layout="HWIO"))
+    assert len(table.rows) == 1
+
+
+@pytest.mark.parametrize("line", ["[]", '{"split": "symmetry"}', '{"split": "symmetry", "step": 1, "layers": {"a": 3}}', "{"])  # fmt: skip # noqa: E501
+def test_lines_that_are_not_metrics_are_refused_by_number(run, tmp_path, line):
+    shutil.copytree(run, tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line \d+: not a line of a run"):
+        report.read_table(tmp_path / "run")
+
+
+def test_results_that_have_no_place_are_refused_before_anything_is_measured(run, tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    for out, says in ((tmp_path / "taken", "taken: no folder for the report"), ("", "no name")):
+        with pytest.raises(ValueError, match=says):
+            report.analyze([run], out)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_name_that_is_no_unicode_is_shown_with_escapes(tmp_path):
+    strange = os.fsdecode(b"net\xff.npz")
+    np.savez(tmp_path / strange, conv=np.ones((3, 3, 4, 2), np.float32))
+    tables, failed = report.analyze([tmp_path], tmp_path / "out")
+    assert not failed
+    assert tables[0].source.endswith("net\\xff.npz")
 
 
 def test_real_files_of_pytorch_are_read_in_full(shared):

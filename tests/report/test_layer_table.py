@@ -59,6 +59,7 @@ def test_roles_are_told_apart():
             "stem": ConvKernel(weight, stride=(2, 2)),
             "plain": ConvKernel(weight, stride=(1, 1)),
             "unknown": ConvKernel(weight),
+            "unknown depthwise": ConvKernel(weight[:, :, :1], kind="depthwise"),
             "down": ConvKernel(weight, stride=(2, 1)),
             "separable": ConvKernel(weight[:, :, :1], kind="depthwise", stride=(1, 1)),
             "row": ConvKernel(weight[1:2], stride=(1, 1)),
@@ -69,7 +70,8 @@ def test_roles_are_told_apart():
     assert {name: row["role"] for name, row in rows.items()} == {
         "stem": "first",
         "plain": "internal",
-        "unknown": "internal",
+        "unknown": None,
+        "unknown depthwise": "depthwise",
         "down": "strided",
         "separable": "depthwise",
         "row": "non-square",
@@ -82,8 +84,8 @@ def test_roles_are_told_apart():
 
 
 def test_the_first_layer_is_not_guessed_where_the_order_is_unknown():
-    inner = ConvKernel(random_weight((3, 3, 8, 8)))
-    image = ConvKernel(random_weight((3, 3, 3, 8)))
+    inner = ConvKernel(random_weight((3, 3, 8, 8)), stride=(1, 1))
+    image = ConvKernel(random_weight((3, 3, 3, 8)), stride=(1, 1))
     rows = rows_of({"a": inner, "b": image, "c": inner}, order="name")
     assert [row["role"] for row in rows.values()] == ["internal", "first", "internal"]
     assert all(row["order"] is None for row in rows.values())
@@ -108,7 +110,7 @@ def test_what_is_not_known_or_not_defined_is_empty():
     assert wide["d_r90"] is None
     assert wide["B1"] is None
     assert wide["d_fliplr"] is not None
-    assert tuple(wide) == (*report.COLUMNS, "q_value", "predicted_skew")
+    assert tuple(wide) == (*report.COLUMNS, "q_value", "centre_drift", "predicted_skew")
 
 
 def audited(layer, input_size, stride=2):
@@ -190,3 +192,34 @@ def test_strided_layers_are_compared_with_the_stage_they_open():
     assert summary["strided_deficit"] == pytest.approx(np.mean(expected))
     by_name = report.summarize(report.network_table(weights_of(kernels, "name")))
     assert by_name["strided_deficit"] is None
+
+
+def test_layers_of_unknown_stride_are_not_passed_off_as_internal():
+    kernels = {f"layer{i}": ConvKernel(random_weight((3, 3, 4, 4), i)) for i in range(4)}
+    table = report.network_table(weights_of(kernels))
+    summary = report.summarize(table)
+    assert not summary["strides_known"]
+    assert summary["internal_mean"] is None
+    assert summary["depth_spearman"] is None
+    assert summary["mean"] == pytest.approx(np.mean([row["score"] for row in table.rows[1:]]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_said_so_and_drawn_empty(value, tmp_path):
+    weight = random_weight((3, 3, 4, 4))
+    weight[0, 0, 0, 0] = value
+    bad = {"bad": ConvKernel(weight, stride=(1, 1))}
+    whole = {"whole": ConvKernel(np.full_like(weight, value), stride=(1, 1))}
+    table = report.network_table(weights_of(bad | whole))
+    for row in table.rows:
+        assert row["score"] is None
+        assert row["role"] != "trivial"
+        assert row["note"] == "undefined: the weights are not finite"
+    report.write_results([table], tmp_path)
+
+
+def test_names_that_differ_only_in_what_a_file_may_not_hold_are_kept_apart(tmp_path):
+    names = ("../../x", "__/__/x", "/../x")
+    kernels = {n: ConvKernel(random_weight((3, 3, 1, 1), i)) for i, n in enumerate(names)}
+    report.write_results([report.network_table(weights_of(kernels))], tmp_path)
+    assert len(np.load(tmp_path / "mean_kernels.npz").files) == 3

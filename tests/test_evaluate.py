@@ -52,11 +52,15 @@ def foreign(tmp_path_factory):
     """Weights of a `small_cnn` of two classes under the names of our models, and images."""
     folder = tmp_path_factory.mktemp("foreign")
     model = models.create("small_cnn", num_classes=2)
-    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
-    leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
-    arrays = {"/".join(key.key for key in keys): np.asarray(leaf) for keys, leaf in leaves}
-    safetensors.numpy.save_file(arrays, folder / "net.safetensors")
+    image = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
     random = np.random.default_rng(0)
+    arrays = {
+        "/".join(key.key for key in keys): random.uniform(-0.2, 1, leaf.shape).astype(np.float32)
+        for keys, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]
+    }
+    arrays = {name: abs(a) if name.endswith("/var") else a for name, a in arrays.items()}
+    safetensors.numpy.save_file(arrays, folder / "net.safetensors")
     for split in ("train", "test"):
         for name in ("cat", "[red]dog"):
             place = folder / "images" / split / name

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _CLASSES_SHOWN = 20
+_KINDS = ("hard", "soft", "rolled_hard", "rolled_soft")
 
 
 def print_consistency(results: Mapping[str, Any]) -> None:
@@ -33,7 +34,7 @@ def _figures(results: Mapping[str, Any]) -> Any:
     # Names come from the user's files: as Text they are shown, never taken as markup.
     table = Table(title=Text(_printable(title)), box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("%, with 95 % intervals")
-    for name in ("same class", "same answer", "class, rolled", "answer, rolled"):
+    for name in _KINDS:
         table.add_column(name, justify="right")
     table.add_row("accuracy", _interval(results["accuracy"]))
     if "shift_consistency" in results:
@@ -41,7 +42,7 @@ def _figures(results: Mapping[str, Any]) -> Any:
             _shifts(results["shift_consistency"]), _interval(results["shift_consistency"])
         )
     for name, kinds in results.get("flip_consistency", {}).items():
-        cells = (kinds[kind] for kind in ("hard", "soft", "rolled_hard", "rolled_soft"))
+        cells = (kinds[kind] for kind in _KINDS)
         if name != "e":
             table.add_row(name, *map(_interval, cells))
     return table

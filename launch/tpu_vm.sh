@@ -25,12 +25,13 @@
 #   "Cloud TPU resources in Compute Engine": the Cloud TPU API, with its queued resources, gets fixes
 #     only; from TPU7x on machines are made through Compute Engine. A slice of several hosts is a
 #     managed instance group whose workload policy has the topology.
-#   "TPU machines": machine types ct5p-hightpu-*t, ct6e-standard-*t, tpu7x-standard-4t; the number
-#     before the t is that of the chips.
-#   "Create a TPU VM", "TPU OS images": image families; machines with TPUs cannot be migrated, hence
-#     --maintenance-policy=TERMINATE.
-#   "Request TPU Spot VMs": a preempted machine or group cannot be started again, only replaced.
-#   "Manage queued resources", "TPU software versions": states; a runtime for each TPU version.
+#   "TPU machines in accelerator-optimized machine family": TPU v5p, v6e and TPU7x; the number before
+#     the t of ct5p-hightpu-4t, ct6e-standard-4t, tpu7x-standard-4t is that of the chips.
+#   "Use a custom OS image": Google's images are TPU-optimized Ubuntu. Their families are named here
+#     as SkyPilot's GCP catalogue has them; RUNTIME_VERSION takes another.
+#   "Request TPU Spot VMs": a preempted machine or group cannot be started again, only replaced; its
+#     templates have --maintenance-policy=TERMINATE, and STOP as the action for groups.
+#   "Manage queued resources": the states of a request.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=launch/variables.sh
@@ -85,7 +86,7 @@ settle_compute() {
     usage_error "ACCELERATOR='$ACCELERATOR' is not a TPU machine type such as ct6e-standard-4t"
   per_host=${BASH_REMATCH[1]}
   if ((SPOT)); then
-    # A group replaces its members by itself unless they only stop; a lone machine just goes.
+    # The members of a group stop, as "Request TPU Spot VMs" has it; a lone machine goes by itself.
     spot=(--provisioning-model=SPOT --instance-termination-action=DELETE)
     if ((HOSTS > 1)); then spot[1]=--instance-termination-action=STOP; fi
   fi

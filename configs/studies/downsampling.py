@@ -102,7 +102,7 @@ def smoke() -> Study:
         data="scikit-learn's digits, scaled",
         base=base,
         variants={"even12": {"data.image_size": 12}, "odd13": {"data.image_size": 13}},
-        seeds=(0, 1, 2, 3, 4),
+        seeds=(0, 1, 2, 3, 4, 5),
         measures=measures("conv3", "conv5"),
         claims=CLAIMS,
         contrasts=contrasts("even12", "odd13"),

@@ -7,7 +7,7 @@ from typing import Any
 from kernsym_jax.studies.outcome import CLAIMS as CLAIMS_FILE
 from kernsym_jax.studies.page import figure, p_value
 from kernsym_jax.studies.paper import CLAIMS
-from kernsym_jax.studies.study import SIZES, Study, load_study
+from kernsym_jax.studies.study import SIZES, Study, UnknownSize, load_study
 from kernsym_jax.training import run_directory
 
 _HEADING = """# The claims, and what came of them
@@ -97,7 +97,10 @@ def _not_run(found: Iterable[Mapping[str, Any]], studies: pathlib.Path) -> str:
     rows = []
     for file in sorted(studies.glob("*.py")):
         for size in SIZES:
-            study = load_study(file, size)
+            try:
+                study = load_study(file, size)
+            except UnknownSize:
+                continue
             if (study.name, size) in ran:
                 continue
             command = (

@@ -98,7 +98,7 @@ def layers(results: Results, name: str) -> Any:
         offset = 0.3 * (index / max(len(found) - 1, 1) - 0.5)
         orders = sorted(by_layer)
         seeds = [by_layer[order] for order in orders]
-        _line(axis, np.array(orders) + offset, seeds, variant, index, results.study.level)
+        _line(axis, np.array(orders) + offset, seeds, variant, index, results.study.coverage)
     if name == "score":
         _chance(axis, rows)
     few = len(labels) <= 12
@@ -118,7 +118,7 @@ def steps(results: Results, name: str) -> Any:
             if run.variant != variant:
                 continue
             layers = [r["layer"] for r in run.table.rows if r["role"] in ("internal", "strided")]
-            for line in run.table.history:
+            for line in run.history:
                 known = [line["layers"][layer][name] for layer in layers]
                 known = [value for value in known if value is not None]
                 if known:
@@ -134,13 +134,13 @@ def steps(results: Results, name: str) -> Any:
 
 
 def _line(
-    axis: Any, x: np.ndarray, values: Sequence[Sequence[float]], label: str, i: int, level: float
+    axis: Any, x: np.ndarray, values: Sequence[Sequence[float]], label: str, i: int, coverage: float
 ) -> None:
     """Means with the interval of each; intervals of fewer than two seeds are left out."""
     color = COLORS[i % len(COLORS)]
     axis.plot(x, [np.mean(v) for v in values], "o-", ms=4, lw=1.2, color=color, label=label)
     for place, seeds in zip(x, values, strict=True):
-        estimate = statistics.paired(seeds, level)
+        estimate = statistics.paired(seeds, coverage)
         if estimate.low is not None:
             axis.plot([place, place], [estimate.low, estimate.high], color=color, lw=1.2)
 

@@ -57,7 +57,7 @@ def at_step(figure: Figure, roles: Sequence[str], index: int, meaning: str) -> M
     """
 
     def of(run: FinishedRun) -> float | None:
-        layers = run.table.history[index]["layers"]
+        layers = run.history[index]["layers"]
         rows = _of_role(run.table.rows, roles)
         return mean_figure([layers[row["layer"]] for row in rows], figure)
 
@@ -77,7 +77,7 @@ def over_chance(roles: Sequence[str], index: int, meaning: str) -> Measure:
     """
 
     def of(run: FinishedRun) -> float | None:
-        layers = run.table.history[index]["layers"]
+        layers = run.history[index]["layers"]
         scored = [
             {"over": layers[row["layer"]]["score"] - row["null_mean"]}
             for row in _of_role(run.table.rows, roles)

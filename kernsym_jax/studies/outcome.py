@@ -10,6 +10,7 @@ from typing import Any
 from kernsym_jax import report
 from kernsym_jax.studies import figures, page, verdict
 from kernsym_jax.studies.results import Results, Test
+from kernsym_jax.studies.study import Study
 from kernsym_jax.training import run_directory
 
 RESULTS, LAYERS, CLAIMS, PAGE = "results.csv", "layers.csv", "claims.json", "study.html"
@@ -56,6 +57,7 @@ def _claims(results: Results, command: str, changed: Sequence[str]) -> dict[str,
             "runs": len(results.finished),
             "missing": list(results.missing),
             "level": study.level,
+            "coverage": study.coverage,
             "claim_rule": verdict.CLAIM_RULE,
             "plan_changed": list(changed),
             "command": command,
@@ -67,7 +69,7 @@ def _claims(results: Results, command: str, changed: Sequence[str]) -> dict[str,
                     "text": claim.text,
                     "verdict": results.verdicts[key],
                     "tests": [
-                        _test(test, study.level) for test in results.tests if test.test.claim == key
+                        _test(test, study) for test in results.tests if test.test.claim == key
                     ],
                 }
                 for key, claim in study.claims.items()
@@ -76,7 +78,7 @@ def _claims(results: Results, command: str, changed: Sequence[str]) -> dict[str,
     )
 
 
-def _test(test: Test, level: float) -> dict[str, Any]:
+def _test(test: Test, study: Study) -> dict[str, Any]:
     estimate = dataclasses.asdict(test.estimate)
     return {
         "test": test.name,
@@ -86,7 +88,7 @@ def _test(test: Test, level: float) -> dict[str, Any]:
         **estimate,
         "p_holm": test.p_holm,
         "verdict": test.verdict,
-        "rule": verdict.rule(test.test, level),
+        "rule": verdict.rule(test.test, study.level, study.coverage),
         "by_seed": {str(seed): value for seed, value in test.differences.items()},
         "other_methods": {name: dataclasses.asdict(e) for name, e in test.others.items()},
     }

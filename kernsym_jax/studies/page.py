@@ -59,7 +59,7 @@ def render(results: Results, claims: Mapping[str, Any], drawn: Mapping[str, Any]
             and (found := accuracy_difference(study.contrasts[test.name], results)) is not None
         ],
         nulls=_nulls(results),
-        cover=f"{100 * (1 - study.level):g} %",
+        cover=f"{100 * study.coverage:g} %",
         style=read("kernsym_jax.report", "page.css") + read("kernsym_jax.studies", "study.css"),
     )
 
@@ -71,7 +71,7 @@ def _measures(results: Results) -> list[dict[str, Any]]:
             "name": name,
             "meaning": measure.meaning,
             "variants": [
-                _estimate(results.of(variant, name), study.level) for variant in study.variants
+                _estimate(results.of(variant, name), study.coverage) for variant in study.variants
             ],
         }
         for name, measure in study.measures.items()
@@ -91,7 +91,7 @@ def _layers(results: Results) -> list[dict[str, Any]]:
             "variant": variant,
             "uneven": sorted({(row["uneven_h"], row["uneven_w"]) for row in rows}),
             "figures": [
-                _estimate([row[name] for row in rows if row[name] is not None], study.level)
+                _estimate([row[name] for row in rows if row[name] is not None], study.coverage)
                 for name in _LAYER_FIGURES
             ],
         }
@@ -109,8 +109,8 @@ def _nulls(results: Results) -> list[tuple[str, float, float, int]]:
     return [(*key, count) for key, count in sorted(counts.items())]
 
 
-def _estimate(values: Sequence[float], level: float) -> Estimate:
-    return statistics.paired(values, level)
+def _estimate(values: Sequence[float], coverage: float) -> Estimate:
+    return statistics.paired(values, coverage)
 
 
 def figure(value: float | None) -> str:

@@ -30,8 +30,14 @@ class FinishedRun:
 
     @functools.cached_property
     def table(self) -> report.NetworkTable:
-        """Its layer table, with the history of the symmetry figures."""
+        """Its layer table, at the end."""
         return report.read_table(self.path)
+
+    @functools.cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """The ``symmetry`` lines of its ``metrics.jsonl``, the initialisation's first."""
+        lines = run_directory.read_metrics(self.path)
+        return [line for line in lines if line["split"] == "symmetry"]
 
     @functools.cached_property
     def summary(self) -> dict[str, Any]:
@@ -143,13 +149,13 @@ def decide(
     """
     differences = {name: _differences(c, values) for name, c in study.contrasts.items()}
     estimates = {
-        name: statistics.paired(list(found.values()), study.level)
+        name: statistics.paired(list(found.values()), study.coverage)
         for name, found in differences.items()
     }
     others: dict[str, dict[str, Estimate]] = {}
     for name, test in study.correlations.items():
         for method in ("pearson", "spearman"):
-            found = _correlation(test, method, values, study.level)
+            found = _correlation(test, method, values, study.coverage)
             if method == test.method:
                 estimates[name] = found
             else:
@@ -187,7 +193,7 @@ def accuracy_difference(contrast: Contrast, results: Results) -> Estimate | None
     }
     terms = tuple((weight, variant, "accuracy") for variant, weight in weights.items())
     found = _differences(dataclasses.replace(contrast, terms=terms), values)
-    return statistics.paired(list(found.values()), results.study.level)
+    return statistics.paired(list(found.values()), results.study.coverage)
 
 
 def _measure(study: Study, run: FinishedRun) -> dict[str, float | None]:
@@ -218,7 +224,7 @@ def _correlation(
     test: Correlation,
     method: str,
     values: Mapping[tuple[str, int], Mapping[str, float | None]],
-    level: float,
+    coverage: float,
 ) -> Estimate:
     wanted = (test.x, test.y, *test.given)
     rows: list[tuple[str, list[float]]] = []
@@ -230,4 +236,4 @@ def _correlation(
     if test.within:
         names = sorted({variant for variant, _ in rows})
         given += [[float(variant == name) for variant, _ in rows] for name in names[1:]]
-    return statistics.correlation(x, y, given, method, level)
+    return statistics.correlation(x, y, given, method, coverage)

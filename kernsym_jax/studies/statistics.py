@@ -44,12 +44,12 @@ class Estimate:
     same_sign: int | None = None
 
 
-def paired(differences: Sequence[float], level: float = 0.05) -> Estimate:
+def paired(differences: Sequence[float], coverage: float = 0.95) -> Estimate:
     """The mean of differences, one for each seed, and a paired t test of it against 0.
 
     Args:
       differences: (n,) one number per seed.
-      level: the intervals cover 1 − level.
+      coverage: of the intervals.
 
     Returns:
       The estimate. Without variation over the seeds there is nothing to test with, so no p-value.
@@ -66,8 +66,8 @@ def paired(differences: Sequence[float], level: float = 0.05) -> Estimate:
     # Rounding alone makes differences that are equal differ in their last digits.
     if error <= 1e-12 * max(abs(effect), 1e-300):
         return Estimate(effect, n=n, same_sign=same)
-    half = float(stats.t.ppf(1 - level / 2, n - 1)) * error
-    low, high = bootstrap(lambda x: x.mean(axis=-1), [values], level)
+    half = float(stats.t.ppf((1 + coverage) / 2, n - 1)) * error
+    low, high = bootstrap(lambda x: x.mean(axis=-1), [values], coverage)
     return Estimate(
         effect,
         effect - half,
@@ -105,7 +105,7 @@ def correlation(
     y: Sequence[float],
     given: Sequence[Sequence[float]] = (),
     method: str = "spearman",
-    level: float = 0.05,
+    coverage: float = 0.95,
 ) -> Estimate:
     """A correlation over runs, partial if something is held fixed.
 
@@ -115,7 +115,7 @@ def correlation(
       given: (k, n) what is held fixed: its linear part is removed from both (of ranks, from the
         ranks).
       method: ``pearson`` or ``spearman``.
-      level: the intervals cover 1 − level.
+      coverage: of the intervals.
 
     Returns:
       The estimate: its interval by Fisher's z, its p-value by t with n − 2 − k degrees of freedom.
@@ -134,11 +134,11 @@ def correlation(
     r = float(_correlate(rank, *columns))
     if np.isnan(r):
         return Estimate(None, n=n)
-    low, high = bootstrap(lambda *c: _correlate(rank, *c), columns, level)
+    low, high = bootstrap(lambda *c: _correlate(rank, *c), columns, coverage)
     if abs(r) > 1 - 1e-12:
         return Estimate(r, r, r, low, high, 0.0, None, n)
     # Ranks vary a little more than values do (Fieller, Hartley and Pearson, Biometrika 1957).
-    half = stats.norm.ppf(1 - level / 2) * np.sqrt((1.06 if rank else 1.0) / (freedom - 1))
+    half = stats.norm.ppf((1 + coverage) / 2) * np.sqrt((1.06 if rank else 1.0) / (freedom - 1))
     t = abs(r) * np.sqrt(freedom / (1 - r**2))
     return Estimate(
         r,
@@ -153,14 +153,14 @@ def correlation(
 
 
 def bootstrap(
-    statistic: Callable[..., np.ndarray], samples: Sequence[np.ndarray], level: float = 0.05
+    statistic: Callable[..., np.ndarray], samples: Sequence[np.ndarray], coverage: float = 0.95
 ) -> tuple[float, float]:
     """The percentile bootstrap's interval; the same one every time.
 
     Args:
       statistic: takes the samples, each (..., n), and gives (...).
       samples: (n,) each; the same elements are drawn from all of them.
-      level: the interval covers 1 − level.
+      coverage: of the interval.
 
     Returns:
       Its ends; draws in which the statistic is undefined do not count.
@@ -168,7 +168,7 @@ def bootstrap(
     n = len(samples[0])
     chosen = np.random.default_rng(_SEED).integers(0, n, (_DRAWS, n))
     drawn = statistic(*(sample[chosen] for sample in samples))
-    low, high = np.nanquantile(drawn, (level / 2, 1 - level / 2))
+    low, high = np.nanquantile(drawn, ((1 - coverage) / 2, (1 + coverage) / 2))
     return float(low), float(high)
 
 

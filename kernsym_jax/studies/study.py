@@ -19,6 +19,10 @@ DIRECTIONS = ("above", "below", "zero")
 SIZES = ("smoke", "cpu", "full")
 
 
+class UnknownSize(ValueError):
+    """A study has no such size."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Claim:
     """A claim to be decided.
@@ -111,7 +115,8 @@ class Study:
       contrasts: name -> test.
       correlations: name -> test.
       confounds: what else could explain the outcome -> the measures that tell.
-      level: of the family-wise error; intervals cover 1 − level.
+      level: of the family-wise error. At 0.05 one study of noise in twenty would find something.
+      coverage: of the intervals.
       layer_figures: figures of `report.COLUMNS` that are drawn layer by layer.
       roles: of the layers whose figures are tabled one by one.
       trajectories: figures of `symmetry.FIELDS` that are drawn over the steps.
@@ -133,7 +138,8 @@ class Study:
     contrasts: Mapping[str, Contrast]
     correlations: Mapping[str, Correlation] = dataclasses.field(default_factory=dict)
     confounds: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    level: float = 0.05
+    level: float = 0.02
+    coverage: float = 0.95
     layer_figures: tuple[str, ...] = ("score", "E")
     roles: tuple[str, ...] = ("strided",)
     trajectories: tuple[str, ...] = ()
@@ -149,8 +155,11 @@ class Study:
             raise ValueError(f"study {self.name}: seeds must be some different ones: {self.seeds}")
         if shared := self.contrasts.keys() & self.correlations.keys():
             raise ValueError(f"study {self.name}: two tests have the name {min(shared)}")
-        if not 0 < self.level < 1:
-            raise ValueError(f"study {self.name}: level lies between 0 and 1, got {self.level}")
+        for name in ("level", "coverage"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(
+                    f"study {self.name}: {name} lies between 0 and 1, got {getattr(self, name)}"
+                )
         for name, contrast in self.contrasts.items():
             self._require_known(name, "variant", [v for _, v, _ in contrast.terms], self.variants)
             self._require_known(name, "measure", [m for *_, m in contrast.terms], self.measures)
@@ -207,6 +216,7 @@ class Study:
             "claims": {key: dataclasses.asdict(claim) for key, claim in self.claims.items()},
             "tests": {name: dataclasses.asdict(test) for name, test in self.tests.items()},
             "level": self.level,
+            "coverage": self.coverage,
         }
         return configuration.to_json(plan)
 
@@ -228,11 +238,14 @@ def pick_size(size: str, sizes: Mapping[str, Callable[[], Study]]) -> Study:
       size: its name.
       sizes: name -> function that makes it.
 
+    Returns:
+      The study.
+
     Raises:
-      ValueError: if there is no such size.
+      UnknownSize: if there is no such size.
     """
     if size not in sizes:
-        raise ValueError(f"unknown size {size!r}; the study has {', '.join(sizes)}")
+        raise UnknownSize(f"unknown size {size!r}; the study has {', '.join(sizes)}")
     return sizes[size]()
 
 
@@ -249,7 +262,8 @@ def load_study(path: str | pathlib.Path, size: str, data: str | None = None) -> 
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it is no study, or has no such size.
+      ValueError: if it is no study.
+      UnknownSize: if it has no such size.
     """
     path = pathlib.Path(path)
     if not path.is_file():

@@ -46,9 +46,9 @@ def combine(verdicts: Sequence[str]) -> str:
     return next((v for v in (DIFFERS, NOT_SUPPORTED) if v in verdicts), UNDECIDED)
 
 
-def rule(test: Contrast | Correlation, level: float) -> str:
+def rule(test: Contrast | Correlation, level: float, coverage: float) -> str:
     """The rule of one test in words."""
-    size, cover = f"{test.smallest:g}", f"{100 * (1 - level):g} % interval"
+    size, cover = f"{test.smallest:g}", f"{100 * coverage:g} % interval"
     if test.expected == "zero":
         return (
             f"supported if the {cover} lies within ±{size}; differs if Holm's p ≤ {level:g} and "

@@ -23,7 +23,8 @@ class Files:
     Attributes:
       size: how many.
       classes: the names of the classes.
-      record: gives the bytes and the label of the file of an index; safe to call from threads.
+      record: gives the bytes and the label of the file of an index, or raises `BrokenImage`; safe
+        to call from threads.
       name: gives the name of the file of an index, for messages.
     """
 
@@ -132,11 +133,11 @@ def check_on_broken(on_broken: str) -> None:
 
 def _decoded(files: Files, view: View) -> Iterator[tuple[np.ndarray | BrokenImage, int]]:
     def one(index: int) -> tuple[np.ndarray | BrokenImage, int]:
-        content, label = files.record(index)
         try:
+            content, label = files.record(index)
             return decode(content, files.name(index), view), label
         except BrokenImage as error:
-            return error, label
+            return error, -1
 
     # Pillow lets go of the interpreter while it decodes, so threads do run side by side. Some at a
     # time, so that memory holds the images once.

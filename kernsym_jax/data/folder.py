@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 
 from kernsym_jax.data.encoded_set import EncodedSet, Files
+from kernsym_jax.data.picture import BrokenImage
 
 _SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
 SPLIT_NAMES = {name for names in _SPLIT_FOLDERS.values() for name in names}
@@ -36,22 +37,23 @@ def load(place: str, split: str) -> EncodedSet:
     classes = _class_names(folder)
     for other in split_folders(present) if name else ():
         require_same_classes(str(root), classes, _class_names(root / other))
-    files = [
-        (file, label)
-        for label, class_name in enumerate(classes)
-        for file in sorted(_visible_files(folder / class_name))
-    ]
+    files: list[str] = []
+    labels: list[int] = []
+    for label, class_name in enumerate(classes):
+        members = sorted(_visible_files(folder / class_name), key=lambda file: file.split(os.sep))
+        files += members
+        labels += [label] * len(members)
     if not files:
         raise FileNotFoundError(f"{folder}: no images in its folders")
     listed = Files(
         size=len(files),
         classes=classes,
-        record=lambda index: (files[index][0].read_bytes(), files[index][1]),
-        name=lambda index: str(files[index][0]),
+        record=lambda index: (_read(files[index]), labels[index]),
+        name=lambda index: files[index],
     )
     return EncodedSet(
         place=str(folder.resolve()),
-        identity=lambda: tuple(_state(file) for file, _ in files),
+        identity=lambda: tuple(_state(file) for file in files),
         list=lambda: listed,
     )
 
@@ -82,16 +84,31 @@ def require_same_classes(place: str, classes: tuple[str, ...], other: tuple[str,
         raise ValueError(f"{place}: the splits differ in the classes {', '.join(odd)}")
 
 
-def _visible_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+def _visible_files(folder: str | os.PathLike[str]) -> Iterator[str]:
     # Unlike `rglob`, this asks the disk once per folder instead of once per file.
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (pathlib.Path(place, name) for name in files if not name.startswith("."))
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                yield entry.path
+            elif not entry.is_symlink():
+                yield from _visible_files(entry.path)
 
 
-def _state(file: pathlib.Path) -> tuple[str, int, int]:
-    found = file.stat()
-    return str(file), found.st_size, found.st_mtime_ns
+def _read(file: str) -> bytes:
+    # Reading a pipe would never end.
+    if not os.path.isfile(file):
+        raise BrokenImage(f"{file}: not a readable file")
+    try:
+        return pathlib.Path(file).read_bytes()
+    except OSError as error:
+        raise BrokenImage(f"{file}: not a readable file ({error.strerror})") from error
+
+
+def _state(file: str) -> tuple[str, int, int]:
+    found = os.stat(file)
+    return file, found.st_size, found.st_mtime_ns
 
 
 def _class_names(folder: pathlib.Path) -> tuple[str, ...]:

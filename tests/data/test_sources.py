@@ -1,6 +1,7 @@
 """Every source gives real images with their labels, or says in one line why it cannot."""
 
 import gzip
+import os
 import pathlib
 import struct
 
@@ -138,6 +139,14 @@ def test_grey_images_have_one_channel_unless_others_have_colour(image_folder):
         (
             lambda f: (f / "train" / "cat" / "2.png").write_bytes(b"no image"),
             "2.png: not a readable",
+        ),
+        (
+            lambda f: os.mkfifo(f / "train" / "cat" / "pipe.png"),
+            "pipe.png: not a readable file",
+        ),
+        (
+            lambda f: (f / "train" / "cat" / "gone.png").symlink_to("nowhere"),
+            "gone.png: not a readable file",
         ),
         (
             lambda f: (f / "train" / "dog" / "notes.txt").write_text("no image"),

@@ -107,7 +107,10 @@ def _read(file: str) -> bytes:
 
 
 def _state(file: str) -> tuple[str, int, int]:
-    found = os.stat(file)
+    try:
+        found = os.stat(file)
+    except OSError:
+        return file, -1, -1
     return file, found.st_size, found.st_mtime_ns
 
 

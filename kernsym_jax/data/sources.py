@@ -105,17 +105,21 @@ def resized(images: ImageSet, view: View) -> ImageSet:
 
 
 def prepare(source: str) -> None:
-    """Does all that can be done before a run: downloads and prepares, or decodes into the cache.
+    """Does what has to be done once before runs: a TFDS set is downloaded and written.
+
+    Of any other source it finds out whether it is there and whole.
 
     Args:
       source: as `load` takes it.
 
     Raises:
       ValueError: if that needs what is not installed, or the data cannot be used.
-      FileNotFoundError: if the place does not exist.
+      OSError: if the data are not there, or cannot be downloaded or written.
     """
     kind, _, place = source.partition(":")
     if kind == "tfds":
         tfds.prepare(place)
     for split in SPLITS:
-        find(source, split)
+        found = find(source, split)
+        if isinstance(found, EncodedSet):
+            found.list()

@@ -203,3 +203,6 @@ def test_preparing_other_sources_finds_out_whether_they_are_there(image_folder):
     data.prepare(f"folder:{image_folder}")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         data.prepare(f"folder:{image_folder}/nowhere")
+    (image_folder / "set.tar").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"set\.tar: not a readable tar file"):
+        data.prepare(f"folder:{image_folder}/set.tar")

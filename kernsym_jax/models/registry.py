@@ -58,7 +58,7 @@ NAMES = tuple(_MODELS)
 
 def create(
     name: str,
-    num_classes: int = 10,
+    num_classes: int | None = None,
     padding: str = "zero",
     downsample: str = "stride",
     dtype: Any = jnp.float32,
@@ -68,7 +68,7 @@ def create(
 
     Args:
       name: one of ``NAMES``.
-      num_classes: number of outputs.
+      num_classes: number of outputs; None for those of the published network.
       padding: one of ``layers.PADDINGS``.
       downsample: one of ``layers.DOWNSAMPLINGS``.
       dtype: type of the computation, ``jnp.float32`` or ``jnp.bfloat16``, or its name.
@@ -82,7 +82,7 @@ def create(
       ValueError: for an unknown name, padding, downsampling, type or field, or no classes.
     """
     model = _model(name)
-    if num_classes < 1:
+    if num_classes is not None and num_classes < 1:
         raise ValueError(f"{name}: num_classes must be at least 1, got {num_classes}")
     check_padding(padding, name)
     check_downsample(downsample, name)
@@ -94,7 +94,7 @@ def create(
         **{
             **model.fields,
             **{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()},
-            "num_classes": num_classes,
+            **({} if num_classes is None else {"num_classes": num_classes}),
             "padding": padding,
             "downsample": downsample,
             "dtype": _float_type(name, dtype),

@@ -18,7 +18,7 @@ class SmallCNN(nn.Module):
       num_classes: outputs.
       width: channels of the first convolution; doubled at each further strided one.
       depth: number of convolutions.
-      strided: numbers, from 1, of the convolutions that step by 2.
+      strided: numbers, from 1, of the convolutions that step by 2; None for the second and fourth.
       kernel_size: of every convolution.
       padding: one of ``layers.PADDINGS``.
       downsample: one of ``layers.DOWNSAMPLINGS``.
@@ -30,7 +30,7 @@ class SmallCNN(nn.Module):
     num_classes: int = 10
     width: int = 32
     depth: int = 4
-    strided: tuple[int, ...] = (2, 4)
+    strided: tuple[int, ...] | None = None
     kernel_size: int = 3
     padding: str = "zero"
     downsample: str = "stride"
@@ -49,10 +49,16 @@ class SmallCNN(nn.Module):
             self.dtype,
             kernel_init=nn.initializers.he_normal(),
         )
+        if self.width < 1 or self.depth < 1:
+            raise ValueError(f"small_cnn needs width and depth of 1 or more, got {self}")
+        numbers = range(1, self.depth + 1)
+        strided = tuple(n for n in (2, 4) if n in numbers) if self.strided is None else self.strided
+        if not set(strided) <= set(numbers):
+            raise ValueError(f"small_cnn: strided names convolutions 1 to {self.depth}: {strided}")
         x = images.astype(self.dtype)
         features, index = self.width, 0
         for number in range(1, self.depth + 1):
-            stride = 2 if number in self.strided else 1
+            stride = 2 if number in strided else 1
             if stride > 1 and number > 1:
                 features *= 2
             down = v.down(f"conv{number}_down", stride, index)

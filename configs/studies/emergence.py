@@ -132,7 +132,7 @@ def study(size: str, settings: str, seeds: int, epochs: float, width: int, log_e
 
 
 def smoke() -> Study:
-    return study("smoke", "size=13,channels=1,classes=6,n=1536,test=384", 3, 20.0, 16, 48)
+    return study("smoke", "size=13,channels=1,classes=6,n=1536,test=384", 5, 20.0, 16, 48)
 
 
 def cpu() -> Study:

@@ -1,7 +1,8 @@
 """Studies: every claim as runs, measures, tests and a rule, written down before the runs."""
 
 from kernsym_jax.studies.claims_page import write_claims_page
-from kernsym_jax.studies.conduct import conduct, dry_run, gather, keep, train_one
+from kernsym_jax.studies.conduct import conduct, gather, keep, train_one
+from kernsym_jax.studies.cost import dry_run
 from kernsym_jax.studies.jobs import emit
 from kernsym_jax.studies.results import FinishedRun
 from kernsym_jax.studies.study import (

@@ -20,6 +20,7 @@ from kernsym_jax.studies.results import FinishedRun, Results, collect
 from kernsym_jax.studies.runs import PlannedRun
 from kernsym_jax.studies.study import Study
 from kernsym_jax.training import run_directory
+from kernsym_jax.training.population import POPULATION
 from kernsym_jax.training.stop import stop_on_signal
 
 PLAN = "study.json"
@@ -132,57 +133,6 @@ def keep(study: Study, workdir: str | pathlib.Path, folder: str | pathlib.Path) 
     return target
 
 
-def dry_run(study: Study, workdir: str | pathlib.Path) -> str:
-    """The runs, how far they are, and what the rest will cost.
-
-    Args:
-      study: the study.
-      workdir: of the study; need not be there.
-
-    Returns:
-      A table as text. Costs are those of finished runs of the same variant; where there is none,
-      of the study's other runs, and of the study's own record if no run is finished.
-    """
-    from kernsym_jax.training.metrics import duration
-
-    everything = planned.plan_runs(study, pathlib.Path(workdir))
-    states = {run.name: planned.state(run) for run in everything}
-    recorded: dict[str, list[dict[str, Any]]] = {}
-    for run in everything:
-        if states[run.name] == planned.FINISHED:
-            summary = FinishedRun(run.variant, run.seed, run.path).summary
-            recorded.setdefault(run.variant, []).append(summary)
-    lines, left, known = [], 0.0, True
-    width = max(map(len, states))
-    for run in everything:
-        text = f"{run.name:{width}}  {states[run.name]:8}"
-        if states[run.name] != planned.FINISHED:
-            seconds, source = _cost(study, run, recorded)
-            known = known and seconds is not None
-            left += seconds or 0.0
-            text += f"  {duration(seconds) if seconds else 'unknown':>8}  {source}".rstrip()
-        lines.append(text)
-    total = duration(left) if known else f"more than {duration(left)}" if left else "unknown"
-    count = sum(found != planned.FINISHED for found in states.values())
-    return "\n".join([*lines, f"{count} of {len(states)} runs to do, one after another: {total}"])
-
-
-def _cost(
-    study: Study, run: PlannedRun, recorded: dict[str, list[dict[str, Any]]]
-) -> tuple[float | None, str]:
-    of_variant = recorded.get(run.variant)
-    summaries = of_variant or [one for found in recorded.values() for one in found]
-    if summaries:
-        seconds = sum(one["seconds"] for one in summaries) / len(summaries)
-        speeds = [one["images_per_second"] for one in summaries if one["images_per_second"]]
-        of = run.variant if of_variant else "other variants"
-        speed = f" at {sum(speeds) / len(speeds):,.0f} img/s" if speeds else ""
-        return seconds, f"as {len(summaries)} runs of {of} took{speed}"
-    if study.cost:
-        return study.cost[0], study.cost[1]
-    return None, ""
-
-
 def _write_plan(study: Study, workdir: pathlib.Path) -> None:
     """The first plan stays: what is changed later is told on the page."""
     workdir.mkdir(parents=True, exist_ok=True)
@@ -193,26 +143,34 @@ def _write_plan(study: Study, workdir: pathlib.Path) -> None:
 def _here(missing: Sequence[PlannedRun], workdir: pathlib.Path) -> dict[str, str]:
     """Trains runs in this process; the reasons of those that failed."""
     failed: dict[str, str] = {}
-    for number, group in enumerate(groups := _groups(missing), 1):
-        names = ", ".join(run.name for run in group)
-        print(f"[{number}/{len(groups)}] {names}", flush=True)
-        config, path = ml_collections.ConfigDict(group[0].config), group[0].path
-        if len(group) > 1:
-            config.seeds, path = len(group), path.parent
-        try:
-            with contextlib.ExitStack() as stack:
-                for run in group:
-                    stack.enter_context(_alone(run, workdir))
-                training.train_and_evaluate(config, path)
-        except ValueError as error:
-            print(f"{names}: {error}", file=sys.stderr)
-            failed |= {run.name: str(error) for run in group}
+    with stop_on_signal() as stop:
+        for number, group in enumerate(groups := _groups(missing), 1):
+            if stop.asked():
+                raise training.Preempted("stopped between two runs; what has been trained is saved")
+            names = ", ".join(run.name for run in group)
+            print(f"[{number}/{len(groups)}] {names}", flush=True)
+            try:
+                _train(group, workdir)
+            except ValueError as error:
+                print(f"{names}: {error}", file=sys.stderr)
+                failed |= {run.name: str(error) for run in group}
     return failed
 
 
+def _train(group: Sequence[PlannedRun], workdir: pathlib.Path) -> None:
+    """Trains one run, or several seeds of a variant as one program."""
+    config, path = ml_collections.ConfigDict(group[0].config), group[0].path
+    if len(group) > 1:
+        config.seeds, path = len(group), path.parent
+    with contextlib.ExitStack() as stack:
+        for run in group:
+            stack.enter_context(_alone(run, workdir))
+        training.train_and_evaluate(config, path)
+
+
 def _groups(missing: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
-    """The runs that train together: fresh ones of one variant, of seeds without a gap, where one
-    program for all of them is the faster way."""
+    """The runs that train together: those of one variant, of seeds without a gap, where one program
+    for all of them is the faster way."""
     import jax
 
     groups: list[list[PlannedRun]] = []
@@ -222,7 +180,8 @@ def _groups(missing: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
             and groups
             and groups[-1][-1].variant == run.variant
             and groups[-1][-1].seed + 1 == run.seed
-            and not run.path.parent.exists()
+            # A folder of single runs stays one; a population that was stopped goes on as one.
+            and (not run.path.parent.exists() or (run.path.parent / POPULATION).exists())
         )
         if together:
             groups[-1].append(run)

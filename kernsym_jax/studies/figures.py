@@ -163,7 +163,7 @@ def _chance(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _legend(axis: Any) -> None:
-    axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axis.legend(fontsize=7, labelcolor=_INK, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

@@ -59,9 +59,18 @@ def render(results: Results, claims: Mapping[str, Any], drawn: Mapping[str, Any]
             and (found := accuracy_difference(study.contrasts[test.name], results)) is not None
         ],
         nulls=_nulls(results),
+        rules=_rules(claims),
         cover=f"{100 * study.coverage:g} %",
         style=read("kernsym_jax.report", "page.css") + read("kernsym_jax.studies", "study.css"),
     )
+
+
+def _rules(claims: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Rule -> the tests that it is the rule of."""
+    found: dict[str, list[str]] = {}
+    for test in (test for claim in claims["claims"] for test in claim["tests"]):
+        found.setdefault(test["rule"], []).append(test["test"])
+    return found
 
 
 def _measures(results: Results) -> list[dict[str, Any]]:
@@ -89,7 +98,7 @@ def _layers(results: Results) -> list[dict[str, Any]]:
         {
             "layer": layer,
             "variant": variant,
-            "uneven": sorted({(row["uneven_h"], row["uneven_w"]) for row in rows}),
+            "uneven": list(dict.fromkeys((row["uneven_h"], row["uneven_w"]) for row in rows)),
             "figures": [
                 _estimate([row[name] for row in rows if row[name] is not None], study.coverage)
                 for name in _LAYER_FIGURES

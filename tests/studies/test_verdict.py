@@ -82,6 +82,25 @@ def test_shuffled_labels_of_variants_support_nothing_and_contradict_nothing(
     assert quiet >= 95
 
 
+def test_holding_the_variants_fixed_leaves_what_the_seeds_say(micro_study):
+    study = load_study(micro_study, "smoke")
+    pooled = study.correlations["helps"]
+    tests = {"pooled": pooled, "within": dataclasses.replace(pooled, within=True)}
+    study = dataclasses.replace(study, correlations=tests, seeds=tuple(range(10)))
+    rng = np.random.default_rng(4)
+    values = {}
+    for variant, seed in itertools.product(study.variants, study.seeds):
+        row = dict.fromkeys(study.measures, float(rng.normal()))
+        for name in ("score", "accuracy"):
+            row[name] = 10.0 * (variant == "odd") + float(rng.normal())
+        values[variant, seed] = row
+    pooled, within = (test.estimate for test in decide(study, values).tests[-2:])
+    assert pooled.effect > 0.6
+    assert pooled.p < 0.01
+    assert abs(within.effect) < 0.4
+    assert within.p > 0.1
+
+
 def test_a_large_effect_is_supported_and_its_opposite_differs(repository):
     study = load_study(repository / "configs/studies/downsampling.py", "smoke")
     rng = np.random.default_rng(5)

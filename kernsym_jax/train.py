@@ -34,14 +34,17 @@ def main(argv: Sequence[str]) -> int:
     from kernsym_jax.training import processes
 
     processes.start(_DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    try:
-        summary = training.train_and_evaluate(
-            _CONFIG.value, _WORKDIR.value, _RESUME.value, _PROFILE.value
-        )
-    except training.Preempted as stopped:
-        print(stopped)
-        return command_line.PREEMPTED
-    print(f"{_WORKDIR.value}: step {summary['step']}, accuracy {summary['eval_accuracy']:.4f}")
+    with processes.leaving_on_failure():
+        try:
+            summary = training.train_and_evaluate(
+                _CONFIG.value, _WORKDIR.value, _RESUME.value, _PROFILE.value
+            )
+        except training.Preempted as stopped:
+            if processes.is_first():
+                print(stopped)
+            return command_line.PREEMPTED
+    if processes.is_first():
+        print(f"{_WORKDIR.value}: step {summary['step']}, accuracy {summary['eval_accuracy']:.4f}")
     return 0
 
 

@@ -60,7 +60,7 @@ class Backend:
 
     def replicate(self, array: np.ndarray) -> jax.Array:
         """Puts a host array on all devices."""
-        return jax.make_array_from_process_local_data(self._sharding(), array)
+        return self._put(array)
 
     def shard(self, array: np.ndarray) -> jax.Array:
         """Puts this process's part of a batch on the devices, as a part of the whole batch.
@@ -78,7 +78,7 @@ class Backend:
         elif self.kind == "pmap":
             local = self.parts // jax.process_count()
             array = array.reshape(local, -1, *array.shape[1:])
-        return jax.make_array_from_process_local_data(self._sharding(*spec), array)
+        return self._put(array, *spec)
 
     def keys(self, seeds: Sequence[int]) -> jax.Array:
         """The keys of the members, or of the single network."""
@@ -109,6 +109,11 @@ class Backend:
     def compile_eval(self, recipe: Recipe) -> EvalStep:
         """The evaluation step; all members see the same batch."""
         return _compile_eval(self, recipe)
+
+    def _put(self, array: np.ndarray, *axes: str | None) -> jax.Array:
+        # As explicit a copy as there is, which the guard knows of a single process only.
+        with jax.transfer_guard_host_to_device("allow"):
+            return jax.make_array_from_process_local_data(self._sharding(*axes), array)
 
     def _sharding(self, *axes: str | None) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(*axes))
@@ -206,8 +211,11 @@ def _pmap(backend: Backend, step: Callable, in_axes: tuple, donate: int | None =
         return mapped
 
     def run(*args: Any) -> Any:
-        # Between processes pmap hands out each process's own copies.
-        return jax.tree.map(functools.partial(_as_global, backend._sharding()), mapped(*args))
+        # Among several processes pmap takes keys by way of the host, and hands out each process's
+        # own copies of the results.
+        with jax.transfer_guard("allow"):
+            results = mapped(*args)
+        return jax.tree.map(functools.partial(_as_global, backend._sharding()), results)
 
     return run
 

@@ -43,10 +43,7 @@ class Checkpoints:
             ocp.CompositeCheckpointHandler(default=ocp.StandardCheckpointHandler()),
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._finish),
         )
-        if processes.is_first():
-            self._directory.mkdir(parents=True, exist_ok=True)
-            for leftover in self._directory.glob(f"*{_UNFINISHED}*"):
-                shutil.rmtree(leftover)
+        processes.together(self._prepare)
 
     def save(self, step: int, state: Any, accuracy: float | None = None) -> None:
         """Saves a state, unless that step is saved already.
@@ -95,10 +92,8 @@ class Checkpoints:
 
     def set_aside_if_damaged(self, step: int) -> bool:
         """Whether a checkpoint is damaged; if so it is moved away and a warning given."""
-        reason = manifest.damage(self._folder(step)) if processes.is_first() else None
-        if not processes.first_says(reason is not None):
-            return False
-        if processes.is_first():
+        damaged = False
+        if processes.is_first() and (reason := manifest.damage(self._folder(step))):
             logging.getLogger("absl").warning(
                 "checkpoint %s is damaged and set aside: %s", self._folder(step), reason
             )
@@ -106,7 +101,8 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             aside.parent.mkdir(exist_ok=True)
             shutil.move(self._folder(step), aside)
-        return True
+            damaged = True
+        return bool(processes.first_says(damaged))
 
     def restore(self, step: int, like: Any) -> Any:
         """Reads a checkpoint.
@@ -145,6 +141,12 @@ class Checkpoints:
                 self._checkpointer.close()
         finally:
             logging.getLogger("absl").removeFilter(_not_of_orbax)
+
+    def _prepare(self) -> None:
+        if processes.is_first():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            for leftover in self._directory.glob(f"*{_UNFINISHED}*"):
+                shutil.rmtree(leftover)
 
     def _folder(self, step: int) -> pathlib.Path:
         return self._directory / str(step)

@@ -10,7 +10,7 @@ import numpy as np
 
 from kernsym_jax import data, symmetry
 from kernsym_jax.training.backend import Backend
-from kernsym_jax.training.metrics import Progress
+from kernsym_jax.training.metrics import Progress, show
 from kernsym_jax.training.profile import Profile
 from kernsym_jax.training.recipe import Recipe
 from kernsym_jax.training.run import Run, require_finite
@@ -71,7 +71,9 @@ class Loop:
             self._measure_start(state)
         # From here on every copy between host and device is written out in the code.
         with jax.transfer_guard("disallow"):
-            complete = not first or self._evaluate(first, state)
+            # A request to stop may have cut the evaluation short that was due here.
+            done = [run.evaluated(first) for run in self._runs]
+            complete = not first or all(done) or self._evaluate(first, state)
             if complete:
                 state, complete = self._steps(state, first, keys)
             step = int(jax.device_get(state.step))
@@ -134,10 +136,8 @@ class Loop:
         return True
 
     def _evaluate(self, step: int, state: TrainState) -> bool:
-        """Evaluates if that is due and has not been done; False if it was not to be finished."""
-        due = step % self._evaluate_at == 0 or step == self._recipe.total_steps
-        done = [run.evaluated(step) for run in self._runs]
-        if not due or all(done):
+        """Evaluates if that is due; whether it came to the end."""
+        if step % self._evaluate_at != 0 and step != self._recipe.total_steps:
             return True
         parts: list[Any] = []
         for batch in self._dataset.evaluation():
@@ -153,10 +153,9 @@ class Loop:
             }
             figures = run.log_evaluation(step, sums)
             name = f"{run.name}: " if len(self._runs) > 1 else ""
-            print(
+            show(
                 f"{name}evaluation after step {step}: accuracy {figures['accuracy']:.4f}  "
-                f"loss {figures['loss']:.4f}  ({figures['images']} images)",
-                flush=True,
+                f"loss {figures['loss']:.4f}  ({figures['images']} images)"
             )
         return True
 

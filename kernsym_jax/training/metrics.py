@@ -5,7 +5,7 @@ import pathlib
 import time
 from typing import Any
 
-from kernsym_jax.training import run_directory
+from kernsym_jax.training import processes, run_directory
 
 
 class MetricsWriter:
@@ -81,11 +81,14 @@ class Progress:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         left = duration(seconds_per_step * (self._total - step))
         width = len(str(self._total))
-        print(
-            f"step {step:{width}d}/{self._total}  {shown}  {speed:,.0f} img/s  ETA {left}",
-            flush=True,
-        )
+        show(f"step {step:{width}d}/{self._total}  {shown}  {speed:,.0f} img/s  ETA {left}")
         return speed
+
+
+def show(line: str) -> None:
+    """Prints a line for whoever watches, once for all processes."""
+    if processes.is_first():
+        print(line, flush=True)
 
 
 def duration(seconds: float) -> str:

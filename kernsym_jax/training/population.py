@@ -23,7 +23,7 @@ def member_configs(config: ml_collections.ConfigDict) -> list[ml_collections.Con
     members = []
     for index in range(config.seeds):
         member = ml_collections.ConfigDict(config)
-        member.seed, member.seeds = config.seed + index, 1
+        member.seed, member.seeds, member.population = config.seed + index, 1, "auto"
         members.append(member)
     return members
 

@@ -3,15 +3,21 @@
 import glob
 import importlib.util
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import jax
 import numpy as np
 
+from kernsym_jax.command_line import BAD_INPUT, describe
+
 T = TypeVar("T")
 
-MODES = ("auto", "on", "off")
+
+class AgreedFailure(ValueError):
+    """What went wrong on one of several processes, raised on all of them."""
 
 
 def start(
@@ -65,8 +71,7 @@ def together(action: Callable[[], T]) -> T:
       What it returned on this process.
 
     Raises:
-      ValueError: what ``action`` raised here, or that another process has raised something.
-      OSError: likewise.
+      AgreedFailure: among several processes, if it raised a ``ValueError`` or ``OSError`` on one.
     """
     if jax.process_count() == 1:
         return action()
@@ -77,12 +82,30 @@ def together(action: Callable[[], T]) -> T:
         result = action()
     except (ValueError, OSError) as error:
         failure = error
-    failed = multihost_utils.process_allgather(np.array(failure is not None)).nonzero()[0]
+    with jax.transfer_guard("allow"):
+        failed = multihost_utils.process_allgather(np.array(failure is not None)).nonzero()[0]
     if failure is not None:
-        raise failure
+        raise AgreedFailure(str(failure)) from failure
     if len(failed):
-        raise ValueError(f"stopped, because process {failed[0]} cannot go on; it says why")
+        raise AgreedFailure(f"stopped, because process {failed[0]} cannot go on; it says why")
     return result
+
+
+@contextmanager
+def leaving_on_failure() -> Iterator[None]:
+    """Ends this process at once if it alone of several fails, since it would wait for the others.
+
+    They notice that it has gone and end as well. What all have agreed on is raised as usual.
+    """
+    try:
+        yield
+    except AgreedFailure:
+        raise
+    except (ValueError, OSError) as error:
+        if jax.process_count() == 1:
+            raise
+        print(f"process {jax.process_index()}: {describe(error)}", file=sys.stderr, flush=True)
+        os._exit(BAD_INPUT)
 
 
 def first_says(value: int) -> int:
@@ -91,7 +114,8 @@ def first_says(value: int) -> int:
         return value
     from jax.experimental import multihost_utils
 
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+    with jax.transfer_guard("allow"):
+        return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def _on_cluster() -> bool:

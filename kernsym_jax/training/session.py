@@ -14,6 +14,7 @@ from kernsym_jax.training import population, processes
 from kernsym_jax.training.backend import Backend, choose_backend
 from kernsym_jax.training.checkpoints import newest_whole
 from kernsym_jax.training.loop import Loop
+from kernsym_jax.training.metrics import show
 from kernsym_jax.training.recipe import complete, make_recipe
 from kernsym_jax.training.run import Run, finished, layer_geometry
 from kernsym_jax.training.state import TrainState
@@ -61,7 +62,7 @@ def train_and_evaluate(
                 summaries = _train(configs, folders, resume, profile, stop, as_one)
         if not summaries:
             for member, folder in zip(configs, folders, strict=True):
-                print(f"{folder.name}:", flush=True)
+                show(f"{folder.name}:")
                 summaries += _train([member], [folder], resume, profile, stop)
                 profile = None
         return population.finish(workdir, folders, summaries)

@@ -23,7 +23,9 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["kernsym_jax", "kernsym_jax.*"]),
-    package_data={"kernsym_jax": ["py.typed", "report/*.jinja", "report/*.css", "report/*.js"]},
+    package_data={
+        "kernsym_jax": ["py.typed", "report/page.*", "studies/*.jinja", "studies/*.css"],
+    },
     install_requires=_requirements(),
     extras_require={
         "test": [

@@ -208,12 +208,12 @@ def open_directory(
 def layer_geometry(
     recipe: Recipe, state: TrainState, image_shape: tuple[int, ...]
 ) -> list[dict[str, Any]]:
-    """The convolutions of the network in forward order, as ``layers.json`` holds them."""
+    """The convolutions and poolings in forward order, as ``layers.json`` holds them."""
     example = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
     rows = geometry.audit(
         lambda v, x: recipe.model.apply(v, x, train=False), state.variables, example
     )
-    return [row.to_dict() for row in rows if not row.kind.endswith("_pool")]
+    return [row.to_dict() for row in rows]
 
 
 def require_finite(meter: Meter) -> None:

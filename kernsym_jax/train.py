@@ -10,7 +10,14 @@ from ml_collections import config_flags
 
 from kernsym_jax import command_line
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config, a Python file.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The run's config, a Python file.",
+    # Which keys there are is for the training to say, and under config.model for the model.
+    accept_new_attributes=True,
+    lock_config=False,
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory; made if it is not there.")
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with a run although its config was another.")
 _PROFILE = flags.DEFINE_string("profile", None, "Folder for a profile of a few steps.")

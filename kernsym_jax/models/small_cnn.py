@@ -50,7 +50,9 @@ class SmallCNN(nn.Module):
             kernel_init=nn.initializers.he_normal(),
         )
         if self.width < 1 or self.depth < 1:
-            raise ValueError(f"small_cnn needs width and depth of 1 or more, got {self}")
+            raise ValueError(
+                f"small_cnn needs a width and depth of 1 or more, got {self.width} and {self.depth}"
+            )
         numbers = range(1, self.depth + 1)
         strided = tuple(n for n in (2, 4) if n in numbers) if self.strided is None else self.strided
         if not set(strided) <= set(numbers):

@@ -123,8 +123,10 @@ def resolve(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
     Raises:
       ValueError: for a key that no run knows, or a value of the wrong kind or range.
     """
-    complete = default()
-    _update(complete, config, ())
+    try:
+        _update(complete := default(), config, ())
+    except AttributeError as error:  # no mapping, as after a config file that could not be loaded
+        raise ValueError(f"not a config: {error}") from error
     for name, low in _AT_LEAST.items():
         if _value(complete, name) < low:
             raise ValueError(f"config.{name} must be at least {low}, got {_value(complete, name)}")

@@ -52,6 +52,7 @@ class Loop:
         self._save_at = round(self._config.checkpoint_every_epochs * per_epoch) or 1
         self._images_per_step = self._config.batch_size * len(runs)
         self._speeds: list[float] = []
+        self._seconds = 0.0
 
     def go(self, state: TrainState) -> list[dict[str, Any]]:
         """Trains to the end and returns the summaries of the runs.
@@ -87,11 +88,10 @@ class Loop:
             raise Preempted(f"stopped after step {step} of {steps}, which is saved")
         epochs = step / self._dataset.train.steps_per_epoch
         speed = float(np.median(self._speeds)) / len(self._runs) if self._speeds else None
-        seconds = time.monotonic() - started
-        return [
-            run.finish(step=step, epochs=epochs, images_per_second=speed, seconds=seconds)
-            for run in self._runs
-        ]
+        waiting = self._dataset.train.waited / self._seconds if self._seconds else None
+        facts = {"step": step, "epochs": epochs, "images_per_second": speed}
+        facts |= {"waiting_share": waiting, "seconds": time.monotonic() - started}
+        return [run.finish(**facts) for run in self._runs]
 
     def _steps(self, state: TrainState, step: int, keys: jax.Array) -> tuple[TrainState, bool]:
         """All remaining steps, and whether they came to the end."""
@@ -100,7 +100,7 @@ class Loop:
         stream = self._dataset.train.start(step)
         running: collections.deque[Any] = collections.deque(maxlen=_AHEAD)
         unwritten: tuple[int, Logs] | None = None
-        complete = True
+        complete, resumed = True, time.monotonic()
         while complete and step < steps and not self._stop.agreed(step):
             profile.before(step)
             state, logs = self._train_step(state, next(stream), keys)
@@ -117,10 +117,13 @@ class Loop:
             if step % self._evaluate_at == 0 or step % self._save_at == 0 or step == steps:
                 self._write(unwritten, progress)
                 unwritten = None
+                self._seconds += time.monotonic() - resumed
                 complete = self._pause(step, state, logs)
                 progress.restart(step)
+                resumed = time.monotonic()
         profile.close()
         self._write(unwritten, progress)
+        self._seconds += time.monotonic() - resumed
         if logs is not None:
             self._require_finite(logs)
         return state, complete and step == steps

@@ -98,7 +98,8 @@ def complete(config: ml_collections.ConfigDict, dataset: data.Dataset) -> ml_col
       A config for which the run is the same whatever is found in the data.
 
     Raises:
-      ValueError: if the model has fewer classes than the data.
+      ValueError: if the model has fewer classes than the data, or shifts leave nothing of its
+        images.
     """
     config = ml_collections.ConfigDict(config)
     config.data.mean, config.data.std = dataset.mean, dataset.std
@@ -109,4 +110,9 @@ def complete(config: ml_collections.ConfigDict, dataset: data.Dataset) -> ml_col
             f"config.model.num_classes={config.model.num_classes}"
         )
     config.model.num_classes = config.model.num_classes or classes
+    height, width = dataset.image_shape[:2]
+    if config.data.shift >= min(height, width):
+        raise ValueError(
+            f"config.data.shift={config.data.shift} leaves nothing of {height}×{width} images"
+        )
     return config

@@ -217,11 +217,12 @@ def layer_geometry(
 
 
 def require_finite(meter: Meter) -> None:
-    """Raises `ValueError`, naming the step, if a loss has not been finite."""
+    """Raises `ValueError`, naming the step, if a loss or the weights have not been finite."""
     bad = int(meter.bad_step)
     if bad != NEVER:
         raise ValueError(
-            f"the loss was not finite at step {bad}: stopped, the last checkpoint is kept; "
+            f"the loss or the weights were not finite at step {bad}: stopped, what was saved "
+            "before is kept; "
             "a smaller config.optimizer.learning_rate may help"
         )
 

@@ -48,7 +48,9 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
     ema = _average(recipe, state.ema, {"params": params, "batch_stats": batch_stats}, step)
-    meter = _advance(state.meter, state.step % recipe.log_every == 0, step, sums)
+    # A step may have a finite loss and still leave weights that are not.
+    finite = jnp.isfinite(sums["loss"]) & _all_finite(params)
+    meter = _advance(state.meter, state.step % recipe.log_every == 0, step, sums, finite)
     state = TrainState(step, params, batch_stats, opt_state, ema, meter)
     return state, {"meter": meter, **_measured(recipe, state)}
 
@@ -198,9 +200,15 @@ def _over_devices(recipe: Recipe, reduce: Any, tree: Any) -> Any:
     return tree if recipe.axis_name is None else reduce(tree, recipe.axis_name)
 
 
-def _advance(meter: Meter, anew: jax.Array, step: jax.Array, sums: Sums) -> Meter:
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def _advance(
+    meter: Meter, anew: jax.Array, step: jax.Array, sums: Sums, finite: jax.Array
+) -> Meter:
     kept = jnp.where(anew, 0.0, 1.0)
-    bad = jnp.where(jnp.isfinite(sums["loss"]), NEVER, step)
+    bad = jnp.where(finite, NEVER, step)
     return Meter(
         loss=jnp.where(anew, 0.0, meter.loss) + sums["loss"],
         correct=kept * meter.correct + sums["correct"],

@@ -195,11 +195,13 @@ def _drift(drift: list[float] | None) -> str | None:
 
 
 def _arrow(row: dict[str, Any], shape: tuple[int, ...]) -> dict[str, float] | None:
-    """From the kernel's middle to its skew, drawn three times as long to be seen."""
+    """From the kernel's middle towards its skew, lengthened to be seen but not out of the kernel."""
     if row["role"] != "strided" or row["skew_x"] is None:
         return None
     x, y = shape[1] / 2, shape[0] / 2
-    return {"x1": x, "y1": y, "x2": x + 3 * row["skew_x"], "y2": y + 3 * row["skew_y"]}
+    longest = max(abs(row["skew_x"]) / x, abs(row["skew_y"]) / y)
+    longer = min(3, 0.9 / longest) if longest else 0
+    return {"x1": x, "y1": y, "x2": x + longer * row["skew_x"], "y2": y + longer * row["skew_y"]}
 
 
 def _color(value: float) -> str:

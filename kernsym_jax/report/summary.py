@@ -121,7 +121,8 @@ def sentences(summary: dict[str, Any]) -> list[str]:
         said.append(f"The first layer scores {summary['first_score']:.3f}.")
     if summary["above_null"] is not None:
         said.append(
-            f"{_percent(summary['above_null'])} of them all lie above the 95 % point of chance, "
+            "Of the ordinary layers (internal and strided) "
+            f"{_percent(summary['above_null'])} lie above the 95 % point of chance, "
             f"{_percent(summary['above_null_centered'])} once the offset is removed; "
             f"{_percent(summary['discoveries'])} count at a false-discovery rate of 5 %."
         )

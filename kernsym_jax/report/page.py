@@ -195,7 +195,7 @@ def _drift(drift: list[float] | None) -> str | None:
 
 
 def _arrow(row: dict[str, Any], shape: tuple[int, ...]) -> dict[str, float] | None:
-    """From the kernel's middle towards its skew, lengthened to be seen but not out of the kernel."""
+    """From the kernel's middle towards its skew, lengthened to be seen but not beyond its rim."""
     if row["role"] != "strided" or row["skew_x"] is None:
         return None
     x, y = shape[1] / 2, shape[0] / 2

@@ -1,22 +1,39 @@
 """Measures what the project claims about its own speed, on the machine that runs it.
 
-python launch/bench.py measure
+python launch/bench.py measure train population
 """
 
+import contextlib
+import io
+import json
+import pathlib
 import platform
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import bench_analyze
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
+import optax
 from absl import app, flags
 
 from kernsym_jax import data, models, symmetry, training
-from kernsym_jax.training import loop, step
+from kernsym_jax.training.backend import choose_backend
+from kernsym_jax.training.recipe import complete, make_recipe
 
-_ROUNDS = flags.DEFINE_integer("rounds", 30, "How often each thing is timed.", lower_bound=3)
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each thing is timed.", lower_bound=3)
+_NETWORKS = flags.DEFINE_list("networks", ["small_cnn", "cifar_resnet20"], "For train.")
+_MEMBERS = flags.DEFINE_list("members", ["8", "32"], "For population: how many networks.")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "For train: float32 or bfloat16.")
+_BATCH = flags.DEFINE_integer("batch_size", 64, "For train.", lower_bound=1)
+_PEERS_PYTHON = flags.DEFINE_string(
+    "peers_python", None, "For analyze: a Python with torch, weightwatcher, torchconvquality."
+)
+_STEPS = flags.DEFINE_integer("steps", 150, "For train and population: a round.", lower_bound=3)
 
 
 def bench_measure() -> None:
@@ -38,59 +55,196 @@ def bench_measure() -> None:
     measure = jax.jit(symmetry.measure).lower(params).compile()
     print(f"measure, to compile:    {time.perf_counter() - started:8.2f} s")
     mean = jax.jit(lambda tree: {path: jnp.mean(w, axis=(2, 3)) for path, w in tree.items()})
-    ours, bare, ratio = side_by_side(lambda: measure(params), lambda: mean(spatial))
-    print(f"measure, a call:        {1e3 * ours:8.2f} ms")
-    print(f"bare jnp.mean, a call:  {1e3 * bare:8.2f} ms")
-    print(f"ratio:                  {ratio:8.2f}")
+    ours, bare = side_by_side(timed(lambda: measure(params)), timed(lambda: mean(spatial)))
+    print(f"measure, a call:        {1e3 * np.median(ours):8.2f} ms")
+    print(f"bare jnp.mean, a call:  {1e3 * np.median(bare):8.2f} ms")
+    print(f"ratio:                  {np.median(ours / bare):8.2f}")
 
-    *_, ratio = side_by_side(_training_run(50), _training_run(1_000_000))
-    print(f"training, measured every 50 steps: {100 * (ratio - 1):+.2f} % time")
+    often, never = (steps_alone(small_network(log_every=each), 0, 200) for each in (50, 1_000_000))
+    with_measure, without = side_by_side(timed(often), timed(never))
+    share = np.median(with_measure / without) - 1
+    print(f"training, measured every 50 steps: {100 * share:+.2f} % time")
 
 
-def _training_run(log_every: int) -> Callable[[], Any]:
-    """200 steps of the network and data of configs/digits.py, compiled and ready to be timed."""
+def bench_train() -> None:
+    """The whole training loop beside a step by hand that has its batch on the device already."""
+    print(
+        f"{_ROUNDS.value} rounds of {_STEPS.value} steps, batches of {_BATCH.value}, {_DTYPE.value}"
+    )
+    print("network          the loop   by hand   ratio   waiting for input")
+    for name in _NETWORKS.value:
+        size = models.default_input_size(name)
+        config = small_network(log_every=max(1, _STEPS.value // 3))
+        if name != "small_cnn":
+            config.model = ml_collections.ConfigDict({"name": name})
+            config.data.source = f"noise:size={size},n={4 * _BATCH.value},test={_BATCH.value}"
+        config.model.dtype, config.batch_size = _DTYPE.value, _BATCH.value
+        with tempfile.TemporaryDirectory() as folder:
+            waiting: list[float] = []
+            loop = whole_run(config, pathlib.Path(folder), waiting)
+            ours, bare = side_by_side(loop, by_hand(config))
+        ratio = np.median(ours / bare)
+        print(
+            f"{name:15s} {np.median(ours):9,.0f} {np.median(bare):9,.0f} {100 * ratio:6.1f} %"
+            f" {100 * np.median(waiting):8.2f} %   img/s"
+        )
+
+
+def bench_population() -> None:
+    """Small networks on the digits: several as one program, and one after another."""
+    print(f"{_ROUNDS.value} rounds of {_STEPS.value} steps; img/s of all networks together")
+    print("networks   one program   in turn   ratio")
+    config = small_network(log_every=1_000_000)
+    for members in map(int, _MEMBERS.value):
+        single = steps_alone(config, 0, _STEPS.value)
+
+        def in_turn(single: Callable[[], Any] = single, members: int = members) -> Any:
+            return [single() for _ in range(members)]
+
+        together = timed(steps_alone(config, members, _STEPS.value))
+        one, turn = side_by_side(together, timed(in_turn))
+        images = config.batch_size * _STEPS.value * members
+        print(
+            f"{members:8d} {images / np.median(one):13,.0f} {images / np.median(turn):9,.0f}"
+            f" {np.median(turn / one):7.2f}"
+        )
+
+
+def small_network(log_every: int) -> ml_collections.ConfigDict:
+    """Network and data of configs/digits.py, without augmentation."""
     config = training.default()
     config.batch_size, config.log_every = 64, log_every
     config.model.update({"width": 16, "depth": 6, "strided": (3, 5)})
-    images = data.load("digits", "train")
-    config = loop.complete(training.resolve(config), images)
-    batches = data.DeviceBatches(images, 64, 0, jax.device_put, jax.device_put)
-    recipe = loop.make_recipe(config, steps_per_epoch=1_000_000)
-    train_step, _ = step.jit_steps(recipe)
-    batch = next(batches.start(0))
-    key = jax.random.key(0)
-    states = [loop.initial_state(recipe, config, images)]
+    return config
+
+
+def steps_alone(config: ml_collections.ConfigDict, members: int, steps: int) -> Callable[[], Any]:
+    """Some steps on one batch, compiled; of so many members as one program, 0 for one network."""
+    config = training.resolve({**config.to_dict(), "epochs": 1e6})
+    backend = choose_backend(config, members)
+    seeds = list(range(members)) if members else [0]
+    dataset = data.open(
+        config.data,
+        seeds if members else 0,
+        config.batch_size,
+        64,
+        backend.replicate,
+        backend.shard,
+    )
+    recipe = make_recipe(complete(config, dataset), dataset, backend.axis_name)
+    step, keys = backend.compile_train(recipe), backend.keys(seeds)
+    batch = next(dataset.train.start(0))
+    states = [backend.join([backend.initial_state(recipe, dataset.image_shape, s) for s in seeds])]
 
     def run() -> Any:
-        for _ in range(200):
-            states[0], logs = train_step(states[0], batch, key)
+        for _ in range(steps):
+            states[0], logs = step(states[0], batch, keys)
         return logs
 
-    run()
     return run
 
 
-def side_by_side(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[float, float, float]:
-    """Median seconds of two functions called in turn, and the median of their ratio.
+def whole_run(
+    config: ml_collections.ConfigDict, folder: pathlib.Path, waiting: list[float]
+) -> Callable[[], float]:
+    """`training.train_and_evaluate` with its data, logs and files; gives img/s between logs."""
+    numbers: Iterable[int] = iter(range(1_000_000))
 
-    The ratio is taken pair by pair, so that a slow spell of the machine hits both sides of it.
-    """
-    functions, seconds = (first, second), []
-    for function in functions:
-        jax.block_until_ready(function())
-    for _ in range(_ROUNDS.value):
-        pair = []
-        for function in functions:
+    def run() -> float:
+        whole = ml_collections.ConfigDict(config)
+        sizes = {"small_cnn": 1437}
+        images = sizes.get(config.model.name, 4 * config.batch_size)
+        whole.epochs = _STEPS.value / (images // config.batch_size)
+        whole.eval_every_epochs = whole.checkpoint_every_epochs = whole.epochs
+        workdir = folder / str(next(iter(numbers)))
+        with contextlib.redirect_stdout(io.StringIO()):
+            training.train_and_evaluate(whole, workdir)
+        summary = json.loads((workdir / "summary.json").read_text())
+        waiting.append(summary["waiting_share"])
+        return summary["images_per_second"]
+
+    return run
+
+
+def by_hand(config: ml_collections.ConfigDict) -> Callable[[], float]:
+    """A step as one writes it for one network, on a batch of floats; gives img/s between logs."""
+    train = data.load(config.data.source, "train")
+    model = models.create(**{**config.model.to_dict(), "num_classes": len(train.classes)})
+    images = jax.device_put(train.images[: config.batch_size].astype(np.float32) / 255)
+    labels = jax.device_put(train.labels[: config.batch_size])
+    decayed = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)  # noqa: E731
+    tx = optax.chain(
+        optax.add_decayed_weights(5e-4, decayed),
+        optax.sgd(optax.cosine_decay_schedule(0.1, 10_000), momentum=0.9, nesterov=True),
+    )
+
+    def step(state: Any, images: jax.Array, labels: jax.Array) -> Any:
+        params, batch_stats, opt_state = state
+
+        def loss_fn(params: Any) -> Any:
+            logits, updates = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean(), (logits, updates["batch_stats"])
+
+        (loss, (logits, new_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        accuracy = (logits.argmax(-1) == labels).mean()
+        return (optax.apply_updates(params, updates), new_stats, opt_state), (loss, accuracy)
+
+    jitted = jax.jit(step, donate_argnums=0)
+    variables = jax.jit(model.init)(jax.random.key(0), images[:1])
+    params = variables["params"]
+    states = [(params, variables["batch_stats"], tx.init(params))]
+    states[0], _ = jitted(states[0], images, labels)
+
+    def run() -> float:
+        speeds, log_every = [], config.log_every
+        for _ in range(_STEPS.value // log_every):
             started = time.perf_counter()
-            jax.block_until_ready(function())
-            pair.append(time.perf_counter() - started)
-        seconds.append(pair)
-    times = np.array(seconds)
-    one, other = np.median(times, axis=0)
-    return float(one), float(other), float(np.median(times[:, 0] / times[:, 1]))
+            for _ in range(log_every):
+                states[0], metrics = jitted(states[0], images, labels)
+            jax.device_get(metrics)
+            speeds.append(config.batch_size * log_every / (time.perf_counter() - started))
+        return float(np.median(speeds))
+
+    return run
 
 
-BENCHES = {"measure": bench_measure}
+def timed(function: Callable[[], Any]) -> Callable[[], float]:
+    """The function's seconds, once it has been called."""
+    jax.block_until_ready(function())
+
+    def run() -> float:
+        started = time.perf_counter()
+        jax.block_until_ready(function())
+        return time.perf_counter() - started
+
+    return run
+
+
+def side_by_side(
+    first: Callable[[], float], second: Callable[[], float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What two measurements give when they are taken in turn, round by round.
+
+    Ratios are to be taken pair by pair, so that a slow spell of the machine hits both sides.
+    """
+    first(), second()
+    pairs = np.array([(first(), second()) for _ in range(_ROUNDS.value)])
+    return pairs[:, 0], pairs[:, 1]
+
+
+BENCHES = {
+    "analyze": lambda: bench_analyze.bench_analyze(_ROUNDS.value, _PEERS_PYTHON.value),
+    "measure": bench_measure,
+    "population": bench_population,
+    "train": bench_train,
+}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -2,8 +2,9 @@
 
 python -m kernsym_jax.train --config=configs/digits.py --workdir=runs/digits
 
-About 40 s on two cores of a shared server, 99 % test accuracy. Shows mean kernels becoming symmetric
-where the stride is 1, and less so in the two strided layers, whose padding is uneven (u = 1).
+About 40 s on two cores of a shared server, 99 % test accuracy. Shows mean kernels becoming
+symmetric where the stride is 1, and less so in the two strided layers, whose padding is uneven
+(u = 1).
 """
 
 from kernsym_jax.training import default

@@ -88,9 +88,10 @@ def test_one_training_step_can_be_traced_at_the_size_of_the_images(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_docstring_has_commands_of_the_config_and_what_it_costs(name):
     text = module(name).__doc__
-    lines = text.replace("\\\n", " ").splitlines()
     commands = [
-        shlex.split(line) for line in lines if line.startswith("python -m kernsym_jax.train")
+        shlex.split(line)
+        for line in text.splitlines()
+        if line.startswith("python -m kernsym_jax.train")
     ]
     assert commands
     for command in commands:
@@ -104,7 +105,6 @@ def test_the_docstring_has_commands_of_the_config_and_what_it_costs(name):
             section[last] = type(section[last])(value)
         training.resolve(config)
     assert re.search(r"Not run here|two cores", " ".join(text.split()))
-    assert "COST" not in text
 
 
 @pytest.mark.parametrize("name", ["digits", "fake_benchmark", "textures"])

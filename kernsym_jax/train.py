@@ -20,6 +20,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory; made if it is not there.")
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with a run although its config was another.")
+_PREPARE = flags.DEFINE_bool("prepare", False, "Only download and prepare the config's data.")
 _PROFILE = flags.DEFINE_string("profile", None, "Folder for a profile of a few steps.")
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "on", "off"],
@@ -35,11 +36,14 @@ def main(argv: Sequence[str]) -> int:
     """Trains; the exit status is 75 if a signal stopped the run after it was saved."""
     if len(argv) > 1:
         raise ValueError(f"unexpected arguments: {' '.join(argv[1:])}")
-    if _CONFIG.value is None or _WORKDIR.value is None:
+    if _CONFIG.value is None or (_WORKDIR.value is None and not _PREPARE.value):
         raise ValueError("--config and --workdir are needed")
-    from kernsym_jax import training
+    from kernsym_jax import data, training
     from kernsym_jax.training import processes
 
+    if _PREPARE.value:
+        data.prepare(training.resolve(_CONFIG.value).data.source)
+        return 0
     processes.start(_DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     with processes.leaving_on_failure():
         try:

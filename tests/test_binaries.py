@@ -68,6 +68,7 @@ def test_train_then_analyze_as_the_readme_does(repository, config, tmp_path):
         (["train", "--config={t}/none.py", "--workdir={t}/run"], "none.py"),
         (["train", "--config={c}"], "--config and --workdir are needed"),
         (["train", "--config={c}", "--workdir={t}/run", "--speed=9"], "speed"),
+        (["train", "--config={c}", "--prepare", "--config.data.source=tfds:nowhere_to_be"], "tfds"),
         (
             ["train", "--config={c}", "--workdir={t}/run", "--config.data.source=folder:{t}/none"],
             "none: no such folder",

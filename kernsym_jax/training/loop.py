@@ -1,6 +1,5 @@
 """The story of training, step by step: of one network, or of a population side by side."""
 
-import collections
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 
 from kernsym_jax import data, symmetry
+from kernsym_jax.training import ahead
 from kernsym_jax.training.backend import Backend
 from kernsym_jax.training.metrics import Progress, show
 from kernsym_jax.training.profile import Profile
@@ -17,9 +17,6 @@ from kernsym_jax.training.run import Run, require_finite
 from kernsym_jax.training.state import TrainState
 from kernsym_jax.training.step import Logs
 from kernsym_jax.training.stop import Preempted, Stop
-
-_AHEAD = 4
-"""How many steps the host may be ahead of the devices: enough to hide it, and no more memory."""
 
 
 class Loop:
@@ -52,7 +49,7 @@ class Loop:
         self._save_at = round(self._config.checkpoint_every_epochs * per_epoch) or 1
         self._images_per_step = self._config.batch_size * len(runs)
         self._speeds: list[float] = []
-        self._seconds = 0.0
+        self._seconds = self._waited = 0.0
 
     def go(self, state: TrainState) -> list[dict[str, Any]]:
         """Trains to the end and returns the summaries of the runs.
@@ -88,7 +85,7 @@ class Loop:
             raise Preempted(f"stopped after step {step} of {steps}, which is saved")
         epochs = step / self._dataset.train.steps_per_epoch
         speed = float(np.median(self._speeds)) / len(self._runs) if self._speeds else None
-        waiting = self._dataset.train.waited / self._seconds if self._seconds else None
+        waiting = self._waited / self._seconds if self._seconds else None
         facts = {"step": step, "epochs": epochs, "images_per_second": speed}
         facts |= {"waiting_share": waiting, "seconds": time.monotonic() - started}
         return [run.finish(**facts) for run in self._runs]
@@ -97,17 +94,14 @@ class Loop:
         """All remaining steps, and whether they came to the end."""
         steps, first, logs = self._recipe.total_steps, step, None
         progress, profile = Progress(steps, step), Profile(self._profile, step)
-        stream = self._dataset.train.start(step)
-        running: collections.deque[Any] = collections.deque(maxlen=_AHEAD)
+        flight = ahead.Ahead(self._dataset.train.start(step))
         unwritten: tuple[int, Logs] | None = None
         complete, resumed = True, time.monotonic()
         while complete and step < steps and not self._stop.agreed(step):
             profile.before(step)
-            state, logs = self._train_step(state, next(stream), keys)
+            state, logs = self._train_step(state, flight.batch(), keys)
             step += 1
-            if len(running) == _AHEAD:
-                jax.block_until_ready(running[0])
-            running.append(logs["meter"])
+            flight.started(logs["meter"])
             if step == first + 1:
                 jax.block_until_ready(logs)
                 progress.restart(step)
@@ -124,6 +118,7 @@ class Loop:
         profile.close()
         self._write(unwritten, progress)
         self._seconds += time.monotonic() - resumed
+        self._waited = flight.waited
         if logs is not None:
             self._require_finite(logs)
         return state, complete and step == steps
@@ -147,8 +142,8 @@ class Loop:
             if self._stop.asked():
                 return False
             parts.append(self._eval_step(state, batch))
-            if len(parts) > _AHEAD:
-                jax.block_until_ready(parts[-_AHEAD])
+            if len(parts) > ahead.STEPS:
+                jax.block_until_ready(parts[-ahead.STEPS])
         parts = jax.device_get(parts)
         for index, run in enumerate(self._runs):
             sums = {

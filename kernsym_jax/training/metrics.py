@@ -98,11 +98,8 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
-def _scalars(figures: dict[str, Any], prefix: str) -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            found += _scalars(value, f"{prefix}/{name}")
-        elif value is not None:
-            found.append((f"{prefix}/{name}", value))
-    return found
+def _scalars(figures: dict[str, Any], split: str) -> list[tuple[str, float]]:
+    """What TensorBoard shows: of each layer its score, as a thousand curves are slow to write."""
+    found = [(name, value) for name, value in figures.items() if isinstance(value, int | float)]
+    found += [(f"layers/{name}", row["score"]) for name, row in figures.get("layers", {}).items()]
+    return [(f"{split}/{name}", value) for name, value in found]

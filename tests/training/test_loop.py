@@ -38,6 +38,7 @@ def test_a_run_writes_every_file_of_a_run_directory(finished):
     }
     assert json.loads((workdir / "summary.json").read_text()) == summary
     assert summary["step"] == 8
+    assert 0 <= summary["waiting_share"] < 1
     assert list((workdir / "tensorboard").iterdir())
     config = json.loads((workdir / "config.json").read_text())
     assert config["model"]["num_classes"] == 10
@@ -102,7 +103,7 @@ def test_a_run_resumed_after_a_lost_session_ends_bit_equal(tmp_path, finished):
     again = training.train_and_evaluate(tiny.config(), other)
     require_equal(saved_state(other, tiny.config()), saved_state(workdir, tiny.config()))
     assert lines(other) == lines(workdir)
-    timing = ("seconds", "images_per_second")
+    timing = ("seconds", "images_per_second", "waiting_share")
     assert {k: v for k, v in again.items() if k not in timing} == {
         k: v for k, v in summary.items() if k not in timing
     }

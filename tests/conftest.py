@@ -12,9 +12,13 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache" / "jax"))
 
+import importlib
+import sys
+
 import hypothesis
 import jax
 import pytest
+from absl import flags
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -48,3 +52,25 @@ hypothesis.settings.register_profile(
     max_examples=30,
 )
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def run_binary(monkeypatch, capsys):
+    """Runs a binary in this process: name, arguments -> exit status, output, errors."""
+
+    def run(name, *arguments):
+        # Binaries share flags' names, which can be defined only once in a process.
+        defined = flags.FLAGS.flags_by_module_dict().items()
+        ours = [flag.name for module, of in defined if "kernsym_jax." in module for flag in of]
+        for flag in set(ours) & set(flags.FLAGS):
+            delattr(flags.FLAGS, flag)
+        sys.modules.pop(f"kernsym_jax.{name}", None)
+        module = importlib.import_module(f"kernsym_jax.{name}")
+        monkeypatch.setattr(sys, "argv", [f"kernsym-{name}", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            module.run()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    yield run
+    flags.FLAGS.unparse_flags()

@@ -1,34 +1,22 @@
 """The audit binary as a user meets it."""
 
+import functools
 import json
-import sys
 
 import numpy as np
 import onnx
 import pytest
-from absl import flags
 from onnx import TensorProto, helper, numpy_helper
 
-from kernsym_jax import audit, geometry
+from kernsym_jax import geometry
 
 FIVE = "uneven at 5 of 5 strided layers; 225 is the nearest size where none is"
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(run_binary):
     """Runs the binary in this process: (exit status, standard output, standard error)."""
-
-    def binary(*arguments):
-        for name in ("model", "padding", "downsample", "num_classes", "input_size", "json"):
-            flags.FLAGS[name].unparse()
-        monkeypatch.setattr(sys, "argv", ["kernsym-audit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            audit.run()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    yield binary
-    flags.FLAGS.unparse_flags()
+    return functools.partial(run_binary, "audit")
 
 
 def save_onnx(path, shape, layers=((7, 2, 3), (3, 2, 1)), names=("conv1", "conv2")):
@@ -172,7 +160,7 @@ def test_bad_input_is_one_line_and_status_two(run, tmp_path, arguments, says):
     [
         ("config.json", "{", "config.json: not the config of a run"),
         ("config.json", "[]", "config.json: not the config of a run"),
-        ("config.json", "{}", "unknown model"),
+        ("config.json", "{}", "config.json: not the config of a run"),
         ("layers.json", "{", "layers.json: no list of layers"),
         ("layers.json", "[1]", "layers.json: no list of layers"),
         ("layers.json", '[{"layer": "conv1"}]', "layer 'conv1' lacks kind"),

@@ -1,40 +1,22 @@
 """The evaluate binary as a user meets it."""
 
+import functools
 import json
-import sys
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from absl import flags
 from PIL import Image
 
-from kernsym_jax import evaluate, models, training
-
-OWN = (
-    "workdir", "model", "weights", "mean", "std", "padding", "downsample", "num_classes", "data",
-    "shift", "shift_mode", "shift_draws", "shift_per", "seed", "input_size", "batch_size", "limit",
-    "out",
-)  # fmt: skip
+from kernsym_jax import models, training
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(run_binary, monkeypatch):
     """Runs the binary in this process: (exit status, standard output, standard error)."""
     monkeypatch.setenv("KERNSYM_JAX_CACHE", "")
-
-    def binary(*arguments):
-        for name in OWN:
-            flags.FLAGS[name].unparse()
-        monkeypatch.setattr(sys, "argv", ["kernsym-evaluate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            evaluate.run()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    yield binary
-    flags.FLAGS.unparse_flags()
+    return functools.partial(run_binary, "evaluate")
 
 
 @pytest.fixture(scope="module")

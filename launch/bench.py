@@ -5,12 +5,10 @@ python launch/bench.py measure train population
 
 import contextlib
 import io
-import json
-import pathlib
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import bench_analyze
@@ -81,7 +79,7 @@ def bench_train() -> None:
         config.model.dtype, config.batch_size = _DTYPE.value, _BATCH.value
         with tempfile.TemporaryDirectory() as folder:
             waiting: list[float] = []
-            loop = whole_run(config, pathlib.Path(folder), waiting)
+            loop = whole_run(config, folder, waiting)
             ours, bare = side_by_side(loop, by_hand(config))
         ratio = np.median(ours / bare)
         print(
@@ -145,21 +143,19 @@ def steps_alone(config: ml_collections.ConfigDict, members: int, steps: int) -> 
 
 
 def whole_run(
-    config: ml_collections.ConfigDict, folder: pathlib.Path, waiting: list[float]
+    config: ml_collections.ConfigDict, folder: str, waiting: list[float]
 ) -> Callable[[], float]:
     """`training.train_and_evaluate` with its data, logs and files; gives img/s between logs."""
-    numbers: Iterable[int] = iter(range(1_000_000))
+    per_epoch = len(data.load(config.data.source, "train")) // config.batch_size
+    whole = ml_collections.ConfigDict(config)
+    whole.epochs = whole.eval_every_epochs = whole.checkpoint_every_epochs = (
+        _STEPS.value / per_epoch
+    )
 
     def run() -> float:
-        whole = ml_collections.ConfigDict(config)
-        sizes = {"small_cnn": 1437}
-        images = sizes.get(config.model.name, 4 * config.batch_size)
-        whole.epochs = _STEPS.value / (images // config.batch_size)
-        whole.eval_every_epochs = whole.checkpoint_every_epochs = whole.epochs
-        workdir = folder / str(next(iter(numbers)))
+        workdir = tempfile.mkdtemp(dir=folder)
         with contextlib.redirect_stdout(io.StringIO()):
-            training.train_and_evaluate(whole, workdir)
-        summary = json.loads((workdir / "summary.json").read_text())
+            summary = training.train_and_evaluate(whole, workdir)
         waiting.append(summary["waiting_share"])
         return summary["images_per_second"]
 

@@ -1,8 +1,10 @@
 """Checkpoints of a run: all that touches orbax when training."""
 
+import contextlib
 import logging
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +17,8 @@ UNREADABLE = "unreadable"
 """Folder beside the checkpoints for those that are damaged."""
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
+# Bytes of what orbax writes besides the arrays.
+_OVERHEAD = 1 << 17
 
 
 class Checkpoints:
@@ -36,8 +40,8 @@ class Checkpoints:
         self._directory = directory.resolve()
         self._keep, self._keep_best = keep, keep_best
         self._pending: tuple[int, float | None] | None = None
-        # What orbax has to say about a failed save is in the error that it raises.
-        logging.getLogger("absl").addFilter(_not_of_orbax)
+        self._hush = contextlib.ExitStack()
+        self._hush.enter_context(_hushed())
         # The name that orbax's own CheckpointManager gives to a single item: it can open them too.
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(default=ocp.StandardCheckpointHandler()),
@@ -62,6 +66,8 @@ class Checkpoints:
         self._pending = (step, accuracy)
         # Orbax makes small host arrays of its own, which a guarded training loop forbids.
         with self._one_line(), jax.transfer_guard("allow"):
+            if processes.is_first():
+                _require_room(self._directory, state)
             self._checkpointer.save(
                 self._directory / str(step),
                 args=self._ocp.args.Composite(default=self._ocp.args.StandardSave(state)),
@@ -136,11 +142,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits, and lets go of the directory."""
-        try:
-            with self._one_line():
-                self._checkpointer.close()
-        finally:
-            logging.getLogger("absl").removeFilter(_not_of_orbax)
+        with self._hush, self._one_line():
+            self._checkpointer.close()
 
     def _prepare(self) -> None:
         if processes.is_first():
@@ -189,8 +192,37 @@ def newest_whole(every: Sequence[Checkpoints]) -> int | None:
     return None
 
 
-def _not_of_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in pathlib.Path(record.pathname).parts
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """What is said about a failed save is in the error that is raised; orbax says it many times."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        ours = "orbax" not in pathlib.Path(record.pathname).parts
+        return ours and _UNFINISHED not in record.getMessage()
+
+    def report(unraisable: Any) -> None:
+        # From writes that go on when the first has failed and the rest are no longer waited for.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before, sys.unraisablehook = sys.unraisablehook, report
+    for logger in loggers:
+        logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for logger in loggers:
+            logger.removeFilter(wanted)
+
+
+def _require_room(folder: pathlib.Path, state: Any) -> None:
+    """Raises an `OSError` before a save that cannot succeed."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"No space left on device: {free} bytes are free, up to {needed} are needed")
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

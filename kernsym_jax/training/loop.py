@@ -65,13 +65,12 @@ class Loop:
         started, steps = time.monotonic(), self._recipe.total_steps
         first = int(state.step)
         keys = self._backend.keys([run.config.seed for run in self._runs])
-        if not first:
+        if not first and not self._written(0, "symmetry"):
             self._measure_start(state)
         # From here on every copy between host and device is written out in the code.
         with jax.transfer_guard("disallow"):
             # A request to stop may have cut the evaluation short that was due here.
-            done = [run.evaluated(first) for run in self._runs]
-            complete = not first or all(done) or self._evaluate(first, state)
+            complete = not first or self._written(first, "eval") or self._evaluate(first, state)
             if complete:
                 state, complete = self._steps(state, first, keys)
             step = int(jax.device_get(state.step))
@@ -166,6 +165,10 @@ class Loop:
             run.checkpoints.trim()
         for index, run in enumerate(self._runs):
             run.save(step, self._backend.member(state, index))
+
+    def _written(self, step: int, split: str) -> bool:
+        # Every process has to ask for every run.
+        return all([run.written(step, split) for run in self._runs])  # noqa: C419
 
     def _write(self, unwritten: tuple[int, Logs] | None, progress: Progress) -> None:
         if unwritten is None:

@@ -6,6 +6,8 @@ import time
 from typing import Any
 
 from kernsym_jax.training import processes, run_directory
+from kernsym_jax.training.appended_file import AppendedFile
+from kernsym_jax.training.event_file import EventFile
 
 
 class MetricsWriter:
@@ -21,20 +23,12 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: pathlib.Path, step: int) -> None:
-        from tensorboardX import SummaryWriter
-
         path = workdir / run_directory.METRICS
         lines = run_directory.read_metrics(workdir)
         self.earlier = [line for line in lines if line["step"] <= step]
-        fresh = path.with_name(f".{path.name}.fresh")
-        fresh.write_text(
-            "".join(json.dumps(line) + "\n" for line in self.earlier), encoding="utf-8"
-        )
-        fresh.replace(path)
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(
-            str(workdir / run_directory.TENSORBOARD), purge_step=step + 1 if step else None
-        )
+        run_directory.write_text(path, "".join(json.dumps(line) + "\n" for line in self.earlier))
+        self._file = AppendedFile(path)
+        self._events = EventFile(workdir / run_directory.TENSORBOARD, step)
 
     def write(self, step: int, split: str, figures: dict[str, Any]) -> None:
         """Writes figures of one split.
@@ -45,16 +39,13 @@ class MetricsWriter:
           figures: numbers, or nested dicts of numbers; None where undefined.
         """
         line = {"step": step, "split": split, **run_directory.finite(figures)}
-        # Whole lines, one call each: whoever reads along never sees half a line before the end.
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in _scalars(figures, split):
-            self._board.add_scalar(name, value, step)
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        self._events.scalars(step, _scalars(figures, split))
 
     def close(self) -> None:
         """Closes both."""
         self._file.close()
-        self._board.close()
+        self._events.close()
 
 
 class Progress:
@@ -98,8 +89,8 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
-def _scalars(figures: dict[str, Any], split: str) -> list[tuple[str, float]]:
-    """What TensorBoard shows: of each layer its score, as a thousand curves are slow to write."""
-    found = [(name, value) for name, value in figures.items() if isinstance(value, int | float)]
-    found += [(f"layers/{name}", row["score"]) for name, row in figures.get("layers", {}).items()]
-    return [(f"{split}/{name}", value) for name, value in found]
+def _scalars(figures: dict[str, Any], split: str) -> dict[str, float]:
+    """What TensorBoard shows; of each layer its score, as a thousand curves are slow to draw."""
+    found = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+    found |= {f"layers/{name}": row["score"] for name, row in figures.get("layers", {}).items()}
+    return {f"{split}/{name}": value for name, value in found.items() if value is not None}

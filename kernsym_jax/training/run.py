@@ -48,7 +48,7 @@ class Run:
         )
         self.figures: dict[str, Any] = {}
         self._writer: MetricsWriter | None = None
-        self._evaluated_at: int | None = None
+        self._latest: dict[str, int] = {}
 
     def begin(self, step: int, layers: list[dict[str, Any]]) -> None:
         """Starts a session.
@@ -75,9 +75,9 @@ class Run:
         for line in self._writer.earlier:
             self._remember(line["step"], line["split"], line)
 
-    def evaluated(self, step: int) -> bool:
-        """Whether the evaluation after that step has been written."""
-        return bool(processes.first_says(self._evaluated_at == step))
+    def written(self, step: int, split: str) -> bool:
+        """Whether the latest line of that split is of that step."""
+        return bool(processes.first_says(self._latest.get(split) == step))
 
     def log(self, step: int, logs: Mapping[str, Any]) -> dict[str, float]:
         """Writes what a step has logged.
@@ -126,7 +126,8 @@ class Run:
 
     def save(self, step: int, state: TrainState) -> None:
         """Saves a state; of the accuracy of this step, if it has been evaluated."""
-        accuracy = self.figures.get("eval_accuracy") if self._evaluated_at == step else None
+        evaluated = self._latest.get("eval") == step
+        accuracy = self.figures.get("eval_accuracy") if evaluated else None
         self.checkpoints.save(step, state, accuracy)
 
     def finish(self, **facts: Any) -> dict[str, Any]:
@@ -156,8 +157,7 @@ class Run:
             for name, value in figures.items()
             if name not in ("step", "split", "layers")
         }
-        if split == "eval":
-            self._evaluated_at = step
+        self._latest[split] = step
 
 
 def finished(

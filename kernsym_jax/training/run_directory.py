@@ -26,23 +26,32 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ke
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file in one go: a reader sees the old file or the new one, never half of it.
+    """Writes a JSON file in one go.
 
     Args:
       path: the file.
       value: of JSON types; a float that is not finite becomes null.
     """
+    write_text(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file in one go: a reader sees the old file or the new one, never half of it.
+
+    Raises:
+      OSError: naming the file, if that is not possible; the old one stays.
+    """
     # In the same folder, since only there does a rename replace the file in one operation.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(finite(value), file, indent=1, allow_nan=False)
-            file.write("\n")
+            file.write(text)
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
         pathlib.Path(name).unlink(missing_ok=True)
-        raise
 
 
 def read_json(path: pathlib.Path) -> Any:

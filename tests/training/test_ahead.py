@@ -4,7 +4,6 @@ import time
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 from kernsym_jax.training.ahead import STEPS, Ahead
 
@@ -33,7 +32,7 @@ def go(seconds, result):
 
 def test_slow_input_before_idle_devices_counts_as_waiting():
     done = jax.block_until_ready(jnp.zeros(()))
-    assert go(0.01, lambda: done) == pytest.approx(5 * 0.01, rel=0.9)
+    assert go(0.01, lambda: done) >= 5 * 0.01
 
 
 def test_input_that_is_there_before_the_devices_are_done_does_not():

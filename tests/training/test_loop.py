@@ -1,16 +1,19 @@
 """A run from config to summary, interrupted and resumed, refused where it should be."""
 
 import json
+import os
 import pathlib
 import shutil
+import signal
 import sys
+import threading
+import time
 
 import jax
 import numpy as np
 import pytest
 
 from kernsym_jax import data, symmetry, training
-from kernsym_jax.training import run_directory
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny
@@ -194,11 +197,36 @@ def test_hidden_copies_between_host_and_device_are_forbidden_in_the_loop():
     assert np.isfinite(logs["meter"].loss)
 
 
-def test_json_files_replace_the_old_ones_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "summary.json"
-    run_directory.write_json(path, {"loss": float("nan"), "step": 3})
-    assert json.loads(path.read_text()) == {"loss": None, "step": 3}
-    with pytest.raises(TypeError):
-        run_directory.write_json(path, {"step": object()})
-    assert json.loads(path.read_text())["step"] == 3
-    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+def stop_when(condition):
+    """Asks this process to stop as soon as something is the case."""
+
+    def watch():
+        while not condition():
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert threading.current_thread() is threading.main_thread()
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def test_a_stop_during_an_evaluation_leaves_it_for_the_next_session(tmp_path):
+    # One image a batch: the evaluation lasts, and starts when the line of step 4 is written.
+    slow = tiny.config(eval_batch_size=1, log_every=4)
+    run = tmp_path / "run"
+    stop_when(lambda: (run / "metrics.jsonl").exists() and len(lines(run, "train")) == 1)
+    with pytest.raises(training.Preempted, match="stopped after step 4 of 8, which is saved"):
+        training.train_and_evaluate(slow, run)
+    assert lines(run, "eval") == []
+    training.train_and_evaluate(slow, run)
+    training.train_and_evaluate(slow, tmp_path / "whole")
+    assert lines(run) == lines(tmp_path / "whole")
+    assert (run / "summary.json").exists()
+
+
+def test_a_stop_before_the_first_step_is_a_stop_after_step_0(tmp_path):
+    run = tmp_path / "run"
+    stop_when((run / "config.json").exists)
+    with pytest.raises(training.Preempted, match="stopped after step 0 of 8, which is saved"):
+        training.train_and_evaluate(tiny.config(), run)
+    assert training.train_and_evaluate(tiny.config(), run)["step"] == 8
+    assert [line["step"] for line in lines(run, "symmetry")] == [0, 3, 6, 8]

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     """Trains; the exit status is 75 if a signal stopped the run after it was saved."""
     if len(argv) > 1:
         raise ValueError(f"unexpected arguments: {' '.join(argv[1:])}")
-    if _CONFIG.value is None or (_WORKDIR.value is None and not _PREPARE.value):
+    if _CONFIG.value is None:
         raise ValueError("--config and --workdir are needed")
     from kernsym_jax import data, training
     from kernsym_jax.training import processes
@@ -44,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     if _PREPARE.value:
         data.prepare(training.resolve(_CONFIG.value).data.source)
         return 0
+    if _WORKDIR.value is None:
+        raise ValueError("--config and --workdir are needed")
     processes.start(_DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     with processes.leaving_on_failure():
         try:

@@ -38,8 +38,8 @@ setuptools.setup(
             "PyYAML>=6",
         ],
         "tf": ["tensorflow>=2.18"],
-        "tpu": ["jax[tpu]>=0.6.0"],
-        "cuda": ["jax[cuda12]>=0.6.0"],
+        "tpu": ["jax[tpu]>=0.8.0"],
+        "cuda": ["jax[cuda12]>=0.8.0"],
         "parquet": ["pyarrow>=16"],
     },
     entry_points={

@@ -1,27 +1,54 @@
 #!/usr/bin/env bash
-# Trains with two processes on this machine's CPU, joined over loopback as two hosts would be:
-#   launch/local_multi_host.sh --config=configs/digits.py --workdir=runs/two
-# Takes the flags of kernsym_jax.train. PROCESSES and PORT may be set, DEVICES is per process.
+# Trains with several processes on this machine's CPU, joined over loopback as hosts would be:
+#
+#   CONFIG=configs/digits.py NAME=two launch/local_multi_host.sh
+#   launch/local_multi_host.sh --dry_run      prints the commands and runs nothing
+#
+# NAME, CONFIG, WORKDIR, EXTRA and PYTHON are described in launch/variables.sh; flags of
+# kernsym_jax.train may follow --. HOSTS is the number of processes, 2 unless set; DEVICES how many
+# devices each pretends to have, 1 unless set; PORT that of process 0, a free one unless set.
 set -euo pipefail
-# shellcheck source=launch/environment.sh
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+HOSTS=${HOSTS:-2}
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/variables.sh
+source launch/variables.sh
+DEVICES=${DEVICES:-1}
+PORT=${PORT:-0}
+require HOSTS '[1-9][0-9]?' 'a number of processes'
+require DEVICES '[1-9][0-9]?' 'a number of devices'
+require PORT '[0-9]{1,5}' 'a port'
 
-processes=${PROCESSES:-2}
+dry_run=false
+if [[ ${1:-} == --dry_run ]]; then dry_run=true && shift; fi
+if [[ ${1:-} == -- ]]; then shift; elif (($#)); then usage_error "flags of train come after --"; fi
+read -ra extra <<<"$EXTRA"
 python=${PYTHON:-.venv/bin/python}
-if [[ -z ${PYTHON:-} ]]; then
+
+if ! $dry_run && [[ -z ${PYTHON:-} ]]; then
+  # shellcheck source=launch/environment.sh
+  source launch/environment.sh
   prepare_environment
 fi
-port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0))
-print(s.getsockname()[1])')}
-export JAX_PLATFORMS=cpu
-export XLA_FLAGS="--xla_force_host_platform_device_count=${DEVICES:-1}"
+if ! $dry_run && ((PORT == 0)); then
+  PORT=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0))
+print(s.getsockname()[1])')
+fi
+
+settings=(JAX_PLATFORMS=cpu "XLA_FLAGS=--xla_force_host_platform_device_count=$DEVICES")
+train=("$python" -m kernsym_jax.train --config="$CONFIG" --workdir="$WORKDIR"
+  --coordinator="127.0.0.1:$PORT" --processes="$HOSTS")
+if $dry_run; then
+  for ((index = 0; index < HOSTS; index++)); do
+    echo "$(quoted env "${settings[@]}" "${train[@]}" --process="$index" "${extra[@]}" "$@") &"
+  done
+  exit
+fi
 
 pids=()
 # A signal to this script is passed on; the processes agree at which step they save and stop.
 trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
-for ((index = 0; index < processes; index++)); do
-  "$python" -m kernsym_jax.train --coordinator="127.0.0.1:$port" \
-    --processes="$processes" --process="$index" "$@" &
+for ((index = 0; index < HOSTS; index++)); do
+  env "${settings[@]}" "${train[@]}" --process="$index" "${extra[@]}" "$@" &
   pids+=("$!")
 done
 

@@ -35,11 +35,12 @@ def train_in_two_processes(repository, folder, lines_to_wait_for):
         "PYTHON": sys.executable,
         "PYTHONPATH": str(repository),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "CONFIG": str(folder / "config.py"),
+        "WORKDIR": str(folder / "run"),
     }
     metrics = folder / "run" / "metrics.jsonl"
     script = subprocess.Popen(
-        ["bash", repository / "launch" / "local_multi_host.sh", f"--config={folder}/config.py",
-         f"--workdir={folder}/run"],
+        ["bash", repository / "launch" / "local_multi_host.sh"],
         env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     deadline = time.monotonic() + 200
@@ -95,3 +96,21 @@ def test_alone_no_process_is_joined():
     processes.start(mode="off", coordinator="127.0.0.1:1", processes=2, process=0)
     assert processes.is_first()
     assert processes.first_says(3) == 3
+
+
+def test_a_dry_run_prints_the_commands(repository):
+    script = repository / "launch" / "local_multi_host.sh"
+    done = subprocess.run(
+        ["bash", script, "--dry_run", "--", "--config.seed=1"],
+        env={"PATH": os.environ["PATH"], "NAME": "two", "PORT": "1234", "PYTHON": "python3"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    common = (
+        "env JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=1 python3 -m "
+        "kernsym_jax.train --config=configs/cifar10_resnet20.py --workdir=runs/two "
+        "--coordinator=127.0.0.1:1234 --processes=2"
+    )
+    assert done.stdout.splitlines() == [
+        f"{common} --process={index} --config.seed=1 &" for index in (0, 1)
+    ]

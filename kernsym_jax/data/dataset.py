@@ -1,7 +1,7 @@
 """Everything that a run asks of its data, whatever their source."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,6 +53,7 @@ class Dataset:
       test_size: images in the test split.
       take_static: the first training images as a network gets them, as host arrays ``image`` and
         ``label``: for tracing a step, and for timing one without its input.
+      take_test: that many test images, evenly spread over the split, likewise.
     """
 
     classes: tuple[str, ...]
@@ -65,6 +66,7 @@ class Dataset:
     train_size: int
     test_size: int
     take_static: Callable[[int], dict[str, np.ndarray]]
+    take_test: Callable[[int], dict[str, np.ndarray]]
 
 
 def open(
@@ -139,6 +141,10 @@ def _keep(run: _Run, train_source: Source, test_source: Source) -> Dataset:
         first = ImageSet(train.images[chosen], train.labels[chosen], train.classes)
         return {"image": resized(first, window).images, "label": first.labels}
 
+    def take_test(size: int) -> dict[str, np.ndarray]:
+        chosen = _evenly(size, len(test))
+        return {"image": test.images[chosen], "label": test.labels[chosen]}
+
     shape = take_static(1)["image"].shape[1:]
     if shape != test.images.shape[1:]:
         raise ValueError(
@@ -160,6 +166,7 @@ def _keep(run: _Run, train_source: Source, test_source: Source) -> Dataset:
         train_size=len(train),
         test_size=len(test),
         take_static=take_static,
+        take_test=take_test,
     )
 
 
@@ -178,10 +185,9 @@ def _stream(run: _Run, train_source: Source, test_source: Source) -> Dataset:
     test.read_or_next(0)
     mean, std = _statistics(run.config, known)
 
-    def take_static(size: int) -> dict[str, np.ndarray]:
-        read = [train.read_or_next(index % len(train)) for index in range(size)]
-        images, labels = zip(*read, strict=True)
-        return {"image": np.stack(images), "label": np.array(labels, np.int32)}
+    def read(images: Reader, chosen: Iterable[int]) -> dict[str, np.ndarray]:
+        pictures, labels = zip(*map(images.read_or_next, chosen), strict=True)
+        return {"image": np.stack(pictures), "label": np.array(labels, np.int32)}
 
     return Dataset(
         classes=train.classes,
@@ -196,8 +202,14 @@ def _stream(run: _Run, train_source: Source, test_source: Source) -> Dataset:
         ),
         train_size=len(train),
         test_size=len(test),
-        take_static=take_static,
+        take_static=lambda size: read(train, (index % len(train) for index in range(size))),
+        take_test=lambda size: read(test, _evenly(size, len(test)).tolist()),
     )
+
+
+def _evenly(size: int, total: int) -> np.ndarray:
+    """As many indices, evenly spread: sets are often sorted by class."""
+    return np.linspace(0, total - 1, size).round().astype(int)
 
 
 def _label_order(config: Mapping[str, Any], size: int) -> np.ndarray:

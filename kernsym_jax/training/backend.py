@@ -1,4 +1,4 @@
-"""On which devices a run computes, and the two steps compiled for them."""
+"""On which devices a run computes, and its steps compiled for them."""
 
 import dataclasses
 import functools
@@ -14,13 +14,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kernsym_jax.training.recipe import Recipe
 from kernsym_jax.training.state import TrainState, initial_state
-from kernsym_jax.training.step import Batch, Logs, Sums, eval_step, train_step
+from kernsym_jax.training.step import Batch, Logs, Sums, answer_step, eval_step, train_step
 
 MEMBERS, DATA = "members", "data"
 """The axes of the mesh: networks that train side by side, and parts of a batch."""
 
 TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Logs]]
 EvalStep = Callable[[TrainState, Batch], Sums]
+AnswerStep = Callable[[TrainState, Batch], Batch]
 
 _EACH = PartitionSpec(MEMBERS)
 # All members are at the same step. One number for all also keeps the decision whether to measure
@@ -110,6 +111,10 @@ class Backend:
         """The evaluation step; all members see the same batch."""
         return _compile_eval(self, recipe)
 
+    def compile_answers(self, recipe: Recipe, mode: str) -> AnswerStep:
+        """The step that answers images shifted in that mode; all members see the same batch."""
+        return _compile_answers(self, recipe, mode)
+
     def _put(self, array: np.ndarray, *axes: str | None) -> jax.Array:
         # As explicit a copy as there is, which the guard knows of a single process only.
         with jax.transfer_guard_host_to_device("allow"):
@@ -178,7 +183,16 @@ def _compile_train(backend: Backend, recipe: Recipe) -> TrainStep:
 
 @functools.lru_cache(maxsize=16)
 def _compile_eval(backend: Backend, recipe: Recipe) -> EvalStep:
-    step = functools.partial(eval_step, recipe)
+    return _on_shared_batch(backend, functools.partial(eval_step, recipe))
+
+
+@functools.lru_cache(maxsize=16)
+def _compile_answers(backend: Backend, recipe: Recipe, mode: str) -> AnswerStep:
+    return _on_shared_batch(backend, functools.partial(answer_step, recipe, mode))
+
+
+def _on_shared_batch(backend: Backend, step: Callable) -> Callable:
+    """A step that changes no state, of which all members see the same batch."""
     if backend.members:
         step = jax.vmap(step, in_axes=(_STATE_AXES, None))
         return _map(backend, step, (_STATE_SPECS, PartitionSpec(DATA)), _EACH)

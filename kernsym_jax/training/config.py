@@ -16,12 +16,15 @@ _AT_LEAST = {
     "log_every": 1,
     "keep_checkpoints": 1,
     "keep_best": 0,
+    "consistency.images": 0,
+    "consistency.shift": 0,
     "optimizer.accumulate": 1,
     "optimizer.clip_norm": 0,
 }
 _WORDS = {
     "backend": ("jit", "pmap"),
     "population": ("auto", "vmap", "turn"),
+    "consistency.mode": ("circular", "zero"),
     "model.dtype": ("float32", "bfloat16"),
 }
 # Where and how a run computes, which may change from session to session: the numbers do not.
@@ -99,6 +102,13 @@ def default() -> ml_collections.ConfigDict:
     config.label_smoothing = 0.0
     # Of the moving average of the weights, which is then evaluated too; 0 for none.
     config.ema_decay = 0.0
+
+    # At every evaluation: how often the class of a few test images, evenly chosen, survives flips
+    # and every shift of up to so many pixels, circular or with zeros entering. 0 images for never.
+    config.consistency = ml_collections.ConfigDict()
+    config.consistency.images = 256
+    config.consistency.shift = 1
+    config.consistency.mode = "circular"
 
     # In steps; evaluation and checkpoints in epochs.
     config.log_every = 50

@@ -10,6 +10,7 @@ import numpy as np
 from kernsym_jax import data, symmetry
 from kernsym_jax.training import ahead
 from kernsym_jax.training.backend import Backend
+from kernsym_jax.training.consistency import Consistency
 from kernsym_jax.training.metrics import Progress, show
 from kernsym_jax.training.profile import Profile
 from kernsym_jax.training.recipe import Recipe
@@ -45,6 +46,9 @@ class Loop:
         self._train_step = backend.compile_train(recipe)
         self._eval_step = backend.compile_eval(recipe)
         self._config, per_epoch = runs[0].config, dataset.train.steps_per_epoch
+        self._consistency: Consistency | None = None
+        if self._config.consistency.images:
+            self._consistency = Consistency(self._config, backend, recipe, dataset)
         self._evaluate_at = round(self._config.eval_every_epochs * per_epoch) or 1
         self._save_at = round(self._config.checkpoint_every_epochs * per_epoch) or 1
         self._images_per_step = self._config.batch_size * len(runs)
@@ -70,7 +74,7 @@ class Loop:
         # From here on every copy between host and device is written out in the code.
         with jax.transfer_guard("disallow"):
             # A request to stop may have cut the evaluation short that was due here.
-            complete = not first or self._written(first, "eval") or self._evaluate(first, state)
+            complete = not first or self._evaluate(first, state)
             if complete:
                 state, complete = self._steps(state, first, keys)
             step = int(jax.device_get(state.step))
@@ -133,9 +137,27 @@ class Loop:
         return True
 
     def _evaluate(self, step: int, state: TrainState) -> bool:
-        """Evaluates if that is due; whether it came to the end."""
+        """Evaluates if that is due and not done; whether it came to the end."""
         if step % self._evaluate_at != 0 and step != self._recipe.total_steps:
             return True
+        if not self._written(step, "eval") and not self._test(step, state):
+            return False
+        if self._consistency is None or self._written(step, "consistency"):
+            return True
+        found = self._consistency.measure(state, self._stop)
+        for run, figures in zip(self._runs, found or [], strict=False):
+            run.log_consistency(step, figures)
+            kept = {"shifted": figures.get("shifts"), **figures["flips"]}
+            shown = "  ".join(
+                f"{name} {kept[name]:.4f}"
+                for name in ("shifted", "fliplr", "flipud")
+                if kept[name] is not None
+            )
+            show(f"{self._named(run)}same answer: {shown}  ({figures['images']} images)")
+        return found is not None
+
+    def _test(self, step: int, state: TrainState) -> bool:
+        """Evaluates on the test images; whether it came to the end."""
         parts: list[Any] = []
         for batch in self._dataset.evaluation():
             if self._stop.asked():
@@ -149,12 +171,15 @@ class Loop:
                 name: sum(float(self._of(part[name], index)) for part in parts) for name in parts[0]
             }
             figures = run.log_evaluation(step, sums)
-            name = f"{run.name}: " if len(self._runs) > 1 else ""
+            shown = f"accuracy {figures['accuracy']:.4f}  loss {figures['loss']:.4f}"
             show(
-                f"{name}evaluation after step {step}: accuracy {figures['accuracy']:.4f}  "
-                f"loss {figures['loss']:.4f}  ({figures['images']} images)"
+                f"{self._named(run)}evaluation after step {step}: {shown}  "
+                f"({figures['images']} images)"
             )
         return True
+
+    def _named(self, run: Run) -> str:
+        return f"{run.name}: " if len(self._runs) > 1 else ""
 
     def _save(self, step: int, state: TrainState) -> None:
         # The members' older checkpoints go only when all newer ones are on disk: whenever a process

@@ -93,4 +93,5 @@ def _scalars(figures: dict[str, Any], split: str) -> dict[str, float]:
     """What TensorBoard shows; of each layer its score, as a thousand curves are slow to draw."""
     found = {name: value for name, value in figures.items() if isinstance(value, int | float)}
     found |= {f"layers/{name}": row["score"] for name, row in figures.get("layers", {}).items()}
+    found |= {f"flips/{name}": share for name, share in figures.get("flips", {}).items()}
     return {f"{split}/{name}": value for name, value in found.items() if value is not None}

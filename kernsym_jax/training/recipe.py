@@ -115,4 +115,9 @@ def complete(config: ml_collections.ConfigDict, dataset: data.Dataset) -> ml_col
         raise ValueError(
             f"config.data.shift={config.data.shift} leaves nothing of {height}×{width} images"
         )
+    if config.consistency.images and config.consistency.shift >= min(height, width):
+        raise ValueError(
+            f"config.consistency.shift={config.consistency.shift} leaves nothing of "
+            f"{height}×{width} images"
+        )
     return config

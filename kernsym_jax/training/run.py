@@ -124,6 +124,10 @@ class Run:
         self._write(step, "eval", figures)
         return figures
 
+    def log_consistency(self, step: int, figures: dict[str, Any]) -> None:
+        """Writes how often answers have survived shifts and flips."""
+        self._write(step, "consistency", figures)
+
     def save(self, step: int, state: TrainState) -> None:
         """Saves a state; of the accuracy of this step, if it has been evaluated."""
         evaluated = self._latest.get("eval") == step

@@ -1,5 +1,6 @@
-"""One pure training step and one pure evaluation step."""
+"""The pure steps of a run: training, evaluation, and answers to shifted images."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import optax
 
 from kernsym_jax import symmetry
 from kernsym_jax.data import augment, normalize
+from kernsym_jax.evaluation.shift import shift
 from kernsym_jax.training.optimizer import optimizer
 from kernsym_jax.training.recipe import Recipe
 from kernsym_jax.training.state import NEVER, Meter, TrainState
@@ -78,6 +80,30 @@ def eval_step(recipe: Recipe, state: TrainState, batch: Batch) -> Sums:
         sums[f"{prefix}loss"] = jnp.sum(jnp.where(batch["weight"] > 0, losses, 0))
         sums[f"{prefix}correct"] = jnp.sum(_correct(logits, batch["label"]) * batch["weight"])
     return _over_devices(recipe, jax.lax.psum, sums)
+
+
+def answer_step(recipe: Recipe, mode: str, state: TrainState, batch: Batch) -> Batch:
+    """The network's answers to images that are shifted.
+
+    Args:
+      recipe: static.
+      mode: static, how they are shifted; one of ``evaluation.MODES``.
+      state: the parameters and statistics to evaluate.
+      batch: ``image`` (batch, height, width, channels) uint8; ``down`` and ``right`` (batch,)
+        int32, pixels.
+
+    Returns:
+      The likeliest class of every image, (batch,) int32, or of its every pixel; by prefix: empty
+      for the network itself, ``ema_`` for its moving averages if there are any.
+    """
+    offsets = jnp.stack([batch["down"], batch["right"]], axis=1)
+    images = shift(normalize(batch["image"], recipe.mean, recipe.std), offsets, mode)
+    answers = {}
+    for prefix, variables in {"": state.variables, "ema_": state.ema}.items():
+        if variables:
+            logits: Any = recipe.model.apply(variables, images, train=False)
+            answers[prefix] = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return _over_devices(recipe, functools.partial(jax.lax.all_gather, tiled=True), answers)
 
 
 def mean_loss(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:

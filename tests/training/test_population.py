@@ -41,8 +41,10 @@ def test_members_of_one_program_are_as_if_trained_alone(populations, member):
     require_close(states[0].batch_stats, states[1].batch_stats)
     for one, other in zip(lines(together), lines(alone), strict=True):
         assert (one["step"], one["split"]) == (other["step"], other["split"])
-        for name in one.keys() - {"step", "split", "layers"}:
-            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-3)
+        for name in one.keys() - {"step", "split", "layers", "mode"}:
+            # One answer of 256 may be a tie that rounding decides.
+            close = 5e-3 if one["split"] == "consistency" else 1e-3
+            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=close)
     assert (together / "layers.json").read_bytes() == (alone / "layers.json").read_bytes()
     configs = [json.loads((folder / "config.json").read_text()) for folder in (together, alone)]
     assert configs[0] == {**configs[1], "devices": 8}

@@ -19,6 +19,7 @@ from kernsym_jax.layers.polyphase import (
 )
 from kernsym_jax.layers.pool import AvgPool, MaxPool, adaptive_average_pool
 from kernsym_jax.layers.sbpool import Position, corner, random_position
+from kernsym_jax.layers.upsample import upsample
 from kernsym_jax.layers.window import crop, crop_to_common, subsample
 
 __all__ = [
@@ -47,5 +48,6 @@ __all__ = [
     "polyphase",
     "random_position",
     "subsample",
+    "upsample",
     "window_scale",
 ]

@@ -13,6 +13,7 @@ from kernsym_jax.models.inception_v3 import InceptionV3
 from kernsym_jax.models.mobilenet_v2 import MobileNetV2
 from kernsym_jax.models.resnet import ResNet
 from kernsym_jax.models.small_cnn import SmallCNN
+from kernsym_jax.models.unet import UNet
 from kernsym_jax.models.vgg import VGG
 
 
@@ -51,6 +52,7 @@ _MODELS: dict[str, Model] = {
     "cifar_resnet110": Model(CifarResNet, {"blocks": (18,) * 3}, 32, "54 basic blocks, option A"),
     "inception_v3": Model(InceptionV3, {}, 299, "11 mixed blocks, auxiliary head in training"),
     "mobilenet_v2": Model(MobileNetV2, {}, 224, "17 inverted residual blocks"),
+    "unet": Model(UNet, {}, 256, "4 levels down and up with skips, a class for every pixel"),
 }
 
 NAMES = tuple(_MODELS)

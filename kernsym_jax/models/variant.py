@@ -59,13 +59,19 @@ class Variant:
         self, name: str, x: jax.Array, kernel_size: int, pad: int, index: int, train: bool
     ) -> jax.Array:
         """Max-pooling with stride 2 as the strided place number ``index``."""
+        return self.max_pool_and_phases(name, x, kernel_size, pad, index, train)[0]
+
+    def max_pool_and_phases(
+        self, name: str, x: jax.Array, kernel_size: int, pad: int, index: int, train: bool
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """What ``max_pool`` gives, and the phases that its step has chosen."""
         down = self.down(f"{name}_down", 2, index)
         if self.padding == "circular" and down.inside == 1 and kernel_size == 2 and pad == 0:
             # Unstrided, a circular map has a window at every pixel, the last included; without it
             # the polyphase components of a rolled map would not be rolled themselves.
             x = pad_map(x, ((0, 1), (0, 1)), "circular")
         pool = MaxPool(kernel_size, down.inside, self.padding, pad, name=name)
-        return down(pool(x, down.position(train)), train)[0]
+        return down(pool(x, down.position(train)), train)
 
     def margin(self, kernel_size: int) -> int:
         """Pixels per side that an unpadded convolution takes away and a shortcut has to crop."""

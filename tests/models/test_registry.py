@@ -40,7 +40,7 @@ def shapes_of(model, images):
 
 
 def test_the_names_are_those_of_the_contract():
-    published = {"small_cnn", "alexnet", "inception_v3", "mobilenet_v2"}
+    published = {"small_cnn", "alexnet", "inception_v3", "mobilenet_v2", "unet"}
     published |= {f"vgg{n}{bn}" for n in (11, 13, 16, 19) for bn in ("", "_bn")}
     published |= {f"resnet{n}" for n in (18, 34, 50, 101, 152)}
     published |= {f"cifar_resnet{n}" for n in (20, 32, 44, 56, 110)}
@@ -63,7 +63,8 @@ def test_every_model_maps_images_of_its_size_to_float32_logits(name):
     assert set(shapes) <= {"params", "batch_stats"}
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     logits = jax.eval_shape(model.apply, shapes, images)
-    assert (logits.shape, logits.dtype) == ((2, 5), jnp.float32)
+    pixels = images.shape[1:3] if name == "unet" else ()
+    assert (logits.shape, logits.dtype) == ((2, *pixels, 5), jnp.float32)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,155 @@
+"""U-Net: a network that gives every pixel a class."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kernsym_jax.layers import upsample
+from kernsym_jax.models.variant import Variant, torch_uniform
+
+ENCODERS = ("strided", "max_pool")
+
+
+class DownBlock(nn.Module):
+    """Two 3×3 convolutions, after a step down by the first of them or by a pooling before it.
+
+    Attributes:
+      features: channels.
+      stride: step of the block, 1 or 2.
+      index: number of its strided place in the network.
+      encoder: one of ``ENCODERS``.
+      variant: padding, downsampling and type.
+    """
+
+    features: int
+    stride: int
+    index: int
+    encoder: str
+    variant: Variant
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array | None]:
+        """A map (batch, out_h, out_w, features), and the phases that the step has chosen."""
+        v, stride, phases = self.variant, self.stride, None
+        if self.stride > 1 and self.encoder == "max_pool":
+            x, phases = v.max_pool_and_phases("pool", x, 2, 0, self.index, train)
+            stride = 1
+        down = v.down("conv1_down", stride, self.index)
+        x = v.conv("conv1", self.features, 3, stride=down.inside)(x, down.position(train))
+        x, chosen = down(nn.relu(v.norm("bn1")(x, train)), train)
+        x = nn.relu(v.norm("bn2")(v.conv("conv2", self.features, 3)(x), train))
+        return x, phases if chosen is None else chosen
+
+
+class UpBlock(nn.Module):
+    """A map brought to the size of the skip beside it, and two 3×3 convolutions on both.
+
+    Transposed convolutions would leave a checkerboard of their own: their windows overlap unevenly
+    wherever the step does not divide the kernel. So the map is interpolated, then convolved.
+
+    Attributes:
+      features: channels.
+      first: where the step down took its first pixel, as ``layers.upsample`` takes it.
+      variant: padding, downsampling and type.
+    """
+
+    features: int
+    first: float
+    variant: Variant
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, skip: jax.Array, phases: jax.Array | None, train: bool = False
+    ) -> jax.Array:
+        """A map (batch, height, width, features) of the size of ``skip``."""
+        v = self.variant
+        size = (skip.shape[1], skip.shape[2])
+        x = upsample(x, size, 2, phases, self.first, v.padding)
+        x = jnp.concatenate([skip, x], axis=-1)
+        x = nn.relu(v.norm("bn1")(v.conv("conv1", self.features, 3)(x), train))
+        return nn.relu(v.norm("bn2")(v.conv("conv2", self.features, 3)(x), train))
+
+
+class UNet(nn.Module):
+    """An encoder and a decoder with skip connections, for images of any height and width.
+
+    Layers are ``down1/conv1``, ``down1/bn1``, ``down1/conv2``, …, then from the lowest level back
+    ``up2/conv1``, …, ``up1/conv2``, and ``head``; a number is that of the level, so ``up1`` and
+    ``down1`` work at the size of the image. With circular padding and ``aps`` or ``lps`` a circular
+    shift of an image whose size ``2**(depth - 1)`` divides shifts the logits alike.
+
+    Attributes:
+      num_classes: classes of a pixel.
+      width: channels of the first level; doubled at each further one.
+      depth: number of levels, each at half the size of the one above.
+      encoder: how a level is entered: by a ``strided`` convolution, or by a 2×2 ``max_pool``.
+      padding: one of ``layers.PADDINGS`` but ``valid``.
+      downsample: one of ``layers.DOWNSAMPLINGS``.
+      blur_size: taps of the filter of ``downsample="blur"``.
+      bn_axis_name: axis over which ``pmap`` shares BatchNorm statistics.
+      dtype: type of the computation.
+
+    Reference: Ronneberger et al., "U-Net", MICCAI 2015, here with padding and BatchNorm; the way up
+      by phase, Rojas-Gomez et al., "Learnable Polyphase Sampling", NeurIPS 2022.
+    """
+
+    num_classes: int = 11
+    width: int = 32
+    depth: int = 4
+    encoder: str = "strided"
+    padding: str = "zero"
+    downsample: str = "stride"
+    blur_size: int = 4
+    bn_axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Logits (batch, height, width, num_classes), float32, of (batch, height, width, ch)."""
+        self._check()
+        v = Variant(
+            self.padding,
+            self.downsample,
+            self.blur_size,
+            self.bn_axis_name,
+            self.dtype,
+            kernel_init=nn.initializers.he_normal(),
+        )
+        x = images.astype(self.dtype)
+        levels = []
+        for level in range(1, self.depth + 1):
+            x, phases = DownBlock(
+                features=self.width * 2 ** (level - 1),
+                stride=1 if level == 1 else 2,
+                index=level - 2,
+                encoder=self.encoder,
+                variant=v,
+                name=f"down{level}",
+            )(x, train)
+            levels.append((x, phases))
+        first = 0.5 if self.encoder == "max_pool" else 0.0
+        for level in range(self.depth - 1, 0, -1):
+            skip, phases = levels[level - 1][0], levels[level][1]
+            x = UpBlock(self.width * 2 ** (level - 1), first, v, name=f"up{level}")(
+                x, skip, phases, train
+            )
+        # One pixel at a time, so no padding and nothing to be symmetric; in float32 like every
+        # model's logits.
+        uniform = torch_uniform(x.shape[-1])
+        fields = {"use_bias": True, "kernel_init": uniform, "bias_init": uniform}
+        return v.conv("head", self.num_classes, 1, dtype=jnp.float32, **fields)(x)
+
+    def _check(self) -> None:
+        if self.width < 1 or self.depth < 1:
+            raise ValueError(
+                f"unet needs a width and depth of 1 or more, got {self.width} and {self.depth}"
+            )
+        if self.encoder not in ENCODERS:
+            raise ValueError(f"unet: unknown encoder {self.encoder!r}; wanted one of {ENCODERS}")
+        if self.padding == "valid":
+            raise ValueError(
+                "unet: padding 'valid' takes the border off every map, but each pixel wants a "
+                "class; use one of the modes that keep the size"
+            )

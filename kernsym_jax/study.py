@@ -13,6 +13,7 @@ _STUDY = flags.DEFINE_string("study", None, "The study, a Python file with get_s
 _SIZE = flags.DEFINE_string("size", "smoke", "smoke (minutes), cpu (an hour) or full.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The study's folder; made if it is not there.")
 _DATA = flags.DEFINE_string("data", None, "A source in place of the study's own.")
+_RUNS = flags.DEFINE_string("runs", None, "The runs' folder; workdir/runs by default.")
 _PARALLEL = flags.DEFINE_integer(
     "parallel", 0, "Runs at once, each a process with one of CUDA_VISIBLE_DEVICES; 0: in this one.",
     lower_bound=0,
@@ -38,9 +39,10 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if _STUDY.value is None or _WORKDIR.value is None:
         raise ValueError("--study and --workdir are needed")
-    study = studies.load_study(_STUDY.value, _SIZE.value, _DATA.value)
+    study = studies.load_study(_STUDY.value, _SIZE.value, _DATA.value, _RUNS.value)
     command = ["-m", "kernsym_jax.study", f"--study={_STUDY.value}", f"--size={_SIZE.value}"]
     command += [f"--workdir={_WORKDIR.value}"] + [f"--data={_DATA.value}"] * bool(_DATA.value)
+    command += [f"--runs={_RUNS.value}"] * bool(_RUNS.value)
     if _DRY_RUN.value:
         print(studies.dry_run(study, _WORKDIR.value))
         return 0

@@ -7,6 +7,7 @@ from kernsym_jax.studies.jobs import emit
 from kernsym_jax.studies.results import FinishedRun
 from kernsym_jax.studies.study import (
     Claim,
+    Consistency,
     Contrast,
     Correlation,
     Measure,
@@ -17,6 +18,7 @@ from kernsym_jax.studies.study import (
 
 __all__ = [
     "Claim",
+    "Consistency",
     "Contrast",
     "Correlation",
     "FinishedRun",

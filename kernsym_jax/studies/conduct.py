@@ -52,10 +52,7 @@ def conduct(
     everything = planned.plan_runs(study, workdir)
     missing = [run for run in everything if planned.state(run) != planned.FINISHED]
     print(f"{study.name}: {len(everything) - len(missing)} of {len(everything)} runs are finished")
-    if parallel:
-        failed = _in_children(missing, workdir, command, parallel)
-    else:
-        failed = _here(missing, workdir)
+    failed = _in_children(missing, workdir, command, parallel) if parallel else _here(missing)
     if len(failed) == len(everything):
         raise ValueError(next(iter(failed.values())))
     results = gather(study, workdir, command)
@@ -86,10 +83,12 @@ def train_one(study: Study, workdir: str | pathlib.Path, name: str) -> dict[str,
         raise ValueError(f"study {study.name} has no run {name!r}; it has {', '.join(found)}")
     _write_plan(study, workdir)
     run = found[name]
-    with _alone(run, workdir):
+    with _alone(run):
         if planned.state(run) == planned.FINISHED:
             return FinishedRun(run.variant, run.seed, run.path).summary
-        return training.train_and_evaluate(run.config, run.path)
+        summary = training.train_and_evaluate(run.config, run.path)
+        planned.evaluate(run)
+        return summary
 
 
 def gather(study: Study, workdir: str | pathlib.Path, command: Sequence[str]) -> Results:
@@ -140,7 +139,7 @@ def _write_plan(study: Study, workdir: pathlib.Path) -> None:
         run_directory.write_json(workdir / PLAN, study.plan())
 
 
-def _here(missing: Sequence[PlannedRun], workdir: pathlib.Path) -> dict[str, str]:
+def _here(missing: Sequence[PlannedRun]) -> dict[str, str]:
     """Trains runs in this process; the reasons of those that failed."""
     failed: dict[str, str] = {}
     with stop_on_signal() as stop:
@@ -150,22 +149,24 @@ def _here(missing: Sequence[PlannedRun], workdir: pathlib.Path) -> dict[str, str
             names = ", ".join(run.name for run in group)
             print(f"[{number}/{len(groups)}] {names}", flush=True)
             try:
-                _train(group, workdir)
+                _train(group)
             except ValueError as error:
                 print(f"{names}: {error}", file=sys.stderr)
                 failed |= {run.name: str(error) for run in group}
     return failed
 
 
-def _train(group: Sequence[PlannedRun], workdir: pathlib.Path) -> None:
+def _train(group: Sequence[PlannedRun]) -> None:
     """Trains one run, or several seeds of a variant as one program."""
     config, path = ml_collections.ConfigDict(group[0].config), group[0].path
     if len(group) > 1:
         config.seeds, path = len(group), path.parent
     with contextlib.ExitStack() as stack:
         for run in group:
-            stack.enter_context(_alone(run, workdir))
+            stack.enter_context(_alone(run))
         training.train_and_evaluate(config, path)
+        for run in group:
+            planned.evaluate(run)
 
 
 def _groups(missing: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
@@ -239,16 +240,17 @@ def _log(folder: pathlib.Path, run: PlannedRun) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def _alone(run: PlannedRun, workdir: pathlib.Path) -> Iterator[None]:
+def _alone(run: PlannedRun) -> Iterator[None]:
     """Waits until no other process of this machine trains the run, as a killed study's child may.
 
     The lock ends with the process that holds it, whatever ends that.
     """
     import fcntl
 
-    folder = workdir / "logs"
-    folder.mkdir(exist_ok=True)
-    with _log(folder, run).with_suffix(".lock").open("w") as file:
+    # Beside the runs, which another study may share.
+    folder = run.path.parent.parent / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{run.variant}-{run.path.name}").open("w") as file:
         # Shared folders and buckets may know no locks.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)

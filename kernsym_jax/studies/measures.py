@@ -20,6 +20,31 @@ def accuracy() -> Measure:
     return Measure("test accuracy", lambda run: run.summary["eval_accuracy"])
 
 
+def shift_consistency(meaning: str = "shift consistency") -> Measure:
+    """The share of shifts that leave the class of a test image as it is."""
+    return Measure(meaning, lambda run: run.consistency["shift_consistency"]["value"])
+
+
+def flip_consistency(element: str, kind: str = "hard", meaning: str | None = None) -> Measure:
+    """The share of test images whose class an element of D4 leaves as it is.
+
+    Args:
+      element: of D4.
+      kind: ``hard``, ``soft``, or either after the one-pixel roll: ``rolled_hard``,
+        ``rolled_soft``.
+      meaning: of the measure; the element and kind by default.
+
+    Returns:
+      The measure.
+    """
+
+    def of(run: FinishedRun) -> float | None:
+        kinds = run.consistency["flip_consistency"].get(element)
+        return None if kinds is None else kinds[kind]["value"]
+
+    return Measure(meaning or f"{element} consistency, {kind.replace('_', ', ')}", of)
+
+
 def mean_over(figure: Figure, roles: Sequence[str], meaning: str) -> Measure:
     """The mean of a figure over the layers of some roles, at the end.
 

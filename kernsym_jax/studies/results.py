@@ -40,6 +40,24 @@ class FinishedRun:
         return [line for line in lines if line["split"] == "symmetry"]
 
     @functools.cached_property
+    def answers(self) -> list[dict[str, Any]]:
+        """The ``consistency`` lines of its ``metrics.jsonl``, one for each evaluation."""
+        lines = run_directory.read_metrics(self.path)
+        return [line for line in lines if line["split"] == "consistency"]
+
+    @functools.cached_property
+    def consistency(self) -> dict[str, Any]:
+        """Its shift and flip consistency, with intervals over images.
+
+        Raises:
+          ValueError: if the study does not ask for it.
+        """
+        path = self.path / run_directory.CONSISTENCY
+        if not path.exists():
+            raise ValueError(f"{path} is missing: the study has a measure of it, but asks for none")
+        return run_directory.read_json(path)
+
+    @functools.cached_property
     def summary(self) -> dict[str, Any]:
         """Its final numbers."""
         return run_directory.read_json(self.path / run_directory.SUMMARY)

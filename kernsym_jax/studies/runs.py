@@ -6,11 +6,12 @@ from typing import Any
 
 import ml_collections
 
-from kernsym_jax.studies.study import Study
+from kernsym_jax import evaluation
+from kernsym_jax.studies.study import Consistency, Study
 from kernsym_jax.training import config as configuration
 from kernsym_jax.training import run_directory
 
-FINISHED, STARTED, MISSING = "finished", "started", "missing"
+FINISHED, TRAINED, STARTED, MISSING = "finished", "trained", "started", "missing"
 RUNS = "runs"
 
 
@@ -23,12 +24,14 @@ class PlannedRun:
       seed: of the run.
       path: its run directory.
       config: resolved.
+      consistency: how it is evaluated afterwards; ``None`` for not at all.
     """
 
     variant: str
     seed: int
     path: pathlib.Path
     config: ml_collections.ConfigDict
+    consistency: Consistency | None = None
 
     @property
     def name(self) -> str:
@@ -49,10 +52,14 @@ def plan_runs(study: Study, workdir: pathlib.Path) -> list[PlannedRun]:
     Raises:
       ValueError: if a config has a key or value that no run knows.
     """
-    folder = workdir / RUNS
+    folder = study.runs or workdir / RUNS
     return [
         PlannedRun(
-            variant, seed, folder / variant / f"seed_{seed:03d}", study.config(variant, seed)
+            variant,
+            seed,
+            folder / variant / f"seed_{seed:03d}",
+            study.config(variant, seed),
+            study.consistency,
         )
         for variant in study.variants
         for seed in study.seeds
@@ -60,7 +67,7 @@ def plan_runs(study: Study, workdir: pathlib.Path) -> list[PlannedRun]:
 
 
 def state(run: PlannedRun) -> str:
-    """How far a run is: ``finished``, ``started`` or ``missing``.
+    """How far a run is: ``finished``, ``trained`` (not yet evaluated), ``started`` or ``missing``.
 
     Raises:
       ValueError: if its directory holds a run with another config.
@@ -74,7 +81,33 @@ def state(run: PlannedRun) -> str:
             f"{run.path} holds a run with another config ({'; '.join(changed)}); choose another "
             "--workdir"
         )
-    return FINISHED if (run.path / run_directory.SUMMARY).exists() else STARTED
+    if not (run.path / run_directory.SUMMARY).exists():
+        return STARTED
+    return FINISHED if run.consistency is None or _evaluated(run) else TRAINED
+
+
+def evaluate(run: PlannedRun) -> None:
+    """Measures the shift and flip consistency of a trained run, unless that has been done."""
+    if run.consistency is None or _evaluated(run):
+        return
+    model, photos = evaluation.read_run(run.path)
+    shifts, limit = run.consistency.shifts, run.consistency.limit
+    subject = evaluation.open_subject(model, run.path, photos, shifts, limit=limit)
+    found = evaluation.evaluate(subject, shifts)
+    evaluation.write_results(found, run.path / run_directory.CONSISTENCY)
+
+
+def _evaluated(run: PlannedRun) -> bool:
+    """Whether the run's evaluation is there, and is the one that the study asks for."""
+    path = run.path / run_directory.CONSISTENCY
+    if run.consistency is None or not path.exists():
+        return False
+    found = run_directory.read_json(path)
+    shifts = found.get("shift_consistency", {}).get("settings")
+    return (
+        shifts == dataclasses.asdict(run.consistency.shifts)
+        and found["settings"].get("limit") == run.consistency.limit
+    )
 
 
 def _completed(wanted: ml_collections.ConfigDict, found: dict[str, Any]) -> dict[str, Any]:

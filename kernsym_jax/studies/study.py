@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 
 from kernsym_jax import training
+from kernsym_jax.evaluation import Shifts
 from kernsym_jax.training import config as configuration
 
 if TYPE_CHECKING:
@@ -99,6 +100,19 @@ class Correlation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Consistency:
+    """How every finished run of a study is evaluated.
+
+    Attributes:
+      shifts: that are compared; the elements of D4 are too.
+      limit: at most so many test images, evenly spread; ``None`` for all.
+    """
+
+    shifts: Shifts
+    limit: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """A study in one size.
 
@@ -114,6 +128,7 @@ class Study:
       claims: key -> claim.
       contrasts: name -> test.
       correlations: name -> test.
+      consistency: how every finished run is evaluated; ``None`` for not at all.
       confounds: what else could explain the outcome -> the measures that tell.
       level: of the family-wise error. At 0.05 one study of noise in twenty would find something.
       coverage: of the intervals.
@@ -121,6 +136,8 @@ class Study:
       roles: of the layers whose figures are tabled one by one.
       trajectories: figures of `symmetry.FIELDS` that are drawn over the steps.
       cost: seconds a run takes, and where that was recorded; ``None`` if unknown.
+      runs: the folder of the run directories, such as that of another study with the same runs;
+        ``None`` for ``runs`` in the study's own.
 
     Raises:
       ValueError: for a test that names what the study does not have, and for bad thresholds.
@@ -137,6 +154,7 @@ class Study:
     claims: Mapping[str, Claim]
     contrasts: Mapping[str, Contrast]
     correlations: Mapping[str, Correlation] = dataclasses.field(default_factory=dict)
+    consistency: Consistency | None = None
     confounds: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     level: float = 0.02
     coverage: float = 0.95
@@ -144,6 +162,7 @@ class Study:
     roles: tuple[str, ...] = ("strided",)
     trajectories: tuple[str, ...] = ()
     cost: tuple[float, str] | None = None
+    runs: pathlib.Path | None = None
 
     def __post_init__(self) -> None:
         for name in (self.name, self.size, *self.variants):
@@ -215,6 +234,7 @@ class Study:
             "measures": {name: measure.meaning for name, measure in self.measures.items()},
             "claims": {key: dataclasses.asdict(claim) for key, claim in self.claims.items()},
             "tests": {name: dataclasses.asdict(test) for name, test in self.tests.items()},
+            "consistency": dataclasses.asdict(self.consistency) if self.consistency else None,
             "level": self.level,
             "coverage": self.coverage,
         }
@@ -249,13 +269,19 @@ def pick_size(size: str, sizes: Mapping[str, Callable[[], Study]]) -> Study:
     return sizes[size]()
 
 
-def load_study(path: str | pathlib.Path, size: str, data: str | None = None) -> Study:
+def load_study(
+    path: str | pathlib.Path,
+    size: str,
+    data: str | None = None,
+    runs: str | pathlib.Path | None = None,
+) -> Study:
     """Loads a study from its file.
 
     Args:
       path: a Python file with ``get_study(size)``.
       size: of the study.
       data: a source that takes the place of the base config's own; ``None`` to keep that.
+      runs: the folder of the run directories; ``None`` for ``runs`` in the study's own.
 
     Returns:
       The study.
@@ -280,6 +306,8 @@ def load_study(path: str | pathlib.Path, size: str, data: str | None = None) -> 
     if not callable(getattr(module, "get_study", None)):
         raise ValueError(f"{path} has no get_study(size)")
     study: Study = module.get_study(size)
+    if runs is not None:
+        study = dataclasses.replace(study, runs=pathlib.Path(runs))
     if data is None:
         return study
     base = ml_collections.ConfigDict(study.base)

@@ -19,6 +19,7 @@ PROVENANCE = "provenance.json"
 LAYERS = "layers.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
+CONSISTENCY = "consistency.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 

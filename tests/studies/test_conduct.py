@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import html.parser
 import json
 import os
@@ -6,8 +7,9 @@ import shutil
 
 import pytest
 
-from kernsym_jax import studies, training
+from kernsym_jax import evaluation, studies, training
 from kernsym_jax.studies import load_study
+from kernsym_jax.studies import measures as m
 
 COMMAND = ["-m", "kernsym_jax.study", "--study=micro.py", "--size=smoke", "--workdir=runs"]
 TABLES = ("results.csv", "layers.csv", "claims.json", "study.html", "figures/effects.svg")
@@ -187,7 +189,7 @@ def test_the_page_is_one_offline_file_with_names_as_text(conducted):
 
 def test_one_run_by_itself_is_the_run_of_the_study(conducted, study, tmp_path):
     studies.train_one(study, tmp_path, "odd/seed_001")
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["odd"]
+    assert [p.name for p in (tmp_path / "runs").iterdir() if p.name[0] != "."] == ["odd"]
     metrics = "runs/odd/seed_001/metrics.jsonl"
     assert (tmp_path / metrics).read_text() == (conducted[0] / metrics).read_text()
     time = (tmp_path / metrics).stat().st_mtime_ns
@@ -195,6 +197,37 @@ def test_one_run_by_itself_is_the_run_of_the_study(conducted, study, tmp_path):
     assert (tmp_path / metrics).stat().st_mtime_ns == time
     with pytest.raises(ValueError, match="no run 'odd/seed_009'; it has even/seed_000"):
         studies.train_one(study, tmp_path, "odd/seed_009")
+
+
+def test_another_study_of_the_same_runs_trains_none_and_adds_what_it_measures(
+    copy, study, tmp_path
+):
+    evaluated = dataclasses.replace(
+        study,
+        runs=copy / "runs",
+        consistency=studies.Consistency(evaluation.Shifts("circular", 0, 1), limit=40),
+        measures=dict(study.measures)
+        | {"shift": m.shift_consistency(), "mirror": m.flip_consistency("fliplr", "soft")},
+    )
+    run = copy / "runs/odd/seed_001"
+    assert "odd/seed_001   trained " in studies.dry_run(evaluated, tmp_path / "other")
+    trained = (run / "metrics.jsonl").stat().st_mtime_ns
+    results = studies.conduct(evaluated, tmp_path / "other", COMMAND)
+    assert (run / "metrics.jsonl").stat().st_mtime_ns == trained
+    found = json.loads((run / "consistency.json").read_text())
+    assert found["images"] == 40
+    assert results.values["odd", 1]["shift"] == found["shift_consistency"]["value"]
+    mirror = found["flip_consistency"]["fliplr"]["soft"]["value"]
+    assert results.values["odd", 1]["mirror"] == mirror
+    # Evaluated once, unless another evaluation is asked for.
+    before = (run / "consistency.json").stat().st_mtime_ns
+    studies.conduct(evaluated, tmp_path / "other", COMMAND)
+    assert (run / "consistency.json").stat().st_mtime_ns == before
+    fewer = dataclasses.replace(evaluated.consistency, limit=20)
+    studies.train_one(
+        dataclasses.replace(evaluated, consistency=fewer), tmp_path / "third", "odd/seed_001"
+    )
+    assert json.loads((run / "consistency.json").read_text())["images"] == 20
 
 
 def test_the_seeds_of_a_population_are_runs_of_the_study(conducted, study, tmp_path):

@@ -4,7 +4,8 @@ Pure functions on arrays and pytrees, safe under jit, vmap, grad and sharding. A
 whatever the weights' dtype. A kernel that is zero has no symmetry to speak of: its figures are NaN.
 """
 
-from kernsym_jax.symmetry.group import D4, RECTANGLE, elements, transform
+from kernsym_jax.symmetry.asymmetry import asymmetry
+from kernsym_jax.symmetry.group import D4, RECTANGLE, elements, generated, transform
 from kernsym_jax.symmetry.irreps import IRREPS, irrep_energies
 from kernsym_jax.symmetry.mean_kernel import dc_share, mean_kernel, skew
 from kernsym_jax.symmetry.measure import (
@@ -15,6 +16,7 @@ from kernsym_jax.symmetry.measure import (
     measure,
 )
 from kernsym_jax.symmetry.null import null_scores, p_value, permutation_null, z_value
+from kernsym_jax.symmetry.projection import invariant_part, project_mean_kernel
 from kernsym_jax.symmetry.score import (
     neuron_score,
     single_score,
@@ -28,9 +30,12 @@ __all__ = [
     "IRREPS",
     "RECTANGLE",
     "KernelSymmetry",
+    "asymmetry",
     "conv_kernels",
     "dc_share",
     "elements",
+    "generated",
+    "invariant_part",
     "irrep_energies",
     "kernel_symmetry",
     "mean_kernel",
@@ -39,6 +44,7 @@ __all__ = [
     "null_scores",
     "p_value",
     "permutation_null",
+    "project_mean_kernel",
     "single_score",
     "skew",
     "symmetry_score",

@@ -1,6 +1,6 @@
 """D4, the symmetry group of the square grid, acting on the last two axes of a kernel."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,50 @@ def cell_permutations(kh: int, kw: int) -> np.ndarray:
     return np.stack([_ACTIONS[name](cells).ravel() for name in elements(kh, kw)])
 
 
+def generated(names: Sequence[str]) -> tuple[str, ...]:
+    """The group that some elements of D4 generate.
+
+    Args:
+      names: of the elements; none for all of D4.
+
+    Returns:
+      The names of the group's elements, in the order of `D4`.
+
+    Raises:
+      ValueError: for an unknown name.
+
+    >>> generated(["r90"])
+    ('e', 'r90', 'r180', 'r270')
+    """
+    for name in names:
+        _require_known(name)
+    if not names:
+        return D4
+    # As permutations of the cells of a grid that every element but the identity changes.
+    orders = {name: tuple(row) for name, row in zip(D4, cell_permutations(2, 2), strict=True)}
+    found, new = {orders["e"]}, {orders[name] for name in names}
+    while not new <= found:
+        found |= new
+        new = {tuple(one[cell] for cell in other) for one in found for other in found}
+    return tuple(name for name in D4 if orders[name] in found)
+
+
+def places(names: Sequence[str], kh: int, kw: int) -> np.ndarray:
+    """Where the group that some elements generate stands among the `elements` of a kernel.
+
+    Args:
+      names: as in `generated`.
+      kh: rows.
+      kw: columns.
+
+    Returns:
+      Indices into ``elements(kh, kw)``, the identity's first; what of the group does not apply is
+      left out, and the rest is a group too.
+    """
+    group, known = generated(names), elements(kh, kw)
+    return np.array([known.index(name) for name in group if name in known])
+
+
 def transform(kernel: jax.Array, name: str) -> jax.Array:
     """Applies one element of D4 to a kernel.
 
@@ -63,8 +107,7 @@ def transform(kernel: jax.Array, name: str) -> jax.Array:
     Array([[2, 4],
            [1, 3]], dtype=int32)
     """
-    if name not in D4:
-        raise ValueError(f"unknown transform {name!r}; the elements of D4 are {', '.join(D4)}")
+    _require_known(name)
     kernel = jnp.asarray(kernel)
     if kernel.ndim < 2:
         raise ValueError(f"a kernel has the axes (..., kh, kw), got shape {kernel.shape}")
@@ -74,3 +117,8 @@ def transform(kernel: jax.Array, name: str) -> jax.Array:
         raise ValueError(f"{name} needs a square kernel, got {kh}×{kw}; {', '.join(names)} apply")
     order = cell_permutations(kh, kw)[names.index(name)]
     return kernel.reshape(*kernel.shape[:-2], kh * kw)[..., order].reshape(kernel.shape)
+
+
+def _require_known(name: str) -> None:
+    if name not in D4:
+        raise ValueError(f"unknown transform {name!r}; the elements of D4 are {', '.join(D4)}")

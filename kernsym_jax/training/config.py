@@ -7,6 +7,8 @@ from typing import Any
 
 import ml_collections
 
+from kernsym_jax import symmetry
+
 _NESTED = (Mapping, ml_collections.ConfigDict)
 _AT_LEAST = {
     "batch_size": 1,
@@ -20,6 +22,7 @@ _AT_LEAST = {
     "consistency.shift": 0,
     "optimizer.accumulate": 1,
     "optimizer.clip_norm": 0,
+    "symmetry.loss_weight": 0,
 }
 _WORDS = {
     "backend": ("jit", "pmap"),
@@ -67,6 +70,14 @@ def default() -> ml_collections.ConfigDict:
     config.data.on_broken = "fail"
     # Images are scaled and cropped to squares of that size as they are read; 0 to leave them.
     config.data.image_size = 0
+    # Height and width to which whole images are scaled as they are read, masks by nearest
+    # neighbour; empty to leave them.
+    config.data.scale_to = ()
+    # Of masks: the values that do not count (CamVid: (11,)), the others in the order of the classes
+    # (empty for 0 to the largest), and the names of the classes (empty for the values).
+    config.data.void = ()
+    config.data.mask_values = ()
+    config.data.classes = ()
     # The whole set, both splits, turned counter-clockwise by 0, 90, 180 or 270 degrees.
     config.data.rotate = 0
     # Labels of the training split shuffled.
@@ -109,6 +120,19 @@ def default() -> ml_collections.ConfigDict:
     config.consistency.images = 256
     config.consistency.shift = 1
     config.consistency.mode = "circular"
+
+    config.symmetry = ml_collections.ConfigDict()
+    # λ of the term λ·(1 − mean score) of the loss. Train lines have the loss without it, so that
+    # they can be compared, and its own value as symmetry_loss.
+    config.symmetry.loss_weight = 0.0
+    # After each update, and at the start, the mean kernels are replaced by their invariant part.
+    config.symmetry.project = False
+    # Of D4, such as ("fliplr",): both are about the group that they generate; empty for all of D4.
+    # What does not apply to a kernel's shape (kh ≠ kw) is left out.
+    config.symmetry.elements = ()
+    # Both are about these layers; empty for all convolutions larger than 1×1. As shell patterns of
+    # the end of a path, ("conv*", "layer3_*/conv1"), or after a slash of all of it, ("/conv1",).
+    config.symmetry.layers = ()
 
     # In steps; evaluation and checkpoints in epochs.
     config.log_every = 50
@@ -153,6 +177,7 @@ def resolve(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
             raise ValueError(
                 f"config.{name}: got {_value(complete, name)!r}, wanted {' or '.join(words)}"
             )
+    _require_group(complete.symmetry)
     complete.lock()
     return complete
 
@@ -195,6 +220,18 @@ def _update(known: Any, given: Mapping[str, Any], path: tuple[str, ...]) -> None
             _update(known[key], value, (*path, key))
         else:
             known[key] = _like(known[key], value, name)
+
+
+def _require_group(lever: ml_collections.ConfigDict) -> None:
+    for name in ("elements", "layers"):
+        if not all(isinstance(value, str) for value in lever[name]):
+            raise ValueError(f"config.symmetry.{name}: got {lever[name]!r}, wanted names")
+    try:
+        group = symmetry.generated(lever.elements)
+    except ValueError as error:
+        raise ValueError(f"config.symmetry.elements: {error}") from error
+    if group == ("e",):
+        raise ValueError("config.symmetry.elements: the identity alone leaves kernels as they are")
 
 
 def _like(example: Any, value: Any, name: str) -> Any:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import ml_collections
 
 from kernsym_jax import data, models
+from kernsym_jax.training.symmetry_lever import SymmetryLever
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Recipe:
       log_every: symmetry is measured, and the meter starts anew, every so many steps.
       label_smoothing: share of the target that is spread over all classes.
       ema_decay: of the weights' moving average; 0 for none.
+      lever: what makes mean kernels more symmetric than the task alone.
       axis_name: the mapped axis along which devices share a batch; None where there is no such axis
         and every array is the whole one.
     """
@@ -38,6 +40,7 @@ class Recipe:
     log_every: int
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
+    lever: SymmetryLever = dataclasses.field(default_factory=SymmetryLever)
     axis_name: str | None = None
 
     def logs_at(self, step: int) -> bool:
@@ -83,6 +86,7 @@ def make_recipe(
         log_every=config.log_every,
         label_smoothing=config.label_smoothing,
         ema_decay=config.ema_decay,
+        lever=SymmetryLever.from_config(config.symmetry),
         axis_name=axis_name,
     )
 

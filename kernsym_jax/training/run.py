@@ -95,6 +95,8 @@ class Run:
             "loss": float(meter.loss / meter.steps),
             "accuracy": float(meter.correct / meter.images),
         }
+        if "symmetry_loss" in logs:
+            figures["symmetry_loss"] = float(logs["symmetry_loss"])
         self._write(step, "train", figures)
         return {**figures, "symmetry": self.log_symmetry(step, logs)}
 

@@ -80,6 +80,11 @@ def initial_state(recipe: Recipe, image_shape: tuple[int, ...], key: jax.Array) 
     key = jax.random.fold_in(key, NEVER)
     variables = recipe.model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    if recipe.lever:
+        # Also finds layers that are not there before anything is written.
+        recipe.lever.chosen(params)
+    if recipe.lever.project:
+        params = recipe.lever.projected(params)
     averages = {"params": params, "batch_stats": batch_stats}
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -41,20 +41,28 @@ def train_step(
     Returns:
       The state after the step, and ``{"meter": Meter, "symmetry": {path: KernelSymmetry}}`` whose
       symmetry is NaN except where `Recipe.logs_at` says that it is measured; with moving averages
-      also theirs, ``ema_symmetry``.
+      also theirs, ``ema_symmetry``; with a symmetry term in the loss also that, ``symmetry_loss``,
+      of the weights before the step. The meter's loss is without it.
     """
     augment_key, layer_key = jax.random.split(jax.random.fold_in(key, state.step))
     images = _vary(recipe, batch["image"], augment_key)
     gradients, batch_stats, sums = _gradients(recipe, state, images, batch["label"], layer_key)
+    logs: Logs = {}
+    if recipe.lever.loss_weight:
+        # By itself, not once for every part of the batch and every device.
+        logs["symmetry_loss"], slopes = jax.value_and_grad(recipe.lever.loss)(state.params)
+        gradients = jax.tree.map(jnp.add, gradients, slopes)
     updates, opt_state = optimizer(recipe).update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    if recipe.lever.project:
+        params = recipe.lever.projected(params)
     step = state.step + 1
     ema = _average(recipe, state.ema, {"params": params, "batch_stats": batch_stats}, step)
     # A step may have a finite loss and still leave weights that are not.
     finite = jnp.isfinite(sums["loss"]) & _all_finite(params)
     meter = _advance(state.meter, state.step % recipe.log_every == 0, step, sums, finite)
     state = TrainState(step, params, batch_stats, opt_state, ema, meter)
-    return state, {"meter": meter, **_measured(recipe, state)}
+    return state, {"meter": meter, **logs, **_measured(recipe, state)}
 
 
 def eval_step(recipe: Recipe, state: TrainState, batch: Batch) -> Sums:
@@ -196,7 +204,11 @@ def _average(recipe: Recipe, old: Any, new: Any, step: jax.Array) -> Any:
     # Short at first: the initial weights would otherwise stay in the average for long.
     count = step.astype(jnp.float32)
     decay = jnp.minimum(recipe.ema_decay, (1 + count) / (10 + count))
-    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
+    ema = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
+    if recipe.lever.project:
+        # A mean of projected weights is projected, but for rounding, which would add up.
+        ema["params"] = recipe.lever.projected(ema["params"])
+    return ema
 
 
 def _measured(recipe: Recipe, state: TrainState) -> Logs:

@@ -2,15 +2,18 @@
 
 from kernsym_jax.data.augment import Augment, augment, normalize
 from kernsym_jax.data.dataset import Dataset, TrainBatches, open
-from kernsym_jax.data.image_set import ImageSet, channel_statistics
+from kernsym_jax.data.image_set import VOID, ImageSet, channel_statistics
+from kernsym_jax.data.mask import MaskCoding
 from kernsym_jax.data.order import DeviceBatches, epoch_order, evaluation_batches
 from kernsym_jax.data.sources import load, prepare
 
 __all__ = [
+    "VOID",
     "Augment",
     "Dataset",
     "DeviceBatches",
     "ImageSet",
+    "MaskCoding",
     "TrainBatches",
     "augment",
     "channel_statistics",

@@ -38,29 +38,50 @@ def load(place: str, split: str) -> EncodedSet:
         a member is neither a file nor a folder, or the splits do not have the same classes.
     """
     path = pathlib.Path(place)
-    state = path.stat()
+    identity = state(path)
     return EncodedSet(
         place=f"{path.resolve()}, {split} split",
-        identity=lambda: (state.st_size, state.st_mtime_ns),
+        identity=lambda: identity,
         list=lambda: _files(path, split),
     )
 
 
-def _files(path: pathlib.Path, split: str) -> Files:
+def members(path: pathlib.Path) -> dict[Path, Read]:
+    """What is in a tar file, below a folder that all have in common.
+
+    Args:
+      path: the tar file, plain or compressed.
+
+    Returns:
+      Every file with what gives its bytes, and every folder with ``None``.
+
+    Raises:
+      ValueError: as `load` does.
+    """
     try:
-        members = dict(_members(path))
+        found = dict(_members(path))
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{path}: not a readable tar file ({error})") from error
-    members = _without_common_folder(members)
-    folders = {member.parts[0] for member, read in members.items() if read is None}
+    return _without_common_folder(found)
+
+
+def state(path: pathlib.Path) -> tuple[int, int]:
+    """Size and time of change of an archive: other ones if it has changed."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _files(path: pathlib.Path, split: str) -> Files:
+    found = members(path)
+    folders = {member.parts[0] for member, read in found.items() if read is None}
     name = folder.split_folder(str(path), folders, split)
-    classes = _class_names(members, name)
+    classes = _class_names(found, name)
     for other in folder.split_folders(folders) if name else ():
-        folder.require_same_classes(str(path), classes, _class_names(members, other))
+        folder.require_same_classes(str(path), classes, _class_names(found, other))
     depth = 1 if name else 0
     images = [
         (member, read, classes.index(member.parts[depth]))
-        for member, read in sorted(members.items(), key=lambda item: item[0].parts)
+        for member, read in sorted(found.items(), key=lambda item: item[0].parts)
         if read is not None and len(member.parts) > depth + 1 and _inside(member, name)
     ]
     if not images:

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 
 from kernsym_jax.data.crop import crop
+from kernsym_jax.data.image_set import VOID
 
 FLIPS = ("none", "horizontal", "vertical", "d4")
 
@@ -22,7 +23,7 @@ class Augment:
       crop_size: a random window of every image is scaled to a square of that size; 0 for none.
       crop_scale: least and largest share of the area of a window.
       crop_ratio: least and largest width over height of a window.
-      shift: largest shift in pixels, per axis and image; what enters is black.
+      shift: largest shift in pixels, per axis and image; what enters is black, in masks void.
       flip: ``none``, ``horizontal``, ``vertical``, each applied to half of the images, or ``d4``,
         one of the eight symmetries of the square per image.
 
@@ -54,32 +55,40 @@ class Augment:
         )
 
 
-def augment(images: jax.Array, key: jax.Array, how: Augment) -> jax.Array:
-    """Crops, shifts and flips every image by itself.
+@overload
+def augment(images: jax.Array, key: jax.Array, how: Augment) -> jax.Array: ...
+
+
+@overload
+def augment(
+    images: jax.Array, key: jax.Array, how: Augment, masks: jax.Array
+) -> tuple[jax.Array, jax.Array]: ...
+
+
+def augment(
+    images: jax.Array, key: jax.Array, how: Augment, masks: jax.Array | None = None
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Crops, shifts and flips every image by itself, and its mask with it.
 
     Args:
       images: (batch, height, width, channels), any dtype.
       key: a JAX random key.
       how: the kind and range of variation.
+      masks: (batch, height, width) uint8 labels of the images' pixels, or ``None``.
 
     Returns:
-      Images of the same dtype, and of the same shape unless they are cropped.
+      Images of the same dtype, and of the same shape unless they are cropped; with masks, a pair of
+      the images and their masks. Every pixel of a mask is one of the mask before, or `VOID`.
 
     Raises:
       ValueError: if a shift could move an image out of sight, or ``d4`` meets images that are not
         square.
     """
-    shift_key, flip_key, crop_key = jax.random.split(key, 3)
-    if how.crop_size:
-        images = crop(images, crop_key, how.crop_size, how.crop_scale, how.crop_ratio)
-    _, height, width, _ = images.shape
-    if how.shift >= min(height, width):
-        raise ValueError(f"a shift of {how.shift} pixels leaves nothing of {height}×{width} images")
-    if how.shift:
-        images = _shift(images, shift_key, how.shift)
-    if how.flip != "none":
-        images = _flip(images, flip_key, how.flip)
-    return images
+    if masks is None:
+        return _varied(images, key, how, fill=0)
+    # The same key draws the same windows, shifts and flips.
+    varied = _varied(masks[..., None], key, how, fill=VOID, nearest=True)
+    return _varied(images, key, how, fill=0), varied[..., 0]
 
 
 def normalize(
@@ -100,9 +109,26 @@ def normalize(
     return (images.astype(jnp.float32) / 255 - mean_row) / deviation_row
 
 
-def _shift(images: jax.Array, key: jax.Array, most: int) -> jax.Array:
+def _varied(
+    images: jax.Array, key: jax.Array, how: Augment, fill: int, nearest: bool = False
+) -> jax.Array:
+    shift_key, flip_key, crop_key = jax.random.split(key, 3)
+    if how.crop_size:
+        images = crop(images, crop_key, how.crop_size, how.crop_scale, how.crop_ratio, nearest)
+    _, height, width, _ = images.shape
+    if how.shift >= min(height, width):
+        raise ValueError(f"a shift of {how.shift} pixels leaves nothing of {height}×{width} images")
+    if how.shift:
+        images = _shift(images, shift_key, how.shift, fill)
+    if how.flip != "none":
+        images = _flip(images, flip_key, how.flip)
+    return images
+
+
+def _shift(images: jax.Array, key: jax.Array, most: int, fill: int) -> jax.Array:
     batch, *size = images.shape
-    padded = jnp.pad(images, ((0, 0), (most, most), (most, most), (0, 0)))
+    widths = ((0, 0), (most, most), (most, most), (0, 0))
+    padded = jnp.pad(images, widths, constant_values=fill)
     starts = jax.random.randint(key, (batch, 2), 0, 2 * most + 1)
 
     def window(image: jax.Array, start: jax.Array) -> jax.Array:

@@ -89,7 +89,8 @@ def _entry(encoded: EncodedSet, view: View, on_broken: str) -> pathlib.Path | No
     import PIL
 
     # Of one set and its options there is one entry, that of its newest files.
-    subject = _digest(_FORMAT, PIL.__version__, encoded.place, view, on_broken)
+    masks = [] if encoded.coding is None else [encoded.coding]
+    subject = _digest(_FORMAT, PIL.__version__, encoded.place, view, on_broken, *masks)
     return cache / f"{subject}-{_digest(encoded.identity())}"
 
 
@@ -101,7 +102,10 @@ def _read(entry: pathlib.Path) -> Decoded:
         if _checksum(array) != about["checksums"][name]:
             raise ValueError(f"{name} are not what was written")
         arrays[name] = array
-    images = ImageSet(arrays["images"], np.array(arrays["labels"]), tuple(about["classes"]))
+    labels = arrays["labels"]
+    if labels.ndim == 1:
+        labels = np.array(labels)
+    images = ImageSet(arrays["images"], labels, tuple(about["classes"]))
     return Decoded(images, tuple(about["skipped"]))
 
 

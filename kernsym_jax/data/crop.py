@@ -57,7 +57,12 @@ def central_box(height: int, width: int, share: float) -> Box:
 
 
 def crop(
-    images: jax.Array, key: jax.Array, size: int, scale: Sequence[float], ratio: Sequence[float]
+    images: jax.Array,
+    key: jax.Array,
+    size: int,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+    nearest: bool = False,
 ) -> jax.Array:
     """Cuts a random window out of every image by itself and scales it to a square.
 
@@ -67,10 +72,11 @@ def crop(
       size: of the square in pixels.
       scale: least and largest share of the area.
       ratio: least and largest width over height.
+      nearest: take the nearest pixels and no others, as masks need it.
 
     Returns:
       (batch, size, size, channels) of the same dtype, interpolated linearly, averaging where a
-      window shrinks; whole numbers are rounded.
+      window shrinks; whole numbers are rounded. The same key cuts the same windows out of masks.
     """
     batch, height, width, channels = images.shape
     draws = jax.random.uniform(key, (batch, DRAWS), jnp.float32)
@@ -87,6 +93,15 @@ def crop(
             "linear",
         )
 
+    def nearest_one(image: jax.Array, drawn: jax.Array) -> jax.Array:
+        top, left, tall, wide = random_box(drawn, height, width, scale, ratio)
+        middles = (jnp.arange(size, dtype=jnp.float32) + 0.5) / size
+        rows = jnp.clip(jnp.floor(top + middles * tall), 0, height - 1).astype(jnp.int32)
+        columns = jnp.clip(jnp.floor(left + middles * wide), 0, width - 1).astype(jnp.int32)
+        return image[rows][:, columns]
+
+    if nearest:
+        return jax.vmap(nearest_one)(images, draws)
     windows = jax.vmap(one)(images, draws)
     if jnp.issubdtype(images.dtype, jnp.integer):
         # Interpolation stays between its neighbours but for rounding errors.

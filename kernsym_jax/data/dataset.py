@@ -10,6 +10,7 @@ from kernsym_jax.data.augment import Augment
 from kernsym_jax.data.cache import lookup
 from kernsym_jax.data.encoded_set import EncodedSet, check_on_broken
 from kernsym_jax.data.image_set import ImageSet, channel_statistics
+from kernsym_jax.data.mask import MaskCoding
 from kernsym_jax.data.order import Batch, DeviceBatches, Place, evaluation_batches
 from kernsym_jax.data.picture import View
 from kernsym_jax.data.random_words import Purpose, permutation
@@ -42,6 +43,7 @@ class Dataset:
 
     Attributes:
       classes: the names of the classes.
+      masks: whether every pixel has a label, rather than every image.
       image_shape: (height, width, channels) of the images that a network gets.
       mean: of the training images per channel, on the scale where white is 1.
       std: their standard deviation.
@@ -57,6 +59,7 @@ class Dataset:
     """
 
     classes: tuple[str, ...]
+    masks: bool
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -104,7 +107,12 @@ def open(
         raise ValueError(f"config.data.seed must lie in 0 to 2³² − 1, got {config['seed']}")
     view, processes = View.from_config(config), (process_index, process_count)
     run = _Run(config, view, seed, batch_size, eval_batch_size, replicate, shard, processes)
-    train, test = (find(config["source"], split, config["seed"]) for split in SPLITS)
+    coding = MaskCoding.from_config(config)
+    train, test = (find(config["source"], split, config["seed"], coding) for split in SPLITS)
+    if config["random_labels"] and isinstance(train, EncodedSet) and train.coding is not None:
+        raise ValueError(
+            f"config.data.random_labels shuffles class labels; {config['source']!r} has masks"
+        )
     if config["streaming"] or _decoded_bytes(train, config) > config["device_bytes"]:
         return _stream(run, train, test)
     return _keep(run, train, test)
@@ -124,8 +132,8 @@ class _Run:
 
 def _keep(run: _Run, train_source: Source, test_source: Source) -> Dataset:
     """A data set that is decoded before the run, and cropped in the training step."""
-    whole = View(rotate=run.view.rotate, image_size=run.view.image_size)
-    window = dataclasses.replace(run.view, rotate=0, image_size=0)
+    whole = _whole(run.view)
+    window = dataclasses.replace(run.view, rotate=0, scale_to=(), image_size=0)
     train, test = (
         decoded(source, whole, run.config["on_broken"])
         if isinstance(source, EncodedSet)
@@ -133,13 +141,16 @@ def _keep(run: _Run, train_source: Source, test_source: Source) -> Dataset:
         for source in (train_source, test_source)
     )
     train, test = _with_channels(train, test), _with_channels(test, train)
-    train = dataclasses.replace(train, labels=train.labels[_label_order(run.config, len(train))])
+    if run.config["random_labels"]:
+        order = _label_order(run.config, len(train))
+        train = dataclasses.replace(train, labels=train.labels[order])
     test = resized(test, window)
 
     def take_static(size: int) -> dict[str, np.ndarray]:
         chosen = np.arange(size) % len(train)
         first = ImageSet(train.images[chosen], train.labels[chosen], train.classes)
-        return {"image": resized(first, window).images, "label": first.labels}
+        first = resized(first, window)
+        return {"image": first.images, "label": first.labels}
 
     def take_test(size: int) -> dict[str, np.ndarray]:
         chosen = _evenly(size, len(test))
@@ -149,12 +160,13 @@ def _keep(run: _Run, train_source: Source, test_source: Source) -> Dataset:
     if shape != test.images.shape[1:]:
         raise ValueError(
             f"{run.config['source']}: training images of shape {shape} (height, width, channels), "
-            f"test images of {test.images.shape[1:]}; config.data.image_size or "
-            "config.data.crop_size gives them one size"
+            f"test images of {test.images.shape[1:]}; config.data.image_size, scale_to or "
+            "crop_size gives them one size"
         )
     mean, std = _statistics(run.config, train.images)
     return Dataset(
         classes=train.classes,
+        masks=train.masks,
         image_shape=shape,
         mean=mean,
         std=std,
@@ -180,17 +192,19 @@ def _stream(run: _Run, train_source: Source, test_source: Source) -> Dataset:
         Reader(source, view, on_broken, shape=known.shape[1:])
         for source in (train_source, test_source)
     )
-    train = dataclasses.replace(train, label_order=_label_order(run.config, len(train)))
+    if run.config["random_labels"]:
+        train = dataclasses.replace(train, label_order=_label_order(run.config, len(train)))
     # A test split of other images is refused now, not after the first epoch.
     test.read_or_next(0)
     mean, std = _statistics(run.config, known)
 
     def read(images: Reader, chosen: Iterable[int]) -> dict[str, np.ndarray]:
         pictures, labels = zip(*map(images.read_or_next, chosen), strict=True)
-        return {"image": np.stack(pictures), "label": np.array(labels, np.int32)}
+        return {"image": np.stack(pictures), "label": np.stack(labels)}
 
     return Dataset(
         classes=train.classes,
+        masks=train.masks,
         image_shape=known.shape[1:],
         mean=mean,
         std=std,
@@ -213,21 +227,26 @@ def _evenly(size: int, total: int) -> np.ndarray:
 
 
 def _label_order(config: Mapping[str, Any], size: int) -> np.ndarray:
-    """Which image's label each training image has."""
-    if not config["random_labels"]:
-        return np.arange(size, dtype=np.int32)
+    """Which image's label each training image has, where they are shuffled."""
     return permutation(size, Purpose.LABELS, config["seed"], 0)
 
 
 def _decoded_bytes(source: Source, config: Mapping[str, Any]) -> int:
-    """How many bytes the images of a set take when they are decoded."""
-    view = View(rotate=config["rotate"], image_size=config["image_size"])
+    """How many bytes the images of a set, and their masks, take when they are decoded."""
+    view = _whole(View.from_config(config))
     if isinstance(source, EncodedSet):
         cached = lookup(source, view, config["on_broken"])
         if cached is not None:
-            return cached.images.images.nbytes
+            found = cached.images
+            return found.images.nbytes + (found.labels.nbytes if found.masks else 0)
     reader = Reader(source, view, config["on_broken"])
-    return len(reader) * reader.read_or_next(0)[0].nbytes
+    image, label = reader.read_or_next(0)
+    return len(reader) * (image.nbytes + (label.nbytes if reader.masks else 0))
+
+
+def _whole(view: View) -> View:
+    """What of a view is done before the run, whatever is cropped later."""
+    return View(rotate=view.rotate, scale_to=view.scale_to, image_size=view.image_size)
 
 
 def _with_channels(images: ImageSet, other: ImageSet) -> ImageSet:

@@ -5,12 +5,14 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Hashable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
 from kernsym_jax.data.image_set import ImageSet
-from kernsym_jax.data.picture import BrokenImage, View, decode
+from kernsym_jax.data.mask import MaskCoding, read_values
+from kernsym_jax.data.picture import BrokenImage, View, decode, look_at_mask, size_of
 
 ON_BROKEN = ("fail", "skip")
 _NAMES_SHOWN = 10
@@ -24,17 +26,62 @@ class Files:
       size: how many.
       classes: the names of the classes.
       record: gives the bytes and the label of the file of an index, or raises `BrokenImage`; safe
-        to call from threads.
+        to call from threads. The label is an index into the classes, or the bytes of a mask.
       name: gives the name of the file of an index, for messages.
+      masks: what the labels are if they are masks.
     """
 
     size: int
     classes: tuple[str, ...]
-    record: Callable[[int], tuple[bytes, int]]
+    record: Callable[[int], tuple[bytes, int | bytes]]
     name: Callable[[int], str]
+    masks: "Masks | None" = None
 
     def __len__(self) -> int:
         return self.size
+
+    def read(
+        self, index: int, view: View, draws: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Decodes the image of an index, and its mask if it has one.
+
+        Args:
+          index: of the file.
+          view: what is done to the image, and to the mask.
+          draws: uniform random numbers for a random window; ``None`` for the middle.
+
+        Returns:
+          (height, width, 1 or 3) uint8, and the label: () int32, or (height, width) uint8.
+
+        Raises:
+          BrokenImage: if one of them cannot be read.
+          ValueError: if a mask does not fit its image or its classes.
+        """
+        content, label = self.record(index)
+        image = decode(content, self.name(index), view, draws)
+        if isinstance(label, int):
+            return image, np.asarray(label, np.int32)
+        assert self.masks is not None, "only masks are labels that have to be decoded"
+        name = self.masks.name(index)
+        values, size = read_values(label, name), size_of(content)
+        if values.shape != size:
+            raise ValueError(
+                f"{name}: a mask of {values.shape[1]}×{values.shape[0]} pixels for an image of "
+                f"{size[1]}×{size[0]} ({self.name(index)})"
+            )
+        return image, look_at_mask(self.masks.coding.encode(values, name), view, draws)
+
+
+class Masks(NamedTuple):
+    """The masks of a set of files.
+
+    Attributes:
+      coding: what their values mean, complete.
+      name: gives the name of the mask of an index, for messages.
+    """
+
+    coding: MaskCoding
+    name: Callable[[int], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +92,13 @@ class EncodedSet:
       place: where they are, another for every set and split.
       identity: gives another value if one of the files has changed.
       list: gives the files, and raises what there is to complain about.
+      coding: what was asked of the masks, if the labels are masks.
     """
 
     place: str
     identity: Callable[[], Hashable]
     list: Callable[[], Files]
+    coding: MaskCoding | None = None
 
     @functools.cached_property
     def files(self) -> Files:
@@ -86,33 +135,33 @@ def decode_all(encoded: EncodedSet, view: View, on_broken: str) -> Decoded:
     """
     files = encoded.files
     images = np.empty((0, 0, 0, 0), np.uint8)
-    labels: list[int] = []
+    labels = np.empty(0, np.int32)
     skipped: list[str] = []
-    first = ""
+    first, kept = "", 0
     for index, (image, label) in enumerate(_decoded(files, view)):
         if isinstance(image, BrokenImage):
             if on_broken == "fail":
                 raise image
             skipped.append(str(image))
             continue
-        if not labels:
+        if not kept:
             first = files.name(index)
             images = np.empty((len(files), *image.shape), np.uint8)
+            labels = np.empty((len(files), *label.shape), label.dtype)
         elif image.shape[:2] != images.shape[1:3]:
             raise ValueError(
                 f"{files.name(index)}: {image.shape[1]}×{image.shape[0]} pixels, where {first} "
                 f"has {images.shape[2]}×{images.shape[1]}; images must have one size: set "
-                "config.data.image_size to scale them as they are read, or config.data.crop_size "
-                "and config.data.streaming to crop them while training"
+                "config.data.image_size or config.data.scale_to to scale them as they are read, or "
+                "config.data.crop_size and config.data.streaming to crop them while training"
             )
         if image.shape[2] > images.shape[3]:
             images = np.repeat(images, 3, axis=3)
-        images[len(labels)] = image
-        labels.append(label)
-    if not labels:
+        images[kept], labels[kept] = image, label
+        kept += 1
+    if not kept:
         raise ValueError(f"{encoded.place}: no readable image: {'; '.join(skipped[:3])}")
-    kept = images[: len(labels)]
-    return Decoded(ImageSet(kept, np.array(labels, np.int32), files.classes), tuple(skipped))
+    return Decoded(ImageSet(images[:kept], labels[:kept], files.classes), tuple(skipped))
 
 
 def report_skipped(place: str, decoded: Decoded) -> None:
@@ -131,13 +180,12 @@ def check_on_broken(on_broken: str) -> None:
         raise ValueError(f"on_broken: one of {', '.join(ON_BROKEN)}, got {on_broken!r}")
 
 
-def _decoded(files: Files, view: View) -> Iterator[tuple[np.ndarray | BrokenImage, int]]:
-    def one(index: int) -> tuple[np.ndarray | BrokenImage, int]:
+def _decoded(files: Files, view: View) -> Iterator[tuple[np.ndarray | BrokenImage, np.ndarray]]:
+    def one(index: int) -> tuple[np.ndarray | BrokenImage, np.ndarray]:
         try:
-            content, label = files.record(index)
-            return decode(content, files.name(index), view), label
+            return files.read(index, view)
         except BrokenImage as error:
-            return error, -1
+            return error, np.empty(0)
 
     # Pillow lets go of the interpreter while it decodes, so threads do run side by side. Some at a
     # time, so that memory holds the images once.

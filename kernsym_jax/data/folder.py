@@ -1,8 +1,9 @@
 """A tree of image files with one folder per class."""
 
+import functools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from kernsym_jax.data.encoded_set import EncodedSet, Files
 from kernsym_jax.data.picture import BrokenImage
@@ -56,6 +57,24 @@ def load(place: str, split: str) -> EncodedSet:
         identity=lambda: tuple(_state(file) for file in files),
         list=lambda: listed,
     )
+
+
+def members(root: pathlib.Path) -> dict[pathlib.PurePosixPath, Callable[[], bytes] | None]:
+    """What is in a folder and in those below it, as `archive.members` gives it of an archive."""
+    found: dict[pathlib.PurePosixPath, Callable[[], bytes] | None] = {}
+    for folder, below, files in os.walk(root):
+        below[:] = [name for name in below if not name.startswith(".")]
+        path = pathlib.PurePosixPath(os.path.relpath(folder, root))
+        found.update((path / name, None) for name in below)
+        for name in files:
+            if not name.startswith("."):
+                found[path / name] = functools.partial(_read, os.path.join(folder, name))
+    return found
+
+
+def states(root: pathlib.Path) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of change of all files of `members`: other ones if one changes."""
+    return tuple(sorted(_state(file) for file in _visible_files(root)))
 
 
 def split_folders(present: set[str], splits: Iterable[str] = _SPLIT_FOLDERS) -> list[str]:

@@ -4,6 +4,9 @@ import dataclasses
 
 import numpy as np
 
+VOID = 255
+"""The label of a mask's pixels that do not count."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
@@ -11,7 +14,8 @@ class ImageSet:
 
     Attributes:
       images: (n, height, width, channels) uint8.
-      labels: (n,) int32, indices into `classes`.
+      labels: indices into `classes`: (n,) int32, or masks (n, height, width) uint8 with `VOID`
+        where a pixel does not count.
       classes: the names of the classes.
 
     Raises:
@@ -28,16 +32,30 @@ class ImageSet:
                 "images must be uint8 (n, height, width, channels), "
                 f"got {self.images.dtype} {self.images.shape}"
             )
-        if self.labels.shape != self.images.shape[:1]:
-            raise ValueError(f"{len(self.images)} images but labels of shape {self.labels.shape}")
+        if self.labels.shape != self.images.shape[: 3 if self.masks else 1]:
+            size = f" of {self.images.shape[1:3]}" if self.masks else ""
+            raise ValueError(
+                f"{len(self.images)} images{size} but labels of shape {self.labels.shape}"
+            )
+        if self.masks and self.labels.dtype != np.uint8:
+            raise ValueError(f"masks must be uint8, got {self.labels.dtype}")
         if not len(self.images):
             raise ValueError("an image set without images")
-        low, high = int(self.labels.min()), int(self.labels.max())
+        low = int(self.labels.min())
+        if self.masks:
+            high = max(int(mask.max(initial=0, where=mask != VOID)) for mask in self.labels)
+        else:
+            high = int(self.labels.max())
         if low < 0 or high >= len(self.classes):
             raise ValueError(
                 f"label {low if low < 0 else high} is out of range: "
                 f"{len(self.classes)} classes are labelled 0 to {len(self.classes) - 1}"
             )
+
+    @property
+    def masks(self) -> bool:
+        """Whether every pixel has a label, rather than every image."""
+        return self.labels.ndim == 3
 
     def __len__(self) -> int:
         return len(self.images)

@@ -78,8 +78,8 @@ class DeviceBatches:
           step: number of steps already done.
 
         Yields:
-          ``{"image": (batch, height, width, channels) uint8, "label": (batch,) int32}``, with a
-          leading axis of members if there are several seeds.
+          ``{"image": (batch, height, width, channels) uint8, "label": (batch,) int32 or (batch,
+          height, width) uint8}``, with a leading axis of members if there are several seeds.
         """
         while True:
             epoch, first = divmod(step, self.steps_per_epoch)

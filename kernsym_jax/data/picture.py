@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 ROTATIONS = (0, 90, 180, 270)
 
+# Of one scaling: height and width before, the window, and height and width after.
+Window = tuple[int, int, Box, tuple[int, int]]
+
 # Only what is decoded by Pillow itself: its other formats may start other programs.
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 
 
 class BrokenImage(ValueError):
@@ -29,6 +32,8 @@ class View:
     Attributes:
       channels: 1 for grey, 3 for colour, 0 for whichever it is.
       rotate: degrees counter-clockwise: 0, 90, 180 or 270.
+      scale_to: height and width to which the whole of it is scaled, before it is rotated; empty to
+        leave it.
       image_size: the largest square in its middle is scaled to that size; 0 to leave it.
       crop_size: a random window, or the middle, is scaled to a square of that size; 0 for neither.
       crop_scale: least and largest share of the area of a random window.
@@ -41,6 +46,7 @@ class View:
 
     channels: int = 0
     rotate: int = 0
+    scale_to: tuple[int, ...] = ()
     image_size: int = 0
     crop_size: int = 0
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -50,6 +56,13 @@ class View:
     def __post_init__(self) -> None:
         if self.rotate not in ROTATIONS:
             raise ValueError(f"rotate: one of {ROTATIONS} degrees, got {self.rotate}")
+        sides = self.scale_to
+        if sides and (len(sides) != 2 or not all(type(n) is int and n > 0 for n in sides)):
+            raise ValueError(f"scale_to: height and width in pixels, or empty, got {sides}")
+        if sides and self.image_size:
+            raise ValueError(
+                f"scale_to and image_size exclude each other, got {sides} and {self.image_size}"
+            )
         for name in ("image_size", "crop_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: pixels, or 0 for none, got {getattr(self, name)}")
@@ -68,6 +81,7 @@ class View:
         """What the keys under ``config.data`` of a resolved config ask for."""
         return cls(
             rotate=config["rotate"],
+            scale_to=tuple(config["scale_to"]),
             image_size=config["image_size"],
             crop_size=config["crop_size"],
             crop_scale=tuple(config["crop_scale"]),
@@ -95,12 +109,20 @@ def decode(encoded: bytes, name: str, view: View, draws: np.ndarray | None = Non
 
     # What a damaged file raises depends on where the damage is; Pillow has no class for it.
     try:
-        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as picture:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
             return _see(picture, view, draws)
     except Exception as error:
         # Pillow's message about an unknown format holds nothing but an address in memory.
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise BrokenImage(f"{name}: not a readable image{reason}") from error
+
+
+def size_of(encoded: bytes) -> tuple[int, int]:
+    """Height and width of a readable image file, by its header."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
+        return picture.height, picture.width
 
 
 def look_at(image: np.ndarray, view: View, draws: np.ndarray | None = None) -> np.ndarray:
@@ -124,6 +146,24 @@ def look_at(image: np.ndarray, view: View, draws: np.ndarray | None = None) -> n
     return _see(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), view, draws)
 
 
+def look_at_mask(mask: np.ndarray, view: View, draws: np.ndarray | None = None) -> np.ndarray:
+    """Does to a mask what `decode` does to its image, by nearest neighbour.
+
+    Args:
+      mask: (height, width) uint8, of the size of the image.
+      view: what is done to it; its channels do not matter.
+      draws: those of the image.
+
+    Returns:
+      (height, width) uint8, of values that are in the mask.
+    """
+    from PIL import Image
+
+    seen = Image.fromarray(mask)
+    windows = _windows(view, seen.height, seen.width, draws)
+    return np.asarray(_turn_and_scale(seen, view, windows, Image.Resampling.NEAREST))
+
+
 def changes(view: View, height: int, width: int) -> bool:
     """Whether a view of the middle changes an image of that size."""
     windows = _windows(view, height, width, None)
@@ -133,30 +173,35 @@ def changes(view: View, height: int, width: int) -> bool:
 def _see(picture: "Image.Image", view: View, draws: np.ndarray | None) -> np.ndarray:
     from PIL import Image
 
-    width, height = picture.size
-    if view.rotate in (90, 270):
-        width, height = height, width
-    windows = _windows(view, height, width, draws)
+    windows = _windows(view, picture.height, picture.width, draws)
     if windows:
         # A JPEG file is decoded at half, a quarter or an eighth of its size if that is enough.
         _, _, box, size = windows[0]
-        least = size / min(box[2], box[3])
+        least = max(size[0] / box[2], size[1] / box[3])
         picture.draft(None, (int(picture.width * least), int(picture.height * least)))
     grey = view.channels == 1 or (not view.channels and is_grey(picture))
     seen = _bytes_per_channel(picture).convert("L" if grey else "RGB")
+    pixels = np.asarray(_turn_and_scale(seen, view, windows, Image.Resampling.BILINEAR))
+    return pixels[..., None] if grey else pixels
+
+
+def _turn_and_scale(
+    seen: "Image.Image", view: View, windows: list[Window], resampling: "Image.Resampling"
+) -> "Image.Image":
+    from PIL import Image
+
     if view.rotate:
         seen = seen.transpose(getattr(Image.Transpose, f"ROTATE_{view.rotate}"))
     for window in windows:
-        if _whole(*window) and seen.size == (window[3], window[3]):
+        if _whole(*window) and seen.size == window[3][::-1]:
             continue
         tall, wide, (top, left, box_tall, box_wide), size = window
         down, across = seen.height / tall, seen.width / wide
         right, bottom = (left + box_wide) * across, (top + box_tall) * down
         # Not a hair beyond the image, which Pillow would refuse.
         box = (left * across, top * down, min(right, seen.width), min(bottom, seen.height))
-        seen = seen.resize((size, size), Image.Resampling.BILINEAR, box)
-    pixels = np.asarray(seen)
-    return pixels[..., None] if grey else pixels
+        seen = seen.resize(size[::-1], resampling, box)
+    return seen
 
 
 def is_grey(picture: "Image.Image") -> bool:
@@ -175,22 +220,27 @@ def _bytes_per_channel(picture: "Image.Image") -> "Image.Image":
     return picture.convert("RGBA") if "transparency" in picture.info else picture
 
 
-def _windows(
-    view: View, height: int, width: int, draws: np.ndarray | None
-) -> list[tuple[int, int, Box, int]]:
-    """Height and width before, window, and size after, of each scaling."""
+def _windows(view: View, height: int, width: int, draws: np.ndarray | None) -> list[Window]:
+    """The scalings, after rotation, of an image of that size before."""
+    scale_to = view.scale_to
+    if view.rotate in (90, 270):
+        height, width, scale_to = width, height, scale_to[::-1]
     windows = []
+    if scale_to:
+        windows.append((height, width, (0, 0, height, width), (scale_to[0], scale_to[1])))
+        height, width = scale_to
     if view.image_size:
-        windows.append((height, width, central_box(height, width, 1.0), view.image_size))
+        square = (view.image_size, view.image_size)
+        windows.append((height, width, central_box(height, width, 1.0), square))
         height = width = view.image_size
     if view.crop_size:
         if draws is None:
             box = central_box(height, width, view.eval_crop)
         else:
             box = random_box(draws, height, width, view.crop_scale, view.crop_ratio)
-        windows.append((height, width, box, view.crop_size))
+        windows.append((height, width, box, (view.crop_size, view.crop_size)))
     return windows
 
 
-def _whole(height: int, width: int, box: Box, size: int) -> bool:
-    return (height, width) == (size, size) and tuple(box) == (0, 0, size, size)
+def _whole(height: int, width: int, box: Box, size: tuple[int, int]) -> bool:
+    return (height, width) == size and tuple(box) == (0, 0, *size)

@@ -7,7 +7,7 @@ from absl import logging
 
 from kernsym_jax.data.encoded_set import EncodedSet
 from kernsym_jax.data.image_set import ImageSet
-from kernsym_jax.data.picture import BrokenImage, View, decode, look_at
+from kernsym_jax.data.picture import BrokenImage, View, look_at, look_at_mask
 
 _SAMPLE = 512
 
@@ -20,8 +20,8 @@ class Reader:
       images: the set.
       view: what is done to every image; all must then have one size.
       on_broken: ``fail``, or ``skip`` to take the next readable image of the set instead.
-      label_order: (n,) int32: image i has the label of image ``label_order[i]``; ``None`` for its
-        own.
+      label_order: (n,) int32: image i has the class label of image ``label_order[i]``; ``None`` for
+        its own.
       shape: (height, width, channels) that every image must have; ``None`` for any.
     """
 
@@ -39,7 +39,14 @@ class Reader:
         """The names of the classes."""
         return (self.images if isinstance(self.images, ImageSet) else self.images.files).classes
 
-    def read(self, index: int, draws: np.ndarray | None = None) -> tuple[np.ndarray, int]:
+    @property
+    def masks(self) -> bool:
+        """Whether the labels are masks."""
+        if isinstance(self.images, ImageSet):
+            return self.images.masks
+        return self.images.files.masks is not None
+
+    def read(self, index: int, draws: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Reads an image and its label.
 
         Args:
@@ -47,20 +54,20 @@ class Reader:
           draws: uniform random numbers for its window; ``None`` for the middle.
 
         Returns:
-          (height, width, channels) uint8, and the label.
+          (height, width, channels) uint8, and the label: () int32, or (height, width) uint8.
 
         Raises:
           BrokenImage: if it cannot be read.
-          ValueError: if it has another shape than the others.
+          ValueError: if it has another shape than the others, or its mask does not fit.
         """
         if isinstance(self.images, ImageSet):
-            name, label = f"image {index}", int(self.images.labels[index])
+            name, label = f"image {index}", np.asarray(self.images.labels[index])
             image = look_at(self.images.images[index], self.view, draws)
+            if self.masks:
+                label = look_at_mask(label, self.view, draws)
         else:
-            files = self.images.files
-            name = files.name(index)
-            content, label = files.record(index)
-            image = decode(content, name, self.view, draws)
+            name = self.images.files.name(index)
+            image, label = self.images.files.read(index, self.view, draws)
         if self.shape is not None and image.shape != self.shape:
             raise ValueError(
                 f"{name}: {image.shape[1]}×{image.shape[0]} pixels, where others have "
@@ -68,10 +75,12 @@ class Reader:
                 "config.data.crop_size to crop them while training, or config.data.image_size"
             )
         if self.label_order is not None and self.label_order[index] != index:
-            label = self._own_label(int(self.label_order[index]))
+            label = self._class_label(int(self.label_order[index]))
         return image, label
 
-    def read_or_next(self, index: int, draws: np.ndarray | None = None) -> tuple[np.ndarray, int]:
+    def read_or_next(
+        self, index: int, draws: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Reads an image as `read` does, or the next that can be read if broken ones are skipped.
 
         Raises:
@@ -87,10 +96,11 @@ class Reader:
                 _warn_once(str(error))
         raise broken
 
-    def _own_label(self, index: int) -> int:
+    def _class_label(self, index: int) -> np.ndarray:
+        """The label of an image that is not looked at, which is no mask."""
         if isinstance(self.images, ImageSet):
-            return int(self.images.labels[index])
-        return self.images.files.record(index)[1]
+            return np.asarray(self.images.labels[index])
+        return np.asarray(self.images.files.record(index)[1], np.int32)
 
 
 def sample(reader: Reader) -> np.ndarray:

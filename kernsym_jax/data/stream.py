@@ -71,8 +71,8 @@ class StreamBatches:
           step: number of steps already done.
 
         Yields:
-          ``{"image": (batch, height, width, channels) uint8, "label": (batch,) int32}``, with a
-          leading axis of members if there are several seeds.
+          ``{"image": (batch, height, width, channels) uint8, "label": (batch,) int32 or (batch,
+          height, width) uint8}``, with a leading axis of members if there are several seeds.
         """
         per_step = self._own * len(self._examples.seeds)
 
@@ -150,7 +150,7 @@ class _TrainExamples:
         if self.reader.view.crop_size:
             draws = uniforms((DRAWS,), Purpose.CROP, self.seeds[member], epoch * size + place)
         image, label = self.reader.read_or_next(chosen, draws)
-        return {"image": image, "label": np.int32(label)}
+        return {"image": image, "label": label}
 
 
 class _EvalExamples:
@@ -171,7 +171,7 @@ class _EvalExamples:
             # What fills its place does not count.
             weight = np.float32(0)
             image, label = self.reader.read_or_next(index)
-        return {"image": image, "label": np.int32(label), "weight": weight}
+        return {"image": image, "label": label, "weight": weight}
 
 
 def _batches(examples: Any, start: int, stop: int, size: int, place: Any, workers: int) -> Any:

@@ -7,15 +7,16 @@ import importlib.util
 import io
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from absl import logging
 
-from kernsym_jax.data.encoded_set import EncodedSet, Files
+from kernsym_jax.data.encoded_set import EncodedSet, Files, Masks
+from kernsym_jax.data.mask import MaskCoding
 
 _FORMAT = "array_record"
-_TEST_SPLITS = ("test", "validation")
+_CANDIDATES = {"train": ("train",), "test": ("test", "validation")}
 _EXTRA = "pip install 'kernsym-jax[tf]'"
 
 
@@ -35,25 +36,73 @@ def load(place: str, split: str) -> EncodedSet:
       FileNotFoundError: if the set is not prepared.
       ValueError: if the name is unknown, or the set is not one of labelled images.
     """
-    builder = _builder(place)
-    if not builder.is_prepared():
-        raise FileNotFoundError(
-            f"tfds:{place} is not prepared in {builder.data_dir}: either set TFDS_DATA_DIR to the "
-            f"folder where it is, or prepare it (kernsym-train --prepare; for most sets this needs "
-            f"TensorFlow, {_EXTRA})"
-        )
+    builder = _prepared(place)
     image_key, label_key = _keys(builder, place)
-    candidates = ("train",) if split == "train" else _TEST_SPLITS
-    for name in candidates:
-        if name not in builder.info.splits or not builder.info.splits[name].num_examples:
-            continue
-        encoded = _encoded_set(builder, place, name, image_key, label_key)
+    for name in _splits(builder, split):
+        records = _Records(builder, place, name, image_key, label_key)
         # Some test splits are published without labels, which TFDS writes as −1.
-        if encoded.files.record(0)[1] >= 0:
-            return encoded
-    raise ValueError(
-        f"tfds:{place}: no labelled split {' or '.join(candidates)}; "
-        f"it has {', '.join(builder.info.splits) or 'none'}"
+        if records.labelled(0)[1] >= 0:
+            return _class_labelled(builder, records)
+    raise _no_split(builder, place, split, "labelled split")
+
+
+def load_masks(place: str, split: str, coding: MaskCoding) -> EncodedSet:
+    """Opens a split of a prepared set whose examples have one image and one mask.
+
+    A mask is an image of one channel, an image is one of three.
+
+    Args:
+      place: as `load` takes it.
+      split: ``train``, or ``test`` for the test split, or the validation split if there is none.
+      coding: what the values of the masks mean.
+
+    Returns:
+      The images in the order of their records; masks are looked at when they are listed.
+
+    Raises:
+      FileNotFoundError: if the set is not prepared.
+      ValueError: if the name is unknown, or the examples are not of an image and a mask.
+    """
+    builder = _prepared(place)
+    image_key, mask_key = _mask_keys(builder, place)
+    names = _splits(builder, split)
+    if not names:
+        raise _no_split(builder, place, split, "split")
+    records = _Records(builder, place, names[0], image_key, mask_key)
+    return EncodedSet(
+        place=f"{records.place} with masks",
+        identity=records.identity,
+        list=lambda: _masked_files(builder, place, records, coding),
+        coding=coding,
+    )
+
+
+def _class_labelled(builder: Any, records: "_Records") -> EncodedSet:
+    listed = Files(
+        size=len(records),
+        classes=tuple(builder.info.features[records.label_key].names),
+        record=records.labelled,
+        name=records.name,
+    )
+    return EncodedSet(records.place, records.identity, lambda: listed)
+
+
+def _masked_files(builder: Any, place: str, records: "_Records", coding: MaskCoding) -> Files:
+    names = getattr(builder.info.features[records.label_key], "names", None) or ()
+    if names and not coding.values and not coding.classes:
+        coding = MaskCoding(coding.void, classes=tuple(names))
+    # All splits have the classes of the training masks, where there are any.
+    train = next(iter(_splits(builder, "train")), records.split)
+    known = _Records(builder, place, train, records.image_key, records.label_key)
+    coding = coding.completed(
+        f"tfds:{place}", len(known), lambda index: (known[index][1], known.name(index))
+    )
+    return Files(
+        size=len(records),
+        classes=coding.classes,
+        record=records.__getitem__,
+        name=records.name,
+        masks=Masks(coding, "the mask of {}".format),
     )
 
 
@@ -142,37 +191,83 @@ def _keys(builder: Any, place: str) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def _encoded_set(
-    builder: Any, place: str, split: str, image_key: str, label_key: str
-) -> EncodedSet:
-    from tensorflow_datasets import decode, features
+def _mask_keys(builder: Any, place: str) -> tuple[str, str]:
+    """The names of the one image and the one mask of an example."""
+    from tensorflow_datasets import features
 
-    # Images stay encoded: Pillow decodes them for every source.
-    images = [name for name, f in builder.info.features.items() if isinstance(f, features.Image)]
-    decoders = {name: decode.SkipDecoding() for name in images}
-    records = builder.as_data_source(split=split, decoders=decoders)
-    folder = pathlib.Path(builder.data_dir)
-    written = (folder / "dataset_info.json").stat()
-    name = functools.partial("tfds:{}, {} record {}".format, place, split)
-    listed = Files(
-        size=len(records),
-        classes=tuple(builder.info.features[label_key].names),
-        record=functools.partial(_record, records, image_key, label_key, name),
-        name=name,
+    images = {n: f for n, f in builder.info.features.items() if isinstance(f, features.Image)}
+    found = []
+    for word, wanted in (("image of three channels", False), ("mask of one channel", True)):
+        names = [name for name, feature in images.items() if (feature.shape[-1] == 1) == wanted]
+        if len(names) != 1:
+            raise ValueError(
+                f"tfds:{place}: wanted one {word} per example, got {', '.join(names) or 'none'}"
+            )
+        found.append(names[0])
+    return found[0], found[1]
+
+
+def _prepared(place: str) -> Any:
+    builder = _builder(place)
+    if not builder.is_prepared():
+        raise FileNotFoundError(
+            f"tfds:{place} is not prepared in {builder.data_dir}: either set TFDS_DATA_DIR to the "
+            f"folder where it is, or prepare it (kernsym-train --prepare; for most sets this needs "
+            f"TensorFlow, {_EXTRA})"
+        )
+    return builder
+
+
+def _splits(builder: Any, split: str) -> list[str]:
+    """The splits with examples that can be meant, the best first."""
+    present = builder.info.splits
+    wanted = _CANDIDATES[split]
+    return [name for name in wanted if name in present and present[name].num_examples]
+
+
+def _no_split(builder: Any, place: str, split: str, kind: str) -> ValueError:
+    return ValueError(
+        f"tfds:{place}: no {kind} {' or '.join(_CANDIDATES[split])}; "
+        f"it has {', '.join(builder.info.splits) or 'none'}"
     )
-    return EncodedSet(
-        place=f"{folder}/{split}",
-        identity=lambda: (len(records), written.st_size, written.st_mtime_ns),
-        list=lambda: listed,
-    )
 
 
-def _record(
-    records: Any, image_key: str, label_key: str, name: Callable[[int], str], index: int
-) -> tuple[bytes, int]:
-    # The reader of records raises RuntimeError for damaged files, TFDS whatever it runs into.
-    try:
-        example = records[index]
-    except Exception as error:
-        raise ValueError(f"{name(index)}: damaged ({error})") from error
-    return example[image_key], int(example[label_key])
+class _Records:
+    """The examples of a split, images and masks as they are encoded."""
+
+    def __init__(
+        self, builder: Any, place: str, split: str, image_key: str, label_key: str
+    ) -> None:
+        from tensorflow_datasets import decode, features
+
+        # Images stay encoded: Pillow decodes them for every source.
+        found = builder.info.features.items()
+        images = [name for name, f in found if isinstance(f, features.Image)]
+        decoders = {name: decode.SkipDecoding() for name in images}
+        self._records = builder.as_data_source(split=split, decoders=decoders)
+        self.name = functools.partial("tfds:{}, {} record {}".format, place, split)
+        self.split, self.image_key, self.label_key = split, image_key, label_key
+        folder = pathlib.Path(builder.data_dir)
+        written = (folder / "dataset_info.json").stat()
+        self.place = f"{folder}/{split}"
+        self._identity = (len(self._records), written.st_size, written.st_mtime_ns)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> tuple[bytes, Any]:
+        # The reader of records raises RuntimeError for damaged files, TFDS whatever it runs into.
+        try:
+            example = self._records[index]
+        except Exception as error:
+            raise ValueError(f"{self.name(index)}: damaged ({error})") from error
+        return example[self.image_key], example[self.label_key]
+
+    def labelled(self, index: int) -> tuple[bytes, int]:
+        """The image, and its class label as a plain number."""
+        image, label = self[index]
+        return image, int(label)
+
+    def identity(self) -> tuple[int, int, int]:
+        """Another value if the set is written anew."""
+        return self._identity

@@ -36,7 +36,10 @@ def _figures(results: Mapping[str, Any]) -> Any:
     table.add_column("%, with 95 % intervals")
     for name in _KINDS:
         table.add_column(name, justify="right")
-    table.add_row("accuracy", _interval(results["accuracy"]))
+    of_pixels = "mean_iou" in results
+    table.add_row("pixel accuracy" if of_pixels else "accuracy", _interval(results["accuracy"]))
+    if of_pixels:
+        table.add_row("mean IoU", _interval(results["mean_iou"]))
     if "shift_consistency" in results:
         table.add_row(
             _shifts(results["shift_consistency"]), _interval(results["shift_consistency"])
@@ -59,6 +62,8 @@ def _by_class(classes: Mapping[str, Any]) -> Any:
     table.add_column("class")
     table.add_column("images", justify="right")
     columns: list[tuple[str, tuple[str, ...]]] = [("accuracy", ("accuracy",))]
+    if "iou" in first:
+        columns.insert(0, ("IoU", ("iou",)))
     if "shift_consistency" in first:
         columns.append(("shifts", ("shift_consistency",)))
     for name in ("fliplr", "flipud"):

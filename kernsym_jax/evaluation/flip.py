@@ -17,6 +17,9 @@ _ACTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "antitranspose": lambda images: jnp.rot90(images, 2, (1, 2)).swapaxes(1, 2),
 }
 
+# The others undo themselves.
+_INVERSES = {"r90": "r270", "r270": "r90"}
+
 # Axes of the result along which an element runs backwards.
 _BACKWARDS = {
     "r90": (1,),
@@ -45,6 +48,24 @@ def flip(images: jax.Array, name: str, rolled: bool = False) -> jax.Array:
     result = _ACTIONS[name](images)
     axes = _rolled_axes(name, images.shape[1], images.shape[2])
     return jnp.roll(result, (1,) * len(axes), axes) if rolled and axes else result
+
+
+@functools.partial(jax.jit, static_argnames=("name", "rolled"))
+def unflip(maps: jax.Array, name: str, rolled: bool = False) -> jax.Array:
+    """Undoes `flip`.
+
+    Args:
+      maps: (batch, height, width, channels), what `flip` or a network on it has given.
+      name: of the element.
+      rolled: whether it came with the one-pixel roll.
+
+    Returns:
+      Maps of the same shape and dtype, pixel by pixel over the images before the flip.
+    """
+    axes = _rolled_axes(name, maps.shape[1], maps.shape[2])
+    if rolled and axes:
+        maps = jnp.roll(maps, (-1,) * len(axes), axes)
+    return _ACTIONS[_INVERSES.get(name, name)](maps)
 
 
 def roll_matters(name: str, height: int, width: int) -> bool:

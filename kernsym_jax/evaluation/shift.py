@@ -73,6 +73,11 @@ class Shifts:
         return list(itertools.product(along, along))
 
     @property
+    def comparisons(self) -> int:
+        """How many there are for every image."""
+        return self.draws or len(self.grid)
+
+    @property
     def differences(self) -> range:
         """By how much the two images that are compared may differ along an axis."""
         if self.draws:

@@ -5,8 +5,11 @@ python -m kernsym_jax.study --study=configs/studies/downsampling.py --workdir=ru
 One network at an even input size, where every strided layer leaves a row and a column unseen
 (u = 1), and at the odd size one pixel larger, where none does (u = 0). ``smoke`` takes about four
 minutes on two cores, ``cpu`` about an hour on them and wants
-``--data=folder:<CIFAR-10 as JPEG files>``; ``full`` wants an accelerator and CIFAR-10.
+``--data=folder:<CIFAR-10 as JPEG files>``; ``full`` wants an accelerator and CIFAR-10. The runs of
+``cpu`` are two of the variants of ``remedies.py``: ``--runs`` names that study's.
 """
+
+import pathlib
 
 from kernsym_jax import studies, training
 from kernsym_jax.studies import Claim, Contrast, Measure, Study
@@ -114,25 +117,20 @@ def smoke() -> Study:
 
 
 def cpu() -> Study:
-    base = training.default()
-    base.epochs, base.batch_size = 8.0, 128
-    base.model.update({"name": "small_cnn", "width": 16, "depth": 7, "strided": (3, 5)})
-    base.data.source = "folder:data/cifar10_jpeg.tar.gz"
-    base.data.shift, base.data.flip = 3, "horizontal"
-    base.optimizer.weight_decay = 2e-3
-    base.log_every, base.eval_every_epochs, base.checkpoint_every_epochs = 100, 2.0, 1.0
+    remedies = studies.load_study(pathlib.Path(__file__).with_name("remedies.py"), "cpu")
+    # Both are scaled down, so that neither is sharper than the other.
+    sizes = ("even16", "odd17")
     return Study(
         name="downsampling",
         size="cpu",
         title="Does uneven padding skew strided layers?",
-        data="CIFAR-10 (JPEG copy), scaled",
-        base=base,
-        # Both are scaled down, so that neither is sharper than the other.
-        variants={"even28": {"data.image_size": 28}, "odd29": {"data.image_size": 29}},
-        seeds=(0, 1, 2, 3, 4),
+        data=remedies.data,
+        base=remedies.base,
+        variants={name: remedies.variants[name] for name in sizes},
+        seeds=remedies.seeds,
         measures=measures("conv3", "conv5"),
         claims=CLAIMS,
-        contrasts=contrasts("even28", "odd29"),
+        contrasts=contrasts(*sizes),
         confounds=CONFOUNDS,
         layer_figures=("score", "E", "skew_x", "skew_y"),
         trajectories=("score",),

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from kernsym_jax.studies import statistics
 from kernsym_jax.studies.results import FinishedRun
 from kernsym_jax.studies.study import Measure
 
@@ -59,11 +60,40 @@ def mean_over(figure: Figure, roles: Sequence[str], meaning: str) -> Measure:
     return Measure(meaning, lambda run: mean_figure(_of_role(run.table.rows, roles), figure))
 
 
-def at_layer(figure: Figure, layer: str, meaning: str) -> Measure:
-    """A figure of one layer, at the end."""
+def at_layers(figure: Figure, layers: Sequence[str], meaning: str) -> Measure:
+    """The mean of a figure over layers of some names, at the end."""
 
     def of(run: FinishedRun) -> float | None:
-        return mean_figure([row for row in run.table.rows if row["layer"] == layer], figure)
+        return mean_figure([row for row in run.table.rows if row["layer"] in layers], figure)
+
+    return Measure(meaning, of)
+
+
+def along_training(figure: Figure, roles: Sequence[str], kept: str, meaning: str) -> Measure:
+    """Spearman's correlation of symmetry and consistency over the evaluations of one run.
+
+    Args:
+      figure: one of `symmetry.FIELDS`, or a function of a mapping of them; its mean over layers.
+      roles: of the layers, as they are at the end.
+      kept: ``shifts``, or an element of D4.
+      meaning: of the measure.
+
+    Returns:
+      The measure; it has no value with fewer than four evaluations, or where one side of them
+      never changes.
+    """
+
+    def of(run: FinishedRun) -> float | None:
+        names = [row["layer"] for row in _of_role(run.table.rows, roles)]
+        layers = {line["step"]: line["layers"] for line in run.history}
+        pairs = [
+            (mean_figure([layers[line["step"]][name] for name in names], figure), share)
+            for line in run.answers
+            if line["step"] in layers
+            and (share := line[kept] if kept == "shifts" else line["flips"].get(kept)) is not None
+        ]
+        x, y = zip(*((a, b) for a, b in pairs if a is not None), strict=True) if pairs else ((), ())
+        return statistics.correlation(x, y, (), "spearman", 0.95).effect if len(x) > 3 else None
 
     return Measure(meaning, of)
 

@@ -5,9 +5,10 @@ python -m kernsym_jax.study --study=configs/studies/remedies.py --workdir=runs/r
 One network with plain strides and zero padding at an even input size, where every strided layer
 leaves a row and a column unseen; with every other padding and downsampling at that size; and at the
 odd size one pixel larger, where nothing is left unseen. ``valid`` is left out, since small images
-would vanish under it, and ``symmetric``, which around 3×3 kernels is ``replicate``. Every run is evaluated for shift and flip consistency, too. ``smoke`` takes about
-six minutes on two cores; ``cpu`` takes about an hour on them and wants
-``--data=folder:<CIFAR-10 as JPEG files>``; ``full`` wants an accelerator and CIFAR-10.
+would vanish under it, and ``symmetric``, which around 3×3 kernels is ``replicate``. Every run is
+evaluated for shift and flip consistency, too. ``smoke`` takes about six minutes on two cores;
+``cpu`` takes about an hour on them and wants ``--data=folder:<CIFAR-10 as JPEG files>``; ``full``
+wants an accelerator and CIFAR-10.
 """
 
 from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernsym_jax.data.image_set import VOID
+from kernsym_jax.data import VOID
 from kernsym_jax.evaluation.classes import Answer, similarity
 from kernsym_jax.evaluation.confusion import confusion_matrix
 from kernsym_jax.evaluation.flip import unflip

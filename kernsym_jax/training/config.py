@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ _WORDS = {
     "population": ("auto", "vmap", "turn"),
     "consistency.mode": ("circular", "zero"),
     "model.dtype": ("float32", "bfloat16"),
+    "class_balance": ("none", "median"),
 }
 # Where and how a run computes, which may change from session to session: the numbers do not.
 _PLACE = ("backend", "devices", "population", "keep_checkpoints", "keep_best")
@@ -111,6 +113,10 @@ def default() -> ml_collections.ConfigDict:
 
     # Share of the target that is spread over all classes.
     config.label_smoothing = 0.0
+    # What a label of each class counts in the loss; empty for all alike. With class_balance=median,
+    # for masks, it is filled in from the training masks: median frequency over that of the class.
+    config.class_weights = ()
+    config.class_balance = "none"
     # Of the moving average of the weights, which is then evaluated too; 0 for none.
     config.ema_decay = 0.0
 
@@ -178,6 +184,8 @@ def resolve(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
                 f"config.{name}: got {_value(complete, name)!r}, wanted {' or '.join(words)}"
             )
     _require_group(complete.symmetry)
+    if not all(isinstance(w, int | float) and 0 <= w < math.inf for w in complete.class_weights):
+        raise ValueError(f"config.class_weights: numbers ≥ 0, got {complete.class_weights}")
     complete.lock()
     return complete
 

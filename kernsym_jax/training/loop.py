@@ -168,10 +168,15 @@ class Loop:
         parts = jax.device_get(parts)
         for index, run in enumerate(self._runs):
             sums = {
-                name: sum(float(self._of(part[name], index)) for part in parts) for name in parts[0]
+                name: sum(np.asarray(self._of(part[name], index), np.float64) for part in parts)
+                for name in parts[0]
             }
             figures = run.log_evaluation(step, sums)
-            shown = f"accuracy {figures['accuracy']:.4f}  loss {figures['loss']:.4f}"
+            shown = "  ".join(
+                f"{name.replace('_', ' ')} {figures[name]:.4f}"
+                for name in ("accuracy", "mean_iou", "loss")
+                if name in figures
+            )
             show(
                 f"{self._named(run)}evaluation after step {step}: {shown}  "
                 f"({figures['images']} images)"

@@ -4,10 +4,16 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import jax
 import ml_collections
+import numpy as np
 
 from kernsym_jax import data, models
+from kernsym_jax.training.loss import median_frequency_weights
 from kernsym_jax.training.symmetry_lever import SymmetryLever
+
+# Enough to know how frequent classes are; reading all of a large set would take hours.
+_MASKS_COUNTED = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +30,7 @@ class Recipe:
       augment: how training images are varied.
       log_every: symmetry is measured, and the meter starts anew, every so many steps.
       label_smoothing: share of the target that is spread over all classes.
+      class_weights: what a label of each class counts in the loss; empty for all alike.
       ema_decay: of the weights' moving average; 0 for none.
       lever: what makes mean kernels more symmetric than the task alone.
       axis_name: the mapped axis along which devices share a batch; None where there is no such axis
@@ -39,6 +46,7 @@ class Recipe:
     augment: data.Augment
     log_every: int
     label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()
     ema_decay: float = 0.0
     lever: SymmetryLever = dataclasses.field(default_factory=SymmetryLever)
     axis_name: str | None = None
@@ -85,6 +93,7 @@ def make_recipe(
         augment=dataset.augment,
         log_every=config.log_every,
         label_smoothing=config.label_smoothing,
+        class_weights=tuple(map(float, config.class_weights)),
         ema_decay=config.ema_decay,
         lever=SymmetryLever.from_config(config.symmetry),
         axis_name=axis_name,
@@ -92,7 +101,7 @@ def make_recipe(
 
 
 def complete(config: ml_collections.ConfigDict, dataset: data.Dataset) -> ml_collections.ConfigDict:
-    """The config with what the data decide: the statistics of the images, the number of classes.
+    """The config with what the data decide: statistics of the images, classes and their weights.
 
     Args:
       config: of the run, resolved.
@@ -114,6 +123,7 @@ def complete(config: ml_collections.ConfigDict, dataset: data.Dataset) -> ml_col
             f"config.model.num_classes={config.model.num_classes}"
         )
     config.model.num_classes = config.model.num_classes or classes
+    config.class_weights = _class_weights(config, dataset)
     height, width = dataset.image_shape[:2]
     if config.data.shift >= min(height, width):
         raise ValueError(
@@ -125,3 +135,40 @@ def complete(config: ml_collections.ConfigDict, dataset: data.Dataset) -> ml_col
             f"{height}×{width} images"
         )
     return config
+
+
+def require_fit(recipe: Recipe, variables: Any, dataset: data.Dataset) -> None:
+    """Raises `ValueError` if a network answers images and the data have masks, or the other way.
+
+    Args:
+      recipe: of the run.
+      variables: of its network.
+      dataset: of the run.
+    """
+    images = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.float32)
+    answer: Any = jax.eval_shape(
+        lambda v, x: recipe.model.apply(v, x, train=False), variables, images
+    )
+    wanted = (*images.shape[: 3 if dataset.masks else 1], answer.shape[-1])
+    if answer.shape != wanted:
+        network, kind = type(recipe.model).__name__, "masks" if dataset.masks else "class labels"
+        raise ValueError(
+            f"{network} gives logits of shape {answer.shape} for images of shape {images.shape}; "
+            f"data with {kind} want {wanted} (config.model.name=unet is for masks)"
+        )
+
+
+def _class_weights(config: ml_collections.ConfigDict, dataset: data.Dataset) -> tuple[float, ...]:
+    """Those of the config, or what it asks of the training masks."""
+    given, classes = tuple(config.class_weights), config.model.num_classes
+    if config.class_balance != "none" and not dataset.masks:
+        raise ValueError(
+            f"config.class_balance={config.class_balance} is for masks, and the data have class "
+            "labels; config.class_weights gives weights for these"
+        )
+    if given and len(given) != classes:
+        raise ValueError(f"config.class_weights: {len(given)} numbers for {classes} classes")
+    if given or config.class_balance == "none":
+        return given
+    masks = dataset.take_static(min(dataset.train_size, _MASKS_COUNTED))["label"]
+    return median_frequency_weights(masks, classes)

@@ -15,7 +15,7 @@ from kernsym_jax.training.backend import Backend, choose_backend
 from kernsym_jax.training.checkpoints import newest_whole
 from kernsym_jax.training.loop import Loop
 from kernsym_jax.training.metrics import show
-from kernsym_jax.training.recipe import complete, make_recipe
+from kernsym_jax.training.recipe import complete, make_recipe, require_fit
 from kernsym_jax.training.run import Run, finished, layer_geometry
 from kernsym_jax.training.state import TrainState
 from kernsym_jax.training.stop import Stop, stop_on_signal
@@ -89,6 +89,7 @@ def _train(
         return [summary or {} for summary in ended]
     # All that can be wrong with the config and the data is found before anything is written.
     states = [backend.initial_state(recipe, dataset.image_shape, c.seed) for c in configs]
+    require_fit(recipe, states[0].variables, dataset)
     layers = layer_geometry(recipe, states[0], dataset.image_shape)
     with contextlib.ExitStack() as stack:
         runs = [

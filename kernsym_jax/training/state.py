@@ -19,8 +19,8 @@ class Meter:
 
     Attributes:
       loss: float32, sum of the batches' mean losses.
-      correct: float32, number of images classified correctly.
-      images: float32, number of images.
+      correct: float32, number of images classified correctly; of pixels if they have masks.
+      images: float32, number of images; of the pixels that count if they have masks.
       steps: float32, number of steps.
       bad_step: int32, the first step of the run whose loss was not finite, or `NEVER`.
     """

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from kernsym_jax import symmetry
-from kernsym_jax.data import augment, normalize
+from kernsym_jax.data import VOID, augment, normalize
+from kernsym_jax.evaluation.confusion import confusion_matrix
 from kernsym_jax.evaluation.shift import shift
+from kernsym_jax.training.loss import counted, cross_entropy, label_weights
 from kernsym_jax.training.optimizer import optimizer
 from kernsym_jax.training.recipe import Recipe
 from kernsym_jax.training.state import NEVER, Meter, TrainState
@@ -35,7 +37,8 @@ def train_step(
       recipe: static. With an ``axis_name`` the step runs once on each device of that axis, on its
         part of the batch.
       state: before the step.
-      batch: ``image`` (batch, height, width, channels) uint8 and ``label`` (batch,) int32.
+      batch: ``image`` (batch, height, width, channels) uint8 and ``label``, (batch,) int32 or masks
+        (batch, height, width) uint8 with ``data.VOID`` where pixels do not count.
       key: the run's key; the step's own randomness is folded in from ``state.step``.
 
     Returns:
@@ -45,8 +48,8 @@ def train_step(
       of the weights before the step. The meter's loss is without it.
     """
     augment_key, layer_key = jax.random.split(jax.random.fold_in(key, state.step))
-    images = _vary(recipe, batch["image"], augment_key)
-    gradients, batch_stats, sums = _gradients(recipe, state, images, batch["label"], layer_key)
+    images, labels = _vary(recipe, batch["image"], batch["label"], augment_key)
+    gradients, batch_stats, sums = _gradients(recipe, state, images, labels, layer_key)
     logs: Logs = {}
     if recipe.lever.loss_weight:
         # By itself, not once for every part of the batch and every device.
@@ -74,19 +77,26 @@ def eval_step(recipe: Recipe, state: TrainState, batch: Batch) -> Sums:
       batch: as in training, with ``weight`` (batch,) float32: 0 for images that only fill it up.
 
     Returns:
-      float32 sums over the images that count: ``loss`` (without label smoothing), ``correct``,
-      ``images``; with moving averages also ``ema_loss`` and ``ema_correct``.
+      Sums over the images that count: ``loss`` (without label smoothing and class weights),
+      ``correct``, ``images``, float32. Of masks ``loss`` is over their pixels that count, and
+      instead of ``correct`` there is ``confusion`` (classes, classes) int32, true classes in rows.
+      With moving averages also theirs, with the prefix ``ema_``.
     """
-    images = normalize(batch["image"], recipe.mean, recipe.std)
+    images, labels = normalize(batch["image"], recipe.mean, recipe.std), batch["label"]
     sums = {"images": jnp.sum(batch["weight"])}
+    counts = (batch["weight"] > 0).reshape(-1, *[1] * (labels.ndim - 1)) & counted(labels)
     for prefix, variables in {"": state.variables, "ema_": state.ema}.items():
         if not variables:
             continue
         logits: Any = recipe.model.apply(variables, images, train=False)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         # An image that does not count may have any loss, also one that is not finite.
-        sums[f"{prefix}loss"] = jnp.sum(jnp.where(batch["weight"] > 0, losses, 0))
-        sums[f"{prefix}correct"] = jnp.sum(_correct(logits, batch["label"]) * batch["weight"])
+        sums[f"{prefix}loss"] = jnp.sum(jnp.where(counts, cross_entropy(logits, labels), 0))
+        if labels.ndim == 1:
+            sums[f"{prefix}correct"] = jnp.sum(_correct(logits, labels) * batch["weight"])
+            continue
+        answers, known = jnp.argmax(logits, axis=-1), jnp.where(counts, labels, VOID)
+        every = confusion_matrix(answers, known, logits.shape[-1])
+        sums[f"{prefix}confusion"] = jnp.sum(every, axis=0)
     return _over_devices(recipe, jax.lax.psum, sums)
 
 
@@ -114,29 +124,22 @@ def answer_step(recipe: Recipe, mode: str, state: TrainState, batch: Batch) -> B
     return _over_devices(recipe, functools.partial(jax.lax.all_gather, tiled=True), answers)
 
 
-def mean_loss(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """The mean cross-entropy of a batch.
-
-    Args:
-      logits: (batch, classes) float32.
-      labels: (batch,) int32.
-      smoothing: share of the target that is spread over all classes.
-
-    Returns:
-      () float32.
-    """
-    if not smoothing:
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
-    return jnp.mean(optax.softmax_cross_entropy(logits, targets))
-
-
-def _vary(recipe: Recipe, images: jax.Array, key: jax.Array) -> jax.Array:
+def _vary(
+    recipe: Recipe, images: jax.Array, labels: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     places = jnp.arange(len(images))
     if recipe.axis_name is not None:
         places = places + jax.lax.axis_index(recipe.axis_name) * len(images)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-    return jax.vmap(lambda image, key: augment(image[None], key, recipe.augment)[0])(images, keys)
+    if labels.ndim == 1:
+        vary = jax.vmap(lambda image, key: augment(image[None], key, recipe.augment)[0])
+        return vary(images, keys), labels
+
+    def both(image: jax.Array, mask: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        varied, label = augment(image[None], key, recipe.augment, mask[None])
+        return varied[0], label[0]
+
+    return jax.vmap(both)(images, labels, keys)
 
 
 def _gradients(
@@ -144,6 +147,14 @@ def _gradients(
 ) -> tuple[Any, Any, Sums]:
     """The gradient of the whole batch's mean loss, the new statistics, and sums for the meter."""
     parts = recipe.optimizer.accumulate
+    # Of the whole batch, since parts and devices differ in how many of their pixels count.
+    total = jnp.sum(label_weights(labels, recipe.class_weights))
+    total = _over_devices(recipe, jax.lax.psum, total)
+    total = jnp.where(total > 0, total, 1)
+
+    def mean_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        losses = cross_entropy(logits, labels, recipe.label_smoothing)
+        return jnp.sum(losses * label_weights(labels, recipe.class_weights)) / total
 
     def loss_of(params: Any, batch_stats: Any, part: tuple) -> tuple[jax.Array, Any]:
         images, labels, number = part
@@ -158,8 +169,8 @@ def _gradients(
         loss = jnp.zeros((), jnp.float32)
         if isinstance(logits, tuple):
             logits, auxiliary = logits
-            loss = AUXILIARY_WEIGHT * mean_loss(auxiliary, labels, recipe.label_smoothing)
-        loss = loss + mean_loss(logits, labels, recipe.label_smoothing)
+            loss = AUXILIARY_WEIGHT * mean_loss(auxiliary, labels)
+        loss = loss + mean_loss(logits, labels)
         return loss, (updates.get("batch_stats", {}), jnp.sum(_correct(logits, labels)))
 
     def one_part(carry: tuple, part: tuple) -> tuple[tuple, None]:
@@ -181,10 +192,10 @@ def _gradients(
         unroll = parts if jax.default_backend() == "cpu" else 1
         carry, _ = jax.lax.scan(one_part, carry, (*split, jnp.arange(parts)), unroll=unroll)
     gradients, batch_stats, loss, correct = carry
-    gradients, loss = jax.tree.map(lambda x: x / parts, (gradients, loss))
-    gradients, loss = _over_devices(recipe, jax.lax.pmean, (gradients, loss))
-    counts = {"correct": correct, "images": jnp.float32(len(labels))}
-    return gradients, batch_stats, {"loss": loss, **_over_devices(recipe, jax.lax.psum, counts)}
+    known = jnp.sum(counted(labels).astype(jnp.float32))
+    sums = {"loss": loss, "correct": correct, "images": known}
+    gradients, sums = _over_devices(recipe, jax.lax.psum, (gradients, sums))
+    return gradients, batch_stats, sums
 
 
 def _layer_keys(recipe: Recipe, key: jax.Array) -> dict[str, jax.Array]:

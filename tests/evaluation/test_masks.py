@@ -7,7 +7,7 @@ import pytest
 from jax.tree_util import Partial
 
 from kernsym_jax import evaluation, symmetry
-from kernsym_jax.data.image_set import VOID
+from kernsym_jax.data import VOID
 from kernsym_jax.evaluation import Shifts
 
 

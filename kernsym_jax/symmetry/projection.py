@@ -32,10 +32,7 @@ def invariant_part(kernel: jax.Array, elements: Sequence[str] = ()) -> jax.Array
      [4.  4. ]]
     """
     kernel = jnp.asarray(kernel, jnp.float32)
-    kh, kw = kernel.shape[-2:]
-    orders = group.cell_permutations(kh, kw)[group.places(elements, kh, kw), :]
-    cells = kernel.reshape(*kernel.shape[:-2], kh * kw)
-    return jnp.mean(cells[..., orders], axis=-2).reshape(kernel.shape)
+    return kernel - _excess(kernel, elements)
 
 
 def project_mean_kernel(weight: jax.Array, elements: Sequence[str] = ()) -> jax.Array:
@@ -96,8 +93,13 @@ def _project_jvp(
     return _project(weight, elements), moved.astype(tangent.dtype)
 
 
-def _excess(kernel: jax.Array, elements: tuple[str, ...]) -> jax.Array:
-    return kernel - invariant_part(kernel, elements)
+def _excess(kernel: jax.Array, elements: Sequence[str]) -> jax.Array:
+    """What of a kernel is not invariant; 0 to the last bit where all is."""
+    kh, kw = kernel.shape[-2:]
+    orders = group.cell_permutations(kh, kw)[group.places(elements, kh, kw), :]
+    cells = kernel.reshape(*kernel.shape[:-2], kh * kw)
+    differences = cells[..., None, :] - cells[..., orders]
+    return jnp.mean(differences, axis=-2).reshape(kernel.shape)
 
 
 def _exact_mean_kernel(weight: jax.Array) -> jax.Array:

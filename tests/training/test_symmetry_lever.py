@@ -1,0 +1,185 @@
+"""The projection holds after every step, and the loss term raises the score."""
+
+import itertools
+import json
+import pathlib
+import shutil
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from kernsym_jax import symmetry, training
+from kernsym_jax.symmetry import D4
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import tiny
+
+EVERY_STEP = {"log_every": 1, "data__shift": 0}
+BOTH = {"symmetry__project": True, "symmetry__loss_weight": 0.3}
+
+
+# Of a quarter turn either way the distance is the same.
+MEASURED = tuple(name for name in D4 if name not in ("e", "r270"))
+
+
+def distances(figures, elements):
+    return np.array([[float(getattr(f, f"d_{name}")) for name in elements] for f in figures])
+
+
+def mean_score(log):
+    return float(np.mean([figures.score for figures in log["symmetry"].values()]))
+
+
+@pytest.mark.parametrize(
+    ("change", "projected", "group"),
+    [
+        ({}, ("conv1", "conv2"), MEASURED),
+        ({"symmetry__elements": ("fliplr",)}, ("conv1", "conv2"), ("fliplr",)),
+        (
+            {"symmetry__elements": ("r180", "transpose"), "symmetry__layers": ("/conv[2-9]",)},
+            ("conv2",),
+            ("r180", "transpose", "antitranspose"),
+        ),
+    ],
+    ids=["D4", "fliplr", "two mirrors of chosen layers"],
+)
+def test_projected_kernels_are_invariant_after_every_step_while_training_learns(
+    change, projected, group
+):
+    steps = 40
+    config = tiny.config(
+        symmetry__project=True, ema_decay=0.9, epochs=steps / 22, **change, **EVERY_STEP
+    )
+    config.optimizer.learning_rate, config.optimizer.warmup_epochs = 0.5, 0.1
+    run = tiny.parts(config)
+    start = symmetry.measure(run.initial_state().params)
+    _, logs = run.train(steps)
+    rest = sorted(set(MEASURED) - set(group))
+    for log in ({"symmetry": start}, *logs):
+        for measured in [log[name] for name in ("symmetry", "ema_symmetry") if name in log]:
+            found = {path.removesuffix("/kernel"): f for path, f in measured.items()}
+            assert distances([found[name] for name in projected], group).max() <= 1e-6
+            # What was not chosen is as lopsided as ever.
+            others = [found[name] for name in found.keys() - set(projected)]
+            assert not rest or distances([found[projected[0]]], rest).min() > 1e-3
+            assert not others or distances(others, MEASURED).min() > 1e-3
+    losses = [float(log["meter"].loss / log["meter"].steps) for log in logs]
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+
+
+def test_the_loss_term_raises_the_score_with_its_weight():
+    scores, losses = [], []
+    for weight in (0.0, 0.2, 1.0):
+        config = tiny.config(symmetry__loss_weight=weight, epochs=1.5, **EVERY_STEP)
+        _, logs = tiny.parts(config).train(33)
+        scores.append(mean_score(logs[-1]))
+        losses.append(float(logs[0]["meter"].loss))
+        if not weight:
+            assert "symmetry_loss" not in logs[0]
+            continue
+        # Of the weights before the step: those that the previous one has left.
+        for before, log in itertools.pairwise(logs):
+            expected = weight * (1 - mean_score(before))
+            assert float(log["symmetry_loss"]) == pytest.approx(expected, abs=1e-5)
+    assert scores[0] + 0.1 < scores[1]
+    assert scores[1] + 0.1 < scores[2]
+    # The loss that is logged is that of the task alone.
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+def test_the_numbers_are_the_same_by_jit_by_pmap_and_in_a_population():
+    change = {**BOTH, **EVERY_STEP, "symmetry__elements": ("flipud",)}
+    state, logs = tiny.parts(tiny.config(**change, devices=1)).train(3)
+    other, other_logs = tiny.parts(tiny.config(**change, devices=2, backend="pmap")).train(3)
+    tiny.require_close(state.params, other.params)
+    tiny.require_close(
+        [log["symmetry_loss"] for log in logs], [log["symmetry_loss"] for log in other_logs]
+    )
+    population = tiny.parts(tiny.config(**change, devices=2), members=2)
+    joined, joined_logs = population.train(3, seeds=(0, 1))
+    tiny.require_close(state.params, population.backend.member(joined, 0).params)
+    for log in joined_logs:
+        assert log["symmetry_loss"].shape == (2,)
+        assert np.max([figures.d_flipud for figures in log["symmetry"].values()]) <= 1e-6
+
+
+def test_a_resumed_run_is_bit_equal_and_its_train_lines_have_the_symmetry_term(tmp_path):
+    config = tiny.config(**BOTH, data__shift=0)
+    training.train_and_evaluate(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "8")
+    (tmp_path / "cut" / "summary.json").unlink()
+    training.train_and_evaluate(config, tmp_path / "cut")
+    whole, cut = (tiny.saved_state(tmp_path / name, config) for name in ("whole", "cut"))
+    assert int(cut.step) == 8
+    tiny.require_equal(whole, cut)
+    assert tiny.lines(tmp_path / "whole") == tiny.lines(tmp_path / "cut")
+    assert all(line["symmetry_loss"] < 1e-6 for line in tiny.lines(tmp_path / "cut", "train"))
+    kept = json.loads((tmp_path / "cut" / "config.json").read_text())["symmetry"]
+    assert kept == {"loss_weight": 0.3, "project": True, "elements": [], "layers": []}
+
+
+def test_a_lever_at_rest_leaves_the_program_as_it_is():
+    programs = []
+    for change in ({}, {"symmetry__elements": ("r180",), "symmetry__layers": ("conv2",)}):
+        run = tiny.parts(tiny.config(data__shift=0, **change))
+        batch, key = next(run.dataset.train.start(0)), run.backend.keys([0])
+        step = run.backend.compile_train(run.recipe)
+        programs.append(step.lower(run.initial_state(), batch, key).as_text())
+    assert programs[0] == programs[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"elements": ("flip",)},
+            r"config.symmetry.elements: unknown transform 'flip'; the .* r90",
+        ),
+        ({"elements": (3,)}, r"config.symmetry.elements: got \(3,\), wanted names"),
+        ({"elements": ("e",)}, "config.symmetry.elements: the identity alone leaves kernels"),
+        ({"elements": "fliplr"}, "config.symmetry.elements: got 'fliplr', wanted a value like"),
+        ({"layers": (1,)}, r"config.symmetry.layers: got \(1,\), wanted names"),
+        ({"loss_weight": -1.0}, "config.symmetry.loss_weight must be at least 0, got -1"),
+        ({"loss_weights": 1.0}, "config.symmetry.loss_weights; did you mean 'loss_weight'"),
+    ],
+)
+def test_levers_that_cannot_be_meant_are_refused(change, says):
+    with pytest.raises(ValueError, match=says):
+        training.resolve({"symmetry": change})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"symmetry__layers": ("conv1", "convo*")},
+            r"layers: 'convo\*' matches no spatial convolution; there are conv1, conv2",
+        ),
+        ({"symmetry__layers": ("",)}, "layers: '' matches no spatial"),
+        ({"symmetry__layers": ("head",)}, "layers: 'head' matches no spatial"),
+        ({"model__kernel_size": 1}, "applies to none of .*: there are none"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused_before_anything_is_written(tmp_path, change, says):
+    for lever in ({"symmetry__project": True}, {"symmetry__loss_weight": 1.0}):
+        with pytest.raises(ValueError, match=f"^config.symmetry.*{says}"):
+            training.train_and_evaluate(tiny.config(**change, **lever), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_layers_are_named_by_the_end_of_their_path_or_after_a_slash_by_all_of_it():
+    config = {"model": {"name": "cifar_resnet20"}, "data": {"source": "noise:size=8,n=64,test=8"}}
+    run = tiny.parts({**config, "batch_size": 8})
+    shapes = jax.eval_shape(lambda: run.initial_state()).params
+    for patterns, count in {
+        (): 19,
+        ("conv1",): 10,
+        ("/conv1",): 1,
+        ("layer3_*/conv?",): 6,
+        ("layer1_0/conv1", "layer1_*/conv1"): 3,
+    }.items():
+        lever = training.symmetry_lever.SymmetryLever(project=True, layers=patterns)
+        assert len(lever.chosen(shapes)) == count

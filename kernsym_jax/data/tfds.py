@@ -95,14 +95,16 @@ def _masked_files(builder: Any, place: str, records: "_Records", coding: MaskCod
     train = next(iter(_splits(builder, "train")), records.split)
     known = _Records(builder, place, train, records.image_key, records.label_key)
     coding = coding.completed(
-        f"tfds:{place}", len(known), lambda index: (known[index][1], known.name(index))
+        f"tfds:{place}",
+        len(known),
+        lambda index: (known[index][1], f"the mask of {known.name(index)}"),
     )
     return Files(
         size=len(records),
         classes=coding.classes,
         record=records.__getitem__,
         name=records.name,
-        masks=Masks(coding, "the mask of {}".format),
+        masks=Masks(coding, lambda index: f"the mask of {records.name(index)}"),
     )
 
 

@@ -13,6 +13,11 @@ def varied(images, how, seed=0):
     return np.asarray(vary(jnp.asarray(images), jax.random.key(seed), how))
 
 
+def varied_pairs(images, masks, how, seed=0):
+    vary = jax.jit(data.augment, static_argnums=2)
+    return map(np.asarray, vary(images, jax.random.key(seed), how, masks))
+
+
 @pytest.fixture
 def images():
     return np.random.default_rng(0).integers(1, 256, (64, 5, 5, 2), np.uint8)
@@ -72,6 +77,51 @@ def test_crops_come_first_and_give_each_image_a_window_of_its_own(images):
     assert len({image.tobytes() for image in varied_images}) == 16
     again = varied(np.repeat(images[:1], 16, axis=0), how)
     np.testing.assert_array_equal(varied_images, again)
+
+
+@pytest.fixture
+def pairs():
+    """Images whose first channel is their mask, void as 255."""
+    rng = np.random.default_rng(1)
+    masks = rng.choice(np.array([0, 3, 9, data.VOID], np.uint8), (48, 7, 7))
+    return np.stack([masks, rng.integers(1, 256, masks.shape, np.uint8)], -1), masks
+
+
+@pytest.mark.parametrize("flip", ["none", "horizontal", "vertical", "d4"])
+def test_masks_are_shifted_and_flipped_with_their_images_and_void_enters(pairs, flip):
+    images, masks = pairs
+    how = data.Augment(shift=3, flip=flip)
+    varied_images, varied_masks = varied_pairs(images, masks, how, 3)
+    np.testing.assert_array_equal(varied_images, varied(images, how, 3))
+    assert (varied_masks.dtype, varied_masks.shape) == (np.uint8, masks.shape)
+    entered = varied_images[..., 1] == 0
+    assert entered.any()
+    np.testing.assert_array_equal(varied_masks, np.where(entered, 255, varied_images[..., 0]))
+
+
+def test_masks_are_cropped_with_their_images_to_values_that_they_have():
+    # A gradient tells where a window lies: each mask pixel must lie where its image's pixel does.
+    ramp = np.add.outer(np.arange(40), np.arange(56)).astype(np.uint8)
+    images = np.repeat(ramp[None, :, :, None], 24, 0)
+    steps = np.array([4, 250, 0, 9, 40], np.uint8)
+    masks = steps[images[..., 0] // 20]
+    how = data.Augment(crop_size=10, crop_scale=(0.05, 0.4), flip="d4")
+    varied_images, varied_masks = varied_pairs(images, masks, how)
+    assert varied_masks.shape == (24, 10, 10)
+    assert set(np.unique(varied_masks)) <= set(steps)
+    # Nearest and linear interpolation differ by less than two pixels of these windows.
+    levels = varied_images[..., 0].astype(int)
+    nearby = [steps[np.clip(levels + by, 0, 99) // 20] for by in (-4, 0, 4)]
+    assert np.any([varied_masks == one for one in nearby], axis=0).all()
+    assert (varied_masks == nearby[1]).mean() > 0.9
+    assert len({mask.tobytes() for mask in varied_masks}) > 12
+
+
+def test_a_window_of_the_whole_image_enlarges_its_mask_by_repeating_pixels(pairs):
+    images, masks = pairs
+    how = data.Augment(crop_size=21, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    _, enlarged = varied_pairs(images, masks, how)
+    np.testing.assert_array_equal(enlarged, masks.repeat(3, 1).repeat(3, 2))
 
 
 def test_a_config_says_how_images_are_varied():

@@ -23,9 +23,16 @@ def picture(split, index):
     return pixels
 
 
+def scene_mask(split, index):
+    mask = np.ones((6, 8), np.uint8)
+    mask[index % 6] = 3
+    mask[:, len(split) % 8] = 2
+    return mask
+
+
 @pytest.fixture(scope="module")
 def builders():
-    """Two sets of the test's own: one of equal images, one as ImageNet is."""
+    """Sets of the test's own, the first of equal images."""
     import tensorflow_datasets as tfds
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -87,7 +94,46 @@ def builders():
         def encoded(self, split, index):
             return b"no image" if (split, index) == ("train", 4) else super().encoded(split, index)
 
-    return KernsymStripes, KernsymPhotos, KernsymBroken
+    class KernsymScenes(Builder):
+        """Images of any size with masks of the values 1, 2 and 3, as Oxford's pets have them."""
+
+        def _info(self):
+            features = {
+                "file_name": tfds.features.Text(),
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "label": tfds.features.ClassLabel(names=["cat", "dog", "eel"]),
+                "segmentation_mask": tfds.features.Image(shape=(None, None, 1)),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label"),
+            )
+
+        def _generate_examples(self, split):
+            for key, example in super()._generate_examples(split):
+                number = int(example["file_name"].split(".")[0])
+                file = io.BytesIO()
+                Image.fromarray(scene_mask(split, number)).save(file, "PNG")
+                yield key, {**example, "segmentation_mask": file.getvalue()}
+
+    class KernsymNamed(KernsymScenes):
+        """Masks that know the names of their classes."""
+
+        def _info(self):
+            features = {
+                "file_name": tfds.features.Text(),
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "label": tfds.features.ClassLabel(names=["cat", "dog", "eel"]),
+                "segmentation_mask": tfds.features.LabeledImage(
+                    labels=["nothing", "pet", "other", "edge"], shape=(None, None, 1)
+                ),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+    return KernsymStripes, KernsymPhotos, KernsymBroken, KernsymScenes, KernsymNamed
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +144,8 @@ def prepared(builders, tmp_path_factory):
         data.prepare("tfds:kernsym_stripes")
         data.prepare("tfds:kernsym_photos")
         data.prepare("tfds:kernsym_broken")
+        data.prepare("tfds-masks:kernsym_scenes")
+        data.prepare("tfds-masks:kernsym_named")
     return place
 
 
@@ -153,6 +201,60 @@ def test_a_record_that_is_no_image_is_fatal_by_name_or_skipped(prepared):
     assert sorted(int(image.max()) - 200 for image in images.images) == [
         number for number in range(12) if number != 4
     ]
+
+
+def test_masks_of_a_set_stand_in_place_of_its_class_labels(prepared):
+    coding = data.MaskCoding(void=(3,), values=(2, 1))
+    for split in ("train", "test"):
+        found = data.load("tfds-masks:kernsym_scenes", split, coding=coding)
+        assert found.classes == ("2", "1")
+        numbers = [int(image.max()) - 200 for image in found.images]
+        assert sorted(numbers) == list(range(COUNTS[split]))
+        codes = np.array([0, 1, 0, data.VOID], np.uint8)
+        for number, mask in zip(numbers, found.labels, strict=True):
+            np.testing.assert_array_equal(mask, codes[scene_mask(split, number)])
+    assert data.load("tfds:kernsym_scenes", "train").labels.ndim == 1
+    assert "tensorflow" not in sys.modules
+
+
+def test_masks_have_the_names_that_the_set_gives_its_classes_or_their_values(prepared):
+    named = data.load("tfds-masks:kernsym_named", "test")
+    assert named.classes == ("nothing", "pet", "other", "edge")
+    plain = data.load("tfds-masks:kernsym_scenes", "test")
+    assert plain.classes == ("0", "1", "2", "3")
+    np.testing.assert_array_equal(named.labels, plain.labels)
+
+
+def test_masks_of_a_set_are_streamed(prepared):
+    config = training.default().data
+    config.update(
+        {"source": "tfds-masks:kernsym_scenes", "streaming": True, "mask_values": (1, 2, 3)}
+    )
+    opened = data.open(config, 0, 4, 4, jax.device_put, jax.device_put)
+    stream = opened.train.start(0)
+    batch = next(stream)
+    stream.close()
+    assert opened.masks
+    for image, mask in zip(np.asarray(batch["image"]), np.asarray(batch["label"]), strict=True):
+        np.testing.assert_array_equal(mask + 1, scene_mask("train", int(image.max()) - 200))
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("tfds-masks:kernsym_stripes", "wanted one mask of one channel per example, got none"),
+        ("tfds-masks:kernsym_strips", "unknown to TFDS"),
+        (
+            "tfds-masks:kernsym_scenes",
+            r"the mask of tfds:kernsym_scenes, train record \d+: the value 3 at row \d",
+        ),
+    ],
+)
+def test_masks_that_do_not_fit_are_told_of_in_one_line(prepared, source, says):
+    coding = data.MaskCoding(values=(1, 2))
+    with pytest.raises(ValueError, match=says) as caught:
+        data.load(source, "train", coding=coding)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_file_of_records_is_named(prepared, tmp_path, monkeypatch):

@@ -24,12 +24,14 @@ _VARIANT: tuple[Any, ...] = (
     flags.DEFINE_integer("num_classes", None, "With --model: its outputs; as the data by default."),
 )
 _DATA = flags.DEFINE_string("data", None, "Source of test images; the run's own by default.")
+_VOID = flags.DEFINE_multi_integer("void", None, "A value of masks that does not count.")
+_EMA = flags.DEFINE_bool("ema", False, "With --workdir: the moving averages of the weights.")
 _SHIFT = flags.DEFINE_string("shift", "3", "Largest shift, or least,largest; 0 for none.")
 _MODE = flags.DEFINE_string("shift_mode", "circular", "circular, zero or crop.")
 _DRAWS = flags.DEFINE_integer("shift_draws", 0, "Random pairs of shifts; 0 for the full grid.")
 _PER = flags.DEFINE_string("shift_per", "image", "Draw for each image, or for each batch.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
-_SIZE = flags.DEFINE_integer("input_size", None, "Pixels of the network's input.", lower_bound=1)
+_SIZE = flags.DEFINE_string("input_size", None, "Pixels of the network's input; or HxW.")
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Images per pass.", lower_bound=1)
 _LIMIT = flags.DEFINE_integer("limit", None, "At most so many images.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "The JSON file; the map goes beside it as SVG.")
@@ -45,24 +47,26 @@ def main(argv: Sequence[str]) -> None:
     if _WORKDIR.value:
         if given:
             raise ValueError(f"--{given[0].name} goes with --weights, not with --workdir")
-        weights = _WORKDIR.value
-        model, photos = evaluation.read_run(weights)
+        model, photos = evaluation.read_run(weights := _WORKDIR.value)
     else:
         missing = [f"--{flag.name}" for flag in (*_FOREIGN.values(), _DATA) if not flag.value]
         if missing:
             raise ValueError(f"give --workdir, or for foreign weights also {', '.join(missing)}")
-        name, weights, *statistics = (flag.value for flag in _FOREIGN.values())
-        photos = dict(zip(("mean", "std"), statistics, strict=True))
-        model = {"name": name}
+        name, weights, mean, std = (flag.value for flag in _FOREIGN.values())
+        model, photos = {"name": name}, {"mean": mean, "std": std}
         model |= {flag.name: flag.value for flag in _VARIANT if flag.value is not None}
     photos |= {"source": _DATA.value} if _DATA.value else {}
-    size = _SIZE.value or photos.get("crop_size", 0)
-    settings = (_MODE.value, _DRAWS.value, _PER.value, _SEED.value, size)
+    photos |= {"void": tuple(_VOID.value)} if _VOID.value else {}
+    size = command_line.input_size(_SIZE.value)
+    window = 0 if isinstance(size, tuple) else size or photos.get("crop_size", 0)
+    settings = (_MODE.value, _DRAWS.value, _PER.value, _SEED.value, window)
     shifts = evaluation.parse_shifts(_SHIFT.value, *settings)
-    subject = evaluation.open_subject(model, weights, photos, shifts, _SIZE.value, _LIMIT.value)
+    chosen = (shifts, size, _LIMIT.value, _EMA.value)
+    subject = evaluation.open_subject(model, weights, photos, *chosen)
     results = evaluation.evaluate(subject, shifts, batch_size=_BATCH.value)
     out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value or "", "consistency.json"))
     evaluation.write_results(results, out)
+    evaluation.write_picture(subject, shifts, out.with_suffix(".png"))
     evaluation.print_consistency(results)
     print(f"written: {out}")
 

@@ -14,6 +14,7 @@ from kernsym_jax.evaluation.interval import Estimate, bootstrap, share, wilson
 from kernsym_jax.evaluation.mask_summary import mean_iou
 from kernsym_jax.evaluation.masks import MaskAnswers, MaskFlips
 from kernsym_jax.evaluation.measure import measure
+from kernsym_jax.evaluation.picture import example, write_picture
 from kernsym_jax.evaluation.shift import Shifts, parse_shifts, shift
 from kernsym_jax.evaluation.subject import Subject, evaluate, open_subject
 from kernsym_jax.evaluation.summary import (
@@ -38,6 +39,7 @@ __all__ = [
     "class_iou",
     "confusion_matrix",
     "evaluate",
+    "example",
     "flip",
     "flip_consistency",
     "margins",
@@ -54,5 +56,6 @@ __all__ = [
     "unflip",
     "wilson",
     "write_map",
+    "write_picture",
     "write_results",
 ]

@@ -19,10 +19,12 @@ from kernsym_jax.evaluation.measure import measure
 from kernsym_jax.evaluation.placement import Predict
 from kernsym_jax.evaluation.shift import Shifts
 from kernsym_jax.evaluation.summary import summarize
+from kernsym_jax.weights.orbax import read_tree
 
 # What a run knows about its data and foreign weights do not tell.
 _AS_THEY_ARE = {
-    "image_size": 0, "crop_size": 0, "eval_crop": 1.0, "rotate": 0, "on_broken": "fail", "seed": 0,
+    "scale_to": (), "image_size": 0, "crop_size": 0, "eval_crop": 1.0, "rotate": 0, "seed": 0,
+    "on_broken": "fail", "void": (), "mask_values": (), "classes": (),
 }  # fmt: skip
 
 
@@ -32,7 +34,7 @@ class Subject:
 
     Attributes:
       predict: maps normalised images to logits.
-      images: the test images, of the size that shifts start from.
+      images: the test images, with labels or masks, of the size that shifts start from.
       mean: of the network's training images, per channel, on the scale where white is 1.
       std: their standard deviation.
       settings: what was asked for, of JSON types.
@@ -58,7 +60,11 @@ class Subject:
         for batch in data.evaluation_batches(
             self.images, size, lambda array: jax.device_put(array, split)
         ):
-            yield {**batch, "image": _normalize(batch["image"], self.mean, self.std)}
+            yield {**batch, "image": self.normalized(batch["image"])}
+
+    def normalized(self, images: Any) -> jax.Array:
+        """Images (batch, height, width, channels) uint8 as the network gets them, float32."""
+        return _normalize(images, self.mean, self.std)
 
 
 def open_subject(
@@ -66,8 +72,9 @@ def open_subject(
     source: str | pathlib.Path,
     photos: Mapping[str, Any],
     shifts: Shifts | None = None,
-    input_size: int | None = None,
+    input_size: int | tuple[int, int] | None = None,
     limit: int | None = None,
+    ema: bool = False,
 ) -> Subject:
     """Puts a network and its test images together.
 
@@ -78,9 +85,11 @@ def open_subject(
       photos: ``source``, ``mean`` and ``std``, and whatever else of the keys under ``config.data``
         of a run decides what it is evaluated on.
       shifts: that the images have to be large enough for.
-      input_size: to which images are scaled; for shifts of mode ``crop`` the size of the window.
+      input_size: one number for squares from the middle of the images, or a height and a width to
+        which the whole of them is scaled; for shifts of mode ``crop`` the size of the window.
         ``None`` for that of the run, or for images as they are.
       limit: at most so many images, evenly spread over the set; ``None`` for all.
+      ema: whether to take the moving averages of a run's weights instead of the weights.
 
     Returns:
       The subject.
@@ -112,7 +121,8 @@ def open_subject(
             f"{fields['num_classes']}"
         )
     network = models.create(**fields)
-    variables = weights.load_into(network, source, (1, *seen, len(mean)))
+    arrays = _averages(pathlib.Path(source)) if ema else source
+    variables = weights.load_into(network, arrays, (1, *seen, len(mean)))
     settings = {
         "model": fields,
         "weights": str(source),
@@ -123,6 +133,7 @@ def open_subject(
         "image_size": [height, width],
         "network_input": list(seen),
         "limit": limit,
+        "ema": ema,
     }
     return Subject(Partial(network.apply, variables), images, mean, std, settings)
 
@@ -150,23 +161,42 @@ def evaluate(
 
 
 def _view(
-    photos: Mapping[str, Any], channels: int, shifts: Shifts | None, input_size: int | None
+    photos: Mapping[str, Any],
+    channels: int,
+    shifts: Shifts | None,
+    input_size: int | tuple[int, int] | None,
 ) -> View:
     asked: dict[str, Any] = {"rotate": photos["rotate"], "channels": channels}
+    crops = shifts is not None and shifts.mode == "crop"
+    margin = 2 * shifts.reach if shifts is not None and crops else 0
+    if isinstance(input_size, tuple):
+        return View(**asked, scale_to=tuple(side + margin for side in input_size))
     window = input_size or photos["crop_size"]
-    if shifts is not None and shifts.mode == "crop" and window:
-        return View(**asked, image_size=window + 2 * shifts.reach)
+    if crops and window:
+        return View(**asked, image_size=window + margin)
     if input_size:
         return View(**asked, image_size=input_size)
     names = ("image_size", "crop_size", "eval_crop")
-    return View(**asked, **{name: photos[name] for name in names})
+    asked |= {name: photos[name] for name in names}
+    return View(**asked, scale_to=tuple(photos["scale_to"]))
 
 
 def _load(photos: Mapping[str, Any], view: View) -> data.ImageSet:
-    found = find(photos["source"], "test", photos["seed"])
+    found = find(photos["source"], "test", photos["seed"], data.MaskCoding.from_config(photos))
     if isinstance(found, EncodedSet):
         return decoded(found, view, photos["on_broken"])
     return resized(found, view)
+
+
+def _averages(workdir: pathlib.Path) -> Mapping[str, Any]:
+    """The moving averages in a run's newest checkpoint."""
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        raise ValueError(f"{workdir}: moving averages are those of a run directory")
+    found = read_tree(folder).get("ema")
+    if not found:
+        raise ValueError(f"{workdir}: the run has no moving averages (config.ema_decay is 0)")
+    return found
 
 
 @functools.partial(jax.jit, static_argnames=("mean", "std"))

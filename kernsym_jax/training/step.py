@@ -242,7 +242,7 @@ def _measured(recipe: Recipe, state: TrainState) -> Logs:
 
 
 def _correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    return (jnp.argmax(logits, axis=-1) == labels.astype(jnp.int32)).astype(jnp.float32)
 
 
 def _over_devices(recipe: Recipe, reduce: Any, tree: Any) -> Any:

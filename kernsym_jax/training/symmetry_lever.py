@@ -72,9 +72,10 @@ class SymmetryLever:
             if name in matched and group & set(symmetry.elements(*weight.shape[:2]))
         }
         if not chosen:
+            names = [name for name in spatial if name in matched]
             raise ValueError(
                 f"config.symmetry.elements: {', '.join(self.elements) or 'D4'} applies to none of "
-                f"the chosen spatial convolutions: {', '.join(matched) or 'there are none'}"
+                f"the chosen spatial convolutions: {', '.join(names) or 'there are none'}"
             )
         return chosen
 

@@ -12,6 +12,7 @@ import pytest
 
 from kernsym_jax import symmetry, training
 from kernsym_jax.symmetry import D4
+from kernsym_jax.training.symmetry_lever import SymmetryLever
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny
@@ -121,6 +122,30 @@ def test_a_resumed_run_is_bit_equal_and_its_train_lines_have_the_symmetry_term(t
     assert kept == {"loss_weight": 0.3, "project": True, "elements": [], "layers": []}
 
 
+def test_the_loss_is_the_mean_over_chosen_layers_that_have_a_score_and_moves_no_others():
+    rng = np.random.default_rng(0)
+    shapes = {"a": (3, 3, 2, 4), "b": (5, 5, 2, 2), "c": (1, 3, 4, 4), "d": (3, 3, 2, 2)}
+    params = {
+        name: {"kernel": rng.normal(size=shape).astype(np.float32)}
+        for name, shape in shapes.items()
+    }
+    params["zero"] = {"kernel": np.zeros((3, 3, 2, 2), np.float32)}
+    params["one"] = {"kernel": np.ones((1, 1, 2, 2), np.float32)}
+    lever = SymmetryLever(0.5, elements=("r90",), layers=("[abc]", "zero"))
+    loss, slopes = jax.jit(jax.value_and_grad(lever.loss))(params)
+    # A quarter turn of a kernel that is not square leaves the half turn.
+    means = []
+    for name, group in (("a", ("r90", "r180", "r270")), ("b", ("r90", "r180", "r270")),
+                        ("c", ("r180",))):  # fmt: skip
+        found = symmetry.transform_distances(params[name]["kernel"].mean(axis=(2, 3)))
+        distances_of = dict(zip(D4, found, strict=True))
+        means.append(sum(float(distances_of[g]) for g in group) / (len(group) + 1))
+    assert float(loss) == pytest.approx(0.5 * np.mean(means), abs=1e-6)
+    for name, slope in slopes.items():
+        assert np.isfinite(slope["kernel"]).all()
+        assert bool(np.any(slope["kernel"])) == (name in "abc")
+
+
 def test_a_lever_at_rest_leaves_the_program_as_it_is():
     programs = []
     for change in ({}, {"symmetry__elements": ("r180",), "symmetry__layers": ("conv2",)}):
@@ -181,5 +206,5 @@ def test_layers_are_named_by_the_end_of_their_path_or_after_a_slash_by_all_of_it
         ("layer3_*/conv?",): 6,
         ("layer1_0/conv1", "layer1_*/conv1"): 3,
     }.items():
-        lever = training.symmetry_lever.SymmetryLever(project=True, layers=patterns)
+        lever = SymmetryLever(project=True, layers=patterns)
         assert len(lever.chosen(shapes)) == count

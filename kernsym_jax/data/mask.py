@@ -15,6 +15,9 @@ from kernsym_jax.data.picture import FORMATS, BrokenImage
 if TYPE_CHECKING:
     from PIL import Image
 
+# The largest value that a mask of 16 bits can have.
+_MOST = 2**16 - 1
+
 
 @dataclasses.dataclass(frozen=True)
 class MaskCoding:
@@ -27,7 +30,8 @@ class MaskCoding:
       classes: the names of the classes; empty for those of the source, or the values.
 
     Raises:
-      ValueError: for values that are not distinct whole numbers ≥ 0, or do not fit the names.
+      ValueError: for values that are not distinct whole numbers of 16 bits, or do not fit the
+        names.
     """
 
     void: tuple[int, ...] = ()
@@ -36,8 +40,8 @@ class MaskCoding:
 
     def __post_init__(self) -> None:
         for name, values in (("void", self.void), ("mask_values", self.values)):
-            if not all(type(value) is int and 0 <= value < 2**31 for value in values):
-                raise ValueError(f"config.data.{name}: whole numbers ≥ 0, got {values}")
+            if not all(type(value) is int and 0 <= value <= _MOST for value in values):
+                raise ValueError(f"config.data.{name}: whole numbers 0 to {_MOST}, got {values}")
         every = self.void + self.values
         if len(set(every)) < len(every):
             raise ValueError(
@@ -93,6 +97,14 @@ class MaskCoding:
                 )
             values = tuple(value for value in range(largest + 1) if value not in self.void)
         return MaskCoding(self.void, values, self.classes or tuple(map(str, values)))
+
+    def with_names(self, names: tuple[str, ...]) -> "MaskCoding":
+        """The coding for a source that itself has a name for every value from 0 on."""
+        if self.classes or not names:
+            return self
+        values = self.values or tuple(v for v in range(len(names)) if v not in self.void)
+        called = tuple(names[v] if v < len(names) else str(v) for v in values)
+        return MaskCoding(self.void, values, called)
 
     def encode(self, values: np.ndarray, name: str) -> np.ndarray:
         """Labels for the values of a mask.

@@ -89,8 +89,7 @@ def _class_labelled(builder: Any, records: "_Records") -> EncodedSet:
 
 def _masked_files(builder: Any, place: str, records: "_Records", coding: MaskCoding) -> Files:
     names = getattr(builder.info.features[records.label_key], "names", None) or ()
-    if names and not coding.values and not coding.classes:
-        coding = MaskCoding(coding.void, classes=tuple(names))
+    coding = coding.with_names(tuple(names))
     # All splits have the classes of the training masks, where there are any.
     train = next(iter(_splits(builder, "train")), records.split)
     known = _Records(builder, place, train, records.image_key, records.label_key)

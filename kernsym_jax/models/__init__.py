@@ -11,13 +11,14 @@ Every model is a Linen module with the same call::
     )
 
 Images are (batch, height, width, channels) float32, already normalised; logits are
-(batch, num_classes) float32. In training ``inception_v3`` alone returns a pair, the logits and
-those of its auxiliary head. Parameters are in the collection ``params``, BatchNorm's running
-statistics in ``batch_stats``, all float32 whatever ``dtype`` the computation runs in. Kernels are
-at ``…/kernel`` as (kh, kw, in / groups, out). The rng streams ``dropout`` and ``downsample`` are
-needed in training only, by models with dropout and by the methods ``sbpool`` and ``lps``.
+(batch, num_classes) float32, those of ``unet`` (batch, height, width, num_classes). In training
+``inception_v3`` alone returns a pair, the logits and those of its auxiliary head. Parameters are in
+the collection ``params``, BatchNorm's running statistics in ``batch_stats``, all float32 whatever
+``dtype`` the computation runs in. Kernels are at ``…/kernel`` as (kh, kw, in / groups, out). The
+rng streams ``dropout`` and ``downsample`` are needed in training only, by models with dropout and
+by the methods ``sbpool`` and ``lps``.
 
-A parameter path is a public identifier. It follows from the name in a PyTorch state dict
+A parameter path is a public identifier. In a published network it follows from the name in a PyTorch state dict
 (torchvision's, or akamaster's for the CIFAR ResNets) by one rule: a dot before a number becomes an
 underscore, every other dot a slash, and the last word becomes
 

@@ -19,8 +19,7 @@ def intermediates(
       images: (batch, height, width, channels), float32, already normalised.
 
     Returns:
-      The logits (batch, num_classes), and a map per layer by its path (in forward order, but
-      sorted by ``jit``), for
+      The logits, and a map per layer by its path (in forward order, but sorted by ``jit``), for
       example ``{"conv1": …, "bn1": …, "layer1_0/conv1": …}``. A layer's map is what leaves the
       layer itself, before the activation that follows; ``…_down`` holds what follows the
       activation and the step of a strided layer.

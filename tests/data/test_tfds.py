@@ -223,6 +223,16 @@ def test_masks_have_the_names_that_the_set_gives_its_classes_or_their_values(pre
     plain = data.load("tfds-masks:kernsym_scenes", "test")
     assert plain.classes == ("0", "1", "2", "3")
     np.testing.assert_array_equal(named.labels, plain.labels)
+    for coding, classes in (
+        (data.MaskCoding(void=(0,)), ("pet", "other", "edge")),
+        (data.MaskCoding(void=(0,), values=(3, 1, 2)), ("edge", "pet", "other")),
+        (data.MaskCoding(void=(0,), values=(3, 1, 2), classes=("e", "p", "o")), ("e", "p", "o")),
+    ):
+        found = data.load("tfds-masks:kernsym_named", "test", coding=coding)
+        assert found.classes == classes
+        rim = found.classes.index(classes[0])
+        wanted = 1 if classes[0] == "pet" else 3
+        np.testing.assert_array_equal(found.labels == rim, plain.labels == wanted)
 
 
 def test_masks_of_a_set_are_streamed(prepared):

@@ -18,9 +18,9 @@ the collection ``params``, BatchNorm's running statistics in ``batch_stats``, al
 rng streams ``dropout`` and ``downsample`` are needed in training only, by models with dropout and
 by the methods ``sbpool`` and ``lps``.
 
-A parameter path is a public identifier. In a published network it follows from the name in a PyTorch state dict
-(torchvision's, or akamaster's for the CIFAR ResNets) by one rule: a dot before a number becomes an
-underscore, every other dot a slash, and the last word becomes
+A parameter path is a public identifier. In a published network it follows from the name in a
+PyTorch state dict (torchvision's, or akamaster's for the CIFAR ResNets) by one rule: a dot before a
+number becomes an underscore, every other dot a slash, and the last word becomes
 
 ====================  =======================================================================
 ``weight``            ``kernel`` of a convolution, (out, in, kh, kw) to (kh, kw, in, out), and

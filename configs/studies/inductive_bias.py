@@ -6,7 +6,7 @@ The plain network of ``remedies.py`` at its even input size, left alone and with
 enforced: by a weak and a strong term λ·(1 − mean score) in the loss, by projecting all mean kernels
 onto what all of D4 leaves unchanged after every update, and onto what the left-right flip leaves
 unchanged. Every run is evaluated for shift and flip consistency, too. ``smoke`` takes about four
-minutes on two cores; ``cpu`` takes about an hour on them and wants
+minutes on two cores; ``cpu`` takes about forty on them and wants
 ``--data=folder:<CIFAR-10 as JPEG files>``; ``full`` wants an accelerator and CIFAR-10.
 """
 

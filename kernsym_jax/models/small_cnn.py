@@ -6,13 +6,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernsym_jax.models.variant import Variant, torch_dense
+from kernsym_jax.layers import Conv
+from kernsym_jax.models.variant import Variant, flatten_channels_first, torch_dense
 
 
 class SmallCNN(nn.Module):
     """Convolutions with BatchNorm, global average pooling and a dense head.
 
-    Layers are ``conv1``, ``bn1``, ``conv2``, … and ``head``.
+    Layers are ``conv1``, ``bn1``, ``conv2``, … and ``head``; ``pool2`` for the place where a
+    convolution would have stepped, ``conv2_pointwise`` after a depthwise ``conv2``.
 
     Attributes:
       num_classes: outputs.
@@ -20,6 +22,10 @@ class SmallCNN(nn.Module):
       depth: number of convolutions.
       strided: numbers, from 1, of the convolutions that step by 2; None for the second and fourth.
       kernel_size: of every convolution.
+      pool: steps by 2×2 max-pooling after the convolutions that would have stepped.
+      norm: whether there is BatchNorm; without it convolutions have a bias.
+      separable: all convolutions but the first are depthwise, each with a 1×1 one after it.
+      flatten: the head sees the whole last map instead of its average.
       padding: one of ``layers.PADDINGS``.
       downsample: one of ``layers.DOWNSAMPLINGS``.
       blur_size: taps of the filter of ``downsample="blur"``.
@@ -32,6 +38,10 @@ class SmallCNN(nn.Module):
     depth: int = 4
     strided: tuple[int, ...] | None = None
     kernel_size: int = 3
+    pool: bool = False
+    norm: bool = True
+    separable: bool = False
+    flatten: bool = False
     padding: str = "zero"
     downsample: str = "stride"
     blur_size: int = 4
@@ -60,12 +70,31 @@ class SmallCNN(nn.Module):
         x = images.astype(self.dtype)
         features, index = self.width, 0
         for number in range(1, self.depth + 1):
-            stride = 2 if number in strided else 1
-            if stride > 1 and number > 1:
+            steps = number in strided
+            if steps and number > 1:
                 features *= 2
-            down = v.down(f"conv{number}_down", stride, index)
-            conv = v.conv(f"conv{number}", features, self.kernel_size, stride=down.inside)
-            x = v.norm(f"bn{number}")(conv(x, down.position(train)), train)
+            down = v.down(f"conv{number}_down", 2 if steps and not self.pool else 1, index)
+            x = self._conv(v, number, x, features, stride=down.inside)(x, down.position(train))
+            if self.separable and number > 1:
+                x = v.conv(f"conv{number}_pointwise", features, 1, use_bias=not self.norm)(x)
+            if self.norm:
+                x = v.norm(f"bn{number}")(x, train)
             x, _ = down(nn.relu(x), train)
-            index += stride > 1
-        return torch_dense("head", self.num_classes, x.astype(jnp.float32).mean((1, 2)))
+            if steps and self.pool:
+                x = v.max_pool(f"pool{number}", x, 2, 0, index, train)
+            index += steps
+        x = x.astype(jnp.float32)
+        x = flatten_channels_first(x) if self.flatten else x.mean((1, 2))
+        return torch_dense("head", self.num_classes, x)
+
+    def _conv(self, v: Variant, number: int, x: jax.Array, features: int, stride: int) -> Conv:
+        groups = x.shape[-1] if self.separable and number > 1 else 1
+        return v.conv(
+            f"conv{number}",
+            features if groups == 1 else groups,
+            self.kernel_size,
+            stride=stride,
+            groups=groups,
+            # What a 1×1 convolution follows needs no bias of its own.
+            use_bias=not self.norm and groups == 1,
+        )

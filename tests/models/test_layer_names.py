@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernsym_jax import layers, models
+from kernsym_jax import geometry, layers, models
 
 RESNET_STEM = ["conv1"]
 BASIC = ["conv1", "conv2"]
@@ -159,3 +159,26 @@ def test_the_fields_of_the_small_network_shape_it():
     shapes = [params[f"conv{i}"]["kernel"].shape for i in range(1, 6)]
     assert shapes == [(5, 5, 1, 4), (5, 5, 4, 4), (5, 5, 4, 8), (5, 5, 8, 8), (5, 5, 8, 8)]
     assert "conv6" not in params
+
+
+def test_the_small_network_can_pool_and_be_depthwise_and_have_no_norm():
+    model = models.create(
+        "small_cnn", num_classes=3, width=4, depth=3, strided=(2,), pool=True, separable=True,
+        norm=False, flatten=True,
+    )  # fmt: skip
+    images = np.zeros((1, 6, 6, 1), np.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    shapes = jax.tree.map(lambda leaf: leaf.shape, dict(params))
+    assert shapes == {
+        "conv1": {"kernel": (3, 3, 1, 4), "bias": (4,)},
+        "conv2": {"kernel": (3, 3, 1, 4)},
+        "conv2_pointwise": {"kernel": (1, 1, 4, 8), "bias": (8,)},
+        "conv3": {"kernel": (3, 3, 1, 8)},
+        "conv3_pointwise": {"kernel": (1, 1, 8, 8), "bias": (8,)},
+        "head": {"kernel": (3 * 3 * 8, 3), "bias": (3,)},
+    }
+    steps = [
+        row.layer for row in geometry.audit_module(model, 6, channels=1) if max(row.stride) > 1
+    ]
+    assert len(steps) == 1
+    assert "pool" in steps[0]

@@ -62,19 +62,17 @@ def load(place: str, split: str) -> EncodedSet:
 def members(root: pathlib.Path) -> dict[pathlib.PurePosixPath, Callable[[], bytes] | None]:
     """What is in a folder and in those below it, as `archive.members` gives it of an archive."""
     found: dict[pathlib.PurePosixPath, Callable[[], bytes] | None] = {}
-    for folder, below, files in os.walk(root):
-        below[:] = [name for name in below if not name.startswith(".")]
-        path = pathlib.PurePosixPath(os.path.relpath(folder, root))
+    for path, below, files in _walk(root):
         found.update((path / name, None) for name in below)
         for name in files:
-            if not name.startswith("."):
-                found[path / name] = functools.partial(_read, os.path.join(folder, name))
+            found[path / name] = functools.partial(_read, str(root / path / name))
     return found
 
 
 def states(root: pathlib.Path) -> tuple[tuple[str, int, int], ...]:
     """Names, sizes and times of change of all files of `members`: other ones if one changes."""
-    return tuple(sorted(_state(file) for file in _visible_files(root)))
+    walked = _walk(root)
+    return tuple(sorted(_state(str(root / at / name)) for at, _, files in walked for name in files))
 
 
 def split_folders(present: set[str], splits: Iterable[str] = _SPLIT_FOLDERS) -> list[str]:
@@ -113,6 +111,21 @@ def _visible_files(folder: str | os.PathLike[str]) -> Iterator[str]:
                 yield entry.path
             elif not entry.is_symlink():
                 yield from _visible_files(entry.path)
+
+
+def _walk(root: pathlib.Path) -> Iterator[tuple[pathlib.PurePosixPath, list[str], list[str]]]:
+    """Every folder with those below it and its files, but for what starts with a dot."""
+    for folder, below, files in os.walk(root, followlinks=True):
+        path = pathlib.PurePosixPath(os.path.relpath(folder, root))
+        # Splits and what they consist of may be links to elsewhere; further down, one that leads
+        # back up would have no end.
+        below[:] = [
+            name
+            for name in below
+            if not name.startswith(".")
+            and (len(path.parts) < 2 or not os.path.islink(os.path.join(folder, name)))
+        ]
+        yield path, list(below), [name for name in files if not name.startswith(".")]
 
 
 def _read(file: str) -> bytes:

@@ -91,6 +91,22 @@ def test_a_place_of_images_and_masks_alone_is_a_test_split(folder):
         loaded(folder / "val", "train")
 
 
+def test_splits_and_their_folders_may_be_links(folder, tmp_path_factory):
+    linked = tmp_path_factory.mktemp("linked")
+    (linked / "train").symlink_to(folder / "train")
+    (linked / "val").mkdir()
+    for kind in ("images", "masks"):
+        (linked / "val" / kind).symlink_to(folder / "val" / kind)
+    # One that leads back up is passed over.
+    (folder / "val" / "masks" / "up").symlink_to(folder)
+    for split in ("train", "test"):
+        np.testing.assert_array_equal(loaded(linked, split).labels, loaded(folder, split).labels)
+    identity = find(f"masks:{linked}", "train", coding=CODING).identity
+    before = identity()
+    Image.new("L", (8, 6), 1).save(folder / "train" / "masks" / "5.png")
+    assert identity() != before
+
+
 @pytest.mark.parametrize(("name", "mode"), [("set.tar", "w"), ("set.tar.gz", "w:gz")])
 def test_an_archive_is_read_as_its_folder_is(folder, tmp_path_factory, name, mode):
     (folder / "train" / "masks" / ".DS_Store").write_bytes(b"of a file manager")

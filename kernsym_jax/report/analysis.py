@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kernsym_jax.report import consistency
 from kernsym_jax.report.console import print_tables
 from kernsym_jax.report.figures import write_figures
 from kernsym_jax.report.layer_table import COLUMNS, NetworkTable
@@ -77,6 +78,7 @@ def write_results(tables: Sequence[NetworkTable], out: pathlib.Path) -> None:
             "order": table.weights.order,
             "summary": summarize(table),
             "advice": advice(table),
+            "consistency": consistency.figures(table.consistency) if table.consistency else None,
             "layers": table.rows,
             "skipped": table.weights.skipped,
             "notes": list(table.weights.notes),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from kernsym_jax.report import consistency
 from kernsym_jax.report.layer_table import NetworkTable
 from kernsym_jax.report.summary import advice, in_words, sentences, summarize
 from kernsym_jax.text import printable
@@ -22,7 +23,7 @@ def print_tables(tables: Sequence[NetworkTable]) -> None:
         console = Console(width=160)
     for table in tables:
         console.print(_layer_table(table))
-        said = [*sentences(summarize(table)), advice(table)]
+        said = [*sentences(summarize(table)), advice(table), consistency.sentence(table)]
         console.print(" ".join(filter(None, said)), style="bold", markup=False, highlight=False)
         skipped = len(table.weights.skipped)
         console.print(

@@ -69,6 +69,7 @@ class NetworkTable:
       geometry: rows of the audit, pooling included; empty where nothing is known.
       rows_at: the audit at another input size, where it can be made.
       history: ``{"step": completed steps, "scores": {layer: score}}``, in order, of a run.
+      consistency: what `evaluate` has found of its answers; ``None`` if it was not evaluated.
     """
 
     source: str
@@ -78,6 +79,7 @@ class NetworkTable:
     geometry: Sequence[LayerGeometry] = ()
     rows_at: RowsAt | None = None
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    consistency: dict[str, Any] | None = None
 
 
 def network_table(
@@ -86,6 +88,7 @@ def network_table(
     geometry: Sequence[LayerGeometry] = (),
     rows_at: RowsAt | None = None,
     history: Iterable[dict[str, Any]] = (),
+    consistency: dict[str, Any] | None = None,
 ) -> NetworkTable:
     """Measures every kernel of a network.
 
@@ -95,6 +98,7 @@ def network_table(
       geometry: rows of the network's audit, for what the weights do not say themselves.
       rows_at: the audit at another input size, where it can be made.
       history: the scores during training, as in `NetworkTable`.
+      consistency: what `evaluate` has found of its answers.
 
     Returns:
       The table.
@@ -129,7 +133,7 @@ def network_table(
     order_of_keys = (*COLUMNS, *FURTHER)
     rows = [{key: row[key] for key in order_of_keys} for row in rows]
     means = {layer: mean_kernel(kernel.weight) for layer, kernel in weights.kernels.items()}
-    return NetworkTable(source, weights, rows, means, geometry, rows_at, list(history))
+    return NetworkTable(source, weights, rows, means, geometry, rows_at, list(history), consistency)
 
 
 def role(kernel: ConvKernel, is_first: bool) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kernsym_jax import symmetry
-from kernsym_jax.report import figures
+from kernsym_jax.report import consistency, figures
 from kernsym_jax.report.layer_table import NetworkTable
 from kernsym_jax.report.summary import advice, in_words, sentences, summarize
 from kernsym_jax.text import printable
@@ -84,6 +84,7 @@ def render(tables: Sequence[NetworkTable]) -> str:
     environment.filters["figure"] = _figure
     return environment.from_string(read("page.jinja")).render(
         networks=[_network(index, table) for index, table in enumerate(tables, 1)],
+        evaluated=any(table.consistency for table in tables),
         columns=_TABLE,
         irreps=symmetry.IRREPS,
         style=read("page.css"),
@@ -104,11 +105,26 @@ def _network(index: int, table: NetworkTable) -> dict[str, Any]:
         "summary": summary,
         "layers": [_layer(row, table) for row in table.rows],
         "advice": advice(table),
+        "answers": consistency.sentence(table),
+        "flips": consistency.beside_symmetry(table),
+        "shares": _shares(table),
         "plot": _score_by_depth(table),
         "trajectory": figures.svg(figures.trajectory(table), page=True)
         if len(table.history) > 1
         else "",
     }
+
+
+def _shares(table: NetworkTable) -> dict[str, float | None]:
+    """The figures of an evaluation that stand beside those of other networks."""
+    found = table.consistency or {}
+    flips = found.get("flip_consistency", {})
+    estimates = {
+        "accuracy": found.get("accuracy"),
+        "shifts": found.get("shift_consistency"),
+        **{name: flips[name]["hard"] if name in flips else None for name in ("fliplr", "flipud")},
+    }
+    return {name: one["value"] if one else None for name, one in estimates.items()}
 
 
 def _score_by_depth(table: NetworkTable) -> dict[str, Any]:

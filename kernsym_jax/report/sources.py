@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kernsym_jax.geometry import CONVOLUTIONS, LayerGeometry
+from kernsym_jax.report.consistency import read_consistency
 from kernsym_jax.report.layer_table import NetworkTable, RowsAt, network_table
 from kernsym_jax.text import path_name
 from kernsym_jax.weights import Weights
@@ -101,7 +102,7 @@ def read_table(path: str | pathlib.Path, options: Options | None = None) -> Netw
     rows, rows_at = _geometry(path, options)
     if options.model is not None:
         found, rows = _fit(found, rows, options.model)
-    return network_table(found, str(path), rows, rows_at, history)
+    return network_table(found, str(path), rows, rows_at, history, read_consistency(path))
 
 
 def _open_layouts(weights: Weights) -> str:

@@ -1,5 +1,6 @@
 """The U-Net: a class for every pixel, whatever the size, and equivariance where it is exact."""
 
+import functools
 import itertools
 
 import jax
@@ -68,13 +69,10 @@ def test_every_size_gives_a_class_for_every_pixel(encoder, downsample, size):
     assert (logits.shape, logits.dtype) == ((2, *size, 3), jnp.float32)
 
 
-def gradient(prepared, padding, downsample, encoder):
-    """A function that gives the gradient of a training pass, and its arguments."""
-    fields = {"width": 2, "depth": 2, "num_classes": 2}
-    style = {"padding": padding, "downsample": downsample, "encoder": encoder}
-    model, variables, images = prepared("unet", 1, 6, **style, **fields)
+def gradient(model, variables, images):
+    """The gradient of every parameter in one training pass."""
 
-    def loss(params, images):
+    def loss(params):
         logits, _ = model.apply(
             {**variables, "params": params},
             images,
@@ -84,17 +82,16 @@ def gradient(prepared, padding, downsample, encoder):
         )
         return jnp.square(logits).mean()
 
-    # A map of 6×5 pixels is halved to 3×3 and has to come back to an odd width.
-    return jax.grad(loss), variables["params"], images[:, :, :5]
+    return jax.grad(loss)(variables["params"])
 
 
-def test_every_padding_takes_every_downsampling_in_training(prepared):
+def test_every_padding_takes_every_downsampling_in_training():
     encoders = itertools.cycle(["strided", "max_pool"])
     for padding, downsample in itertools.product(SIZES, layers.DOWNSAMPLINGS):
-        encoder = next(encoders)
-        function, params, images = gradient(prepared, padding, downsample, encoder)
-        found = jax.eval_shape(function, params, images)
-        assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, params)
+        style = {"padding": padding, "downsample": downsample, "encoder": next(encoders)}
+        model, shapes, images = shapes_of((6, 5), depth=2, **style)
+        found = jax.eval_shape(functools.partial(gradient, model), shapes, images)
+        assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, shapes["params"])
 
 
 @pytest.mark.parametrize(
@@ -110,9 +107,12 @@ def test_every_padding_takes_every_downsampling_in_training(prepared):
     ],
 )
 def test_gradients_are_finite_and_reach_every_kernel(padding, downsample, encoder, prepared):
-    function, *arguments = gradient(prepared, padding, downsample, encoder)
+    style = {"padding": padding, "downsample": downsample, "encoder": encoder}
+    model, variables, images = prepared("unet", 1, 6, width=2, depth=2, num_classes=2, **style)
+    # A map of 6×5 pixels is halved to 3×3 and has to come back to an odd width.
+    arguments = variables, images[:, :, :5]
     # It runs once, so it is compiled without the optimisations that only take time.
-    lowered = jax.jit(function).lower(*arguments)
+    lowered = jax.jit(functools.partial(gradient, model)).lower(*arguments)
     compiled = lowered.compile({"xla_backend_optimization_level": 0})
     found = flatten_dict(compiled(*arguments), sep="/")
     assert all(np.isfinite(leaf).all() for leaf in found.values())

@@ -189,3 +189,113 @@ def test_a_trained_resnet_knows_left_from_right_less_than_up_from_down(run, shar
     assert found["accuracy"]["low"] < 0.81 < found["accuracy"]["high"]
     flips = {name: kinds["hard"] for name, kinds in found["flip_consistency"].items()}
     assert flips["fliplr"]["low"] > flips["flipud"]["high"] + 0.1
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    """A run directory of a U-Net on images of 8×10 pixels with masks, and its folder of images."""
+    folder, random = tmp_path_factory.mktemp("masked"), np.random.default_rng(0)
+    for split in ("train", "test"):
+        for number in range(4):
+            pixels = random.integers(0, 256, (8, 10, 3), np.uint8)
+            mask = np.where(pixels[..., 0] > 120, 1, 0).astype(np.uint8)
+            mask[number] = 9
+            for kind, array in (("images", pixels), ("masks", mask)):
+                place = folder / "set" / split / kind
+                place.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(place / f"{number}.png")
+    config = training.default()
+    config.batch_size, config.epochs, config.devices, config.ema_decay = 4, 4.0, 1, 0.9
+    config.model.update({"name": "unet", "width": 4, "depth": 2})
+    config.data.update({"source": f"masks:{folder}/set", "void": (9,), "classes": ("[b]", "$x$")})
+    config.consistency.images = 0
+    return folder, training.train_and_evaluate(config, folder / "run")
+
+
+def test_a_run_on_masks_gets_its_figures_and_a_picture(run, masked, tmp_path):
+    folder, summary = masked
+    workdir = folder / "run"
+    status, out, _ = run(f"--workdir={workdir}", "--shift=2", "--shift_mode=zero")
+    found = json.loads((workdir / "consistency.json").read_text())
+    assert status == 0
+    for name in ("accuracy", "mean_iou"):
+        assert found[name]["value"] == pytest.approx(summary[f"eval_{name}"], abs=1e-6)
+        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
+        assert f"{100 * found[name]['value']:.2f}" in out
+    shifts = found["shift_consistency"]
+    agreement = np.array(shifts["map"]["agreement"])
+    assert agreement.shape == (5, 5)
+    assert agreement[2, 2] == 1
+    assert shifts["value"] == pytest.approx(agreement.mean(), abs=1e-6)
+    assert list(found["flip_consistency"]) == ["e", "r180", "fliplr", "flipud"]
+    assert list(found["classes"]) == ["[b]", "$x$"]
+    assert sum(of["pixels"] for of in found["classes"].values()) == 4 * 7 * 10
+    assert "[b]" in out
+    assert (workdir / "consistency.svg").is_file()
+    picture = workdir / "consistency.png"
+    with Image.open(picture) as image:
+        assert min(image.size) > 300
+    assert picture.stat().st_size < 300_000
+    again = tmp_path / "a.json"
+    assert run(f"--workdir={workdir}", "--shift=2", "--shift_mode=zero", f"--out={again}")[0] == 0
+    assert again.with_suffix(".png").read_bytes() == picture.read_bytes()
+
+
+def test_the_moving_averages_of_a_run_are_evaluated_on_request(run, masked, trained, tmp_path):
+    folder, summary = masked
+    out = tmp_path / "a.json"
+    given = [f"--workdir={folder / 'run'}", "--shift=0", f"--out={out}"]
+    assert run(*given, "--ema")[0] == 0
+    found = json.loads(out.read_text())
+    assert found["mean_iou"]["value"] == pytest.approx(summary["eval_ema_mean_iou"], abs=1e-6)
+    assert found["settings"]["ema"]
+    assert not out.with_suffix(".png").exists()
+    status, _, errors = run(f"--workdir={trained[0]}", "--ema", f"--out={tmp_path / 'b.json'}")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert "no moving averages" in errors
+
+
+def test_masks_are_evaluated_at_another_size(run, masked, tmp_path):
+    folder, _ = masked
+    out = tmp_path / "a.json"
+    crops = ("--input_size=12x16", "--shift=2", "--shift_mode=crop", "--shift_draws=2", "--limit=2")
+    assert run(f"--workdir={folder / 'run'}", *crops, f"--out={out}")[0] == 0
+    settings = json.loads(out.read_text())["settings"]
+    assert (settings["image_size"], settings["network_input"]) == ([16, 20], [12, 16])
+    # Weights of a network of another kind are told by the names of their layers.
+    given = arguments(folder, weights=folder / "run", model="small_cnn", data=f"masks:{folder}/set")
+    status, _, errors = run(*given, "--void=9", f"--out={tmp_path / 'b.json'}")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert "does not fit SmallCNN" in errors
+    assert "down1/conv1/kernel" in errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["--shift=8"], "shifts of up to 8 pixels leave nothing of 8×10 images"),
+        (["--shift=2", "--shift_mode=zero", "--shift_draws=1", "--input_size=4"], "in common"),
+        (["--void=1"], "config.data.classes|neither"),
+        (["--data=masks:none"], "none: no such"),
+        (["--data=digits", "--void=9"], "digits"),
+    ],
+)
+def test_what_does_not_fit_masks_is_one_line(run, masked, tmp_path, changes, says):
+    import re
+
+    folder, _ = masked
+    out = tmp_path / "a.json"
+    status, _, errors = run(f"--workdir={folder / 'run'}", f"--out={out}", *changes)
+    assert status == 2
+    assert re.search(says, errors)
+    assert errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_for_images_is_told_that_the_data_have_masks(run, masked, foreign, tmp_path):
+    folder, _ = masked
+    given = arguments(foreign, data=f"masks:{folder}/set")
+    status, _, errors = run(*given, "--void=9", f"--out={tmp_path / 'a.json'}")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert "for images with masks, got (8, 2)" in errors
+    assert not list(tmp_path.iterdir())

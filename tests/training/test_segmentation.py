@@ -1,0 +1,220 @@
+"""Training on masks: what counts in the loss, what an evaluation finds, and what is refused."""
+
+import functools
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from kernsym_jax import data, training
+from kernsym_jax.training import loss
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import tiny
+
+SIZE, TRAIN, TEST, VOID_VALUE = 8, 16, 6, 9
+DIGITS = {"data__source": "digits", "data__void": ()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Noise whose masks tell bright from dark; the first rows are void, in every image others."""
+    root, random = tmp_path_factory.mktemp("masks"), np.random.default_rng(0)
+    for split, count in (("train", TRAIN), ("test", TEST)):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(0, 256, (SIZE, SIZE, 1), np.uint8)
+            mask = (pixels[..., 0] > 150).astype(np.uint8)
+            mask[: number % 5] = VOID_VALUE
+            name = f"{number:02d}.png"
+            Image.fromarray(pixels[..., 0]).save(root / split / "images" / name)
+            Image.fromarray(mask).save(root / split / "masks" / name)
+    return root
+
+
+def config(folder, **changes):
+    small = training.default()
+    small.model.update({"name": "unet", "width": 4, "depth": 1})
+    small.data.update({"source": f"masks:{folder}", "void": (VOID_VALUE,)})
+    small.batch_size, small.epochs, small.log_every = TRAIN, 4.0, 2
+    small.eval_batch_size, small.consistency.images = 4, 0
+    small.eval_every_epochs = small.checkpoint_every_epochs = 2.0
+    small.optimizer.warmup_epochs = 0.0
+    for key, value in changes.items():
+        *path, name = key.split("__")
+        node = small
+        for part in path:
+            node = node[part]
+        node[name] = value
+    return small
+
+
+def by_hand(recipe, state, batch, parts=1, smoothing=0.0, weights=(1.0, 1.0)):
+    """Loss and gradient of the first step: the mean over the pixels that count of all parts."""
+    images = data.normalize(jnp.asarray(batch["image"]), recipe.mean, recipe.std)
+    counts = np.array([*weights, 0.0], np.float32)[np.minimum(batch["label"], 2)]
+    labels = np.where(batch["label"] == data.VOID, 0, batch["label"])
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def loss_of(params, batch_stats, part):
+        logits, updates = recipe.model.clone(bn_axis_name=None).apply(
+            {"params": params, "batch_stats": batch_stats},
+            images[part::parts],
+            train=True,
+            mutable=["batch_stats"],
+        )
+        log_p = logits - jax.scipy.special.logsumexp(logits, axis=-1, keepdims=True)
+        right = jnp.take_along_axis(log_p, labels[part::parts, ..., None].astype(int), -1)[..., 0]
+        losses = -(1 - smoothing) * right - smoothing * log_p.mean(-1)
+        return jnp.sum(losses * counts[part::parts]) / counts.sum(), updates["batch_stats"]
+
+    total, batch_stats, slopes = 0.0, state.batch_stats, []
+    for part in range(parts):
+        (value, batch_stats), slope = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params, batch_stats, part
+        )
+        total, slopes = total + value, [*slopes, slope]
+    return float(total), jax.tree.map(lambda *leaves: sum(leaves), *slopes)
+
+
+@pytest.mark.parametrize(
+    ("change", "meant"),
+    [
+        ({}, {}),
+        ({"optimizer__accumulate": 2, "devices": 4}, {"parts": 2}),
+        ({"devices": 8, "backend": "pmap"}, {}),
+        (
+            {"label_smoothing": 0.1, "class_weights": (0.5, 3.0), "devices": 8},
+            {"smoothing": 0.1, "weights": (0.5, 3.0)},
+        ),
+    ],
+    ids=["plain", "accumulate over devices", "pmap", "smoothing and class weights"],
+)
+def test_the_loss_is_the_mean_over_the_pixels_that_count_of_the_whole_batch(folder, change, meant):
+    plain = {
+        "optimizer__weight_decay": 0.0,
+        "optimizer__momentum": 0.0,
+        "optimizer__nesterov": False,
+    }
+    run = tiny.parts(config(folder, **plain, **change))
+    start, batch = jax.device_get(run.initial_state()), run.dataset.take_static(TRAIN)
+    voids = (batch["label"] == data.VOID).sum((1, 2))
+    assert len(set(voids)) == 5
+    step = run.backend.compile_train(run.recipe)
+    placed = {name: run.backend.shard(array) for name, array in batch.items()}
+    state, logs = step(run.initial_state(), placed, run.backend.keys([0]))
+    value, slope = by_hand(run.recipe, start, batch, **meant)
+    assert float(logs["meter"].loss) == pytest.approx(value, rel=1e-5)
+    assert float(logs["meter"].images) == (batch["label"] != data.VOID).sum()
+    moved = jax.tree.map(lambda new, old: (old - np.asarray(new)) / 0.1, state.params, start.params)
+    tiny.require_close(moved, slope, 2e-5)
+
+
+def test_images_and_masks_are_varied_alike(folder):
+    varied = config(folder, epochs=60.0, data__shift=2, data__flip="d4")
+    run = tiny.parts(varied)
+    _, logs = run.train(60)
+    meter = logs[-1]["meter"]
+    assert meter.correct / meter.images > 0.95
+
+
+def test_networks_side_by_side_train_on_masks_as_each_would_alone(folder):
+    joined, logs = tiny.parts(config(folder), members=2).train(2, seeds=(0, 1))
+    for index in (0, 1):
+        alone, own = tiny.parts(config(folder, seed=index)).train(2, seeds=(index,))
+        tiny.require_close(jax.tree.map(lambda leaf, i=index: leaf[i], joined.params), alone.params)
+        assert logs[-1]["meter"].images[index] == own[-1]["meter"].images
+
+
+def test_a_batch_of_void_alone_changes_nothing_but_statistics(folder):
+    run = tiny.parts(config(folder, optimizer__weight_decay=0.0))
+    start, batch = jax.device_get(run.initial_state()), run.dataset.take_static(TRAIN)
+    batch["label"] = np.full_like(batch["label"], data.VOID)
+    placed = {name: run.backend.shard(array) for name, array in batch.items()}
+    state, logs = run.backend.compile_train(run.recipe)(
+        run.initial_state(), placed, run.backend.keys([0])
+    )
+    tiny.require_equal(state.params, start.params)
+    assert float(logs["meter"].loss) == 0
+
+
+def test_a_run_tells_accuracy_and_mean_iou_of_the_pixels_that_count(folder, tmp_path, capsys):
+    changed = config(folder, model__depth=2, ema_decay=0.5, class_balance="median")
+    summary = training.train_and_evaluate(changed, tmp_path / "run")
+    state, run = tiny.saved_state(tmp_path / "run", changed), tiny.parts(changed)
+    test = data.load(
+        f"masks:{folder}", "test", coding=data.MaskCoding((VOID_VALUE,), (0, 1), ("0", "1"))
+    )
+    images = data.normalize(test.images, run.recipe.mean, run.recipe.std)
+    known = test.labels != data.VOID
+    labels = test.labels[known]
+    for prefix, variables in {"": state.variables, "ema_": state.ema}.items():
+        logits = run.recipe.model.apply(variables, images, train=False)
+        answers = np.asarray(logits).argmax(-1)[known]
+        shares = [
+            np.sum((answers == c) & (labels == c)) / np.sum((answers == c) | (labels == c))
+            for c in (0, 1)
+        ]
+        assert summary[f"eval_{prefix}accuracy"] == pytest.approx(np.mean(answers == labels))
+        assert summary[f"eval_{prefix}mean_iou"] == pytest.approx(np.mean(shares))
+    assert summary["eval_images"] == TEST
+    last = tiny.lines(tmp_path / "run", "eval")[-1]
+    assert last["mean_iou"] == summary["eval_mean_iou"]
+    assert f"mean iou {last['mean_iou']:.4f}" in capsys.readouterr().out
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    masks = run.dataset.take_static(TRAIN)["label"]
+    shares = [np.mean(masks[masks != data.VOID] == c) for c in (0, 1)]
+    np.testing.assert_allclose(written["class_weights"], np.median(shares) / shares, rtol=1e-5)
+    manifest = tmp_path / "run" / "checkpoints" / "4" / "manifest.json"
+    assert json.loads(manifest.read_text())["accuracy"] == summary["eval_mean_iou"]
+
+
+def test_weights_of_the_config_win_over_those_of_the_masks(folder, tmp_path):
+    given = config(folder, class_balance="median", class_weights=(1.0, 2.0), epochs=1.0)
+    training.train_and_evaluate(given, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["class_weights"] == [1, 2]
+
+
+def test_median_frequency_weights_are_those_computed_by_hand():
+    masks = np.array([[[0, 0, 0, 1]], [[0, 0, data.VOID, data.VOID]]], np.uint8)
+    # Class 0 has 5 of the 6 pixels of both masks, class 1 one of the 4 of the mask that has it.
+    median = (5 / 6 + 1 / 4) / 2
+    weights = loss.median_frequency_weights(masks, 3)
+    assert weights == pytest.approx((median / (5 / 6), median / (1 / 4), 1.0), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"data__source": "digits", "data__void": ()},
+            r"UNet gives .* class labels want \(1, 10\)",
+        ),
+        (
+            {"model": {"name": "small_cnn"}},
+            r"SmallCNN gives logits of shape \(1, 2\) .* masks want \(1, 8, 8, 2\)",
+        ),
+        ({"class_weights": (1.0,)}, "class_weights: 1 numbers for 2 classes"),
+        ({"class_weights": (1.0, -1.0)}, "class_weights: numbers ≥ 0"),
+        ({"class_balance": "mean"}, "class_balance: got 'mean', wanted none or median"),
+        (DIGITS | {"class_balance": "median"}, "class_balance=median is for masks"),
+        ({"model__num_classes": 1}, "out of range for config.model.num_classes=1"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(folder, tmp_path, changes, says):
+    changed = config(folder)
+    if "model" in changes:
+        changed.model = {**training.default().model.to_dict(), **changes.pop("model")}
+    for key, value in changes.items():
+        *path, name = key.split("__")
+        (changed[path[0]] if path else changed)[name] = value
+    with pytest.raises(ValueError, match=says) as told:
+        training.train_and_evaluate(changed, tmp_path / "run")
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "run").exists()

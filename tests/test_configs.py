@@ -20,6 +20,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 
 # What each config's network gets: image shape, classes, training images.
 SETS = {
+    "camvid_unet": ((72, 96, 3), 11, 367),
     "cifar100_resnet18": ((32, 32, 3), 100, 50_000),
     "cifar10_jpeg_cpu": ((32, 32, 3), 10, 50_000),
     "cifar10_resnet18": ((32, 32, 3), 10, 50_000),
@@ -55,6 +56,8 @@ def dataset(name, config):
         train_size=size,
         test_size=1,
         take_static=lambda size: {},
+        take_test=lambda size: {},
+        masks=name == "camvid_unet",
     )
 
 
@@ -77,6 +80,8 @@ def test_one_training_step_can_be_traced_at_the_size_of_the_images(name):
         "image": jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.uint8),
         "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
     }
+    if source.masks:
+        batch["label"] = jax.ShapeDtypeStruct((config.batch_size, *shape[:2]), jnp.uint8)
     after, logs = jax.eval_shape(functools.partial(step.train_step, recipe), before, batch, key)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), before

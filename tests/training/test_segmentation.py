@@ -132,6 +132,19 @@ def test_networks_side_by_side_train_on_masks_as_each_would_alone(folder):
         assert logs[-1]["meter"].images[index] == own[-1]["meter"].images
 
 
+def test_devices_add_up_to_one_confusion_matrix(folder):
+    found = []
+    for place in ({"devices": 1}, {"devices": 8}, {"devices": 8, "backend": "pmap"}):
+        run = tiny.parts(config(folder, **place))
+        state, evaluate = run.initial_state(), run.backend.compile_eval(run.recipe)
+        found.append([jax.device_get(evaluate(state, part)) for part in run.dataset.evaluation()])
+        tiny.require_close(found[-1], found[0])
+    ((sums,),) = found[:1]
+    test = run.dataset.take_test(TEST)["label"]
+    of_class = [np.sum(test == label) for label in (0, 1)]
+    np.testing.assert_array_equal(sums["confusion"].sum(1), of_class)
+
+
 def test_a_batch_of_void_alone_changes_nothing_but_statistics(folder):
     run = tiny.parts(config(folder, optimizer__weight_decay=0.0))
     start, batch = jax.device_get(run.initial_state()), run.dataset.take_static(TRAIN)

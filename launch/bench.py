@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import bench_analyze
+import bench_consistency
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -31,6 +32,8 @@ _BATCH = flags.DEFINE_integer("batch_size", 64, "For train.", lower_bound=1)
 _PEERS_PYTHON = flags.DEFINE_string(
     "peers_python", None, "For analyze: a Python with torch, weightwatcher, torchconvquality."
 )
+_NETWORK = flags.DEFINE_string("network", "cifar_resnet20", "For consistency.")
+_IMAGES = flags.DEFINE_integer("images", 1000, "For consistency: how many.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 150, "For train and population: a round.", lower_bound=3)
 
 
@@ -237,6 +240,9 @@ def side_by_side(
 
 BENCHES = {
     "analyze": lambda: bench_analyze.bench_analyze(_ROUNDS.value, _PEERS_PYTHON.value),
+    "consistency": lambda: bench_consistency.bench_consistency(
+        _NETWORK.value, _IMAGES.value, 250, _ROUNDS.value
+    ),
     "measure": bench_measure,
     "population": bench_population,
     "train": bench_train,

@@ -1,27 +1,40 @@
-"""Measures what shift consistency over a full grid costs, in time and in memory.
-
-python launch/bench_consistency.py --images=1000
-"""
+"""The `consistency` bench: what a full grid of shifts costs, in time and in memory."""
 
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
 from jax.tree_util import Partial
 
 from kernsym_jax import evaluation, models
 
-_MODEL = flags.DEFINE_string("model", "cifar_resnet20", "The network.")
-_IMAGES = flags.DEFINE_integer("images", 1000, "How many images.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch_size", 250, "Images per pass.", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "How often each thing is timed.", lower_bound=1)
 _REACHES = (1, 3, 7)
 _PASSES = 50
+
+
+def bench_consistency(name: str, images: int, batch_size: int, rounds: int) -> None:
+    """Prints the memory for three sizes of the grid, and the time of one beside plain passes.
+
+    Args:
+      name: of the network.
+      images: how many.
+      batch_size: images per pass.
+      rounds: how often both are timed.
+    """
+    print(f"{name}, {images} images in batches of {batch_size}")
+    for reach in _REACHES:
+        size = peak_bytes(name, images, batch_size, reach)
+        print(
+            f"peak memory, {(2 * reach + 1) ** 2:3d} offsets: {size / 2**20:7.0f} MiB", flush=True
+        )
+    grid, plain, ratio = cost(name, images, batch_size, rounds)
+    print(f"grid of 49 offsets:       {grid:8.2f} s")
+    print(f"50 plain forward passes:  {plain:8.2f} s")
+    print(f"ratio:                    {ratio:8.3f}")
 
 
 def subject(name: str, images: int, batch_size: int) -> tuple[Partial, list[dict[str, Any]]]:
@@ -94,23 +107,3 @@ def _timed(function: Callable[[], None]) -> float:
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
-
-
-def main(argv: Sequence[str]) -> None:
-    """Prints both."""
-    del argv
-    given = (_MODEL.value, _IMAGES.value, _BATCH.value)
-    print(f"{_MODEL.value}, {_IMAGES.value} images in batches of {_BATCH.value}")
-    for reach in _REACHES:
-        size = peak_bytes(*given, reach)
-        print(
-            f"peak memory, {(2 * reach + 1) ** 2:3d} offsets: {size / 2**20:7.0f} MiB", flush=True
-        )
-    grid, plain, ratio = cost(*given, _ROUNDS.value)
-    print(f"grid of 49 offsets:       {grid:8.2f} s")
-    print(f"50 plain forward passes:  {plain:8.2f} s")
-    print(f"ratio:                    {ratio:8.3f}")
-
-
-if __name__ == "__main__":
-    app.run(main)

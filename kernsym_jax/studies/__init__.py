@@ -4,6 +4,7 @@ from kernsym_jax.studies.claims_page import write_claims_page
 from kernsym_jax.studies.conduct import conduct, gather, keep, train_one
 from kernsym_jax.studies.cost import dry_run
 from kernsym_jax.studies.jobs import emit
+from kernsym_jax.studies.network import Network
 from kernsym_jax.studies.results import FinishedRun
 from kernsym_jax.studies.study import (
     Claim,
@@ -23,6 +24,7 @@ __all__ = [
     "Correlation",
     "FinishedRun",
     "Measure",
+    "Network",
     "Study",
     "conduct",
     "dry_run",

@@ -14,6 +14,7 @@ import ml_collections
 
 from kernsym_jax import training
 from kernsym_jax.studies import runs as planned
+from kernsym_jax.studies.cost import missing_file
 from kernsym_jax.studies.jobs import job_command
 from kernsym_jax.studies.outcome import CLAIMS, LAYERS, RESULTS, write_outcome
 from kernsym_jax.studies.results import FinishedRun, Results, collect
@@ -31,6 +32,8 @@ def conduct(
     study: Study, workdir: str | pathlib.Path, command: Sequence[str], parallel: int = 0
 ) -> Results:
     """Trains what is missing, one run after another or side by side, and gathers.
+
+    Of networks it tells which files are missing, and gathers what is there.
 
     Args:
       study: the study.
@@ -51,7 +54,13 @@ def conduct(
     _write_plan(study, workdir)
     everything = planned.plan_runs(study, workdir)
     missing = [run for run in everything if planned.state(run) != planned.FINISHED]
-    print(f"{study.name}: {len(everything) - len(missing)} of {len(everything)} runs are finished")
+    there = f"{len(everything) - len(missing)} of {len(everything)}"
+    if study.networks:
+        print(f"{study.name}: {there} networks are there")
+        for run in missing:
+            print(missing_file(run))
+        return gather(study, workdir, command)
+    print(f"{study.name}: {there} runs are finished")
     failed = _in_children(missing, workdir, command, parallel) if parallel else _here(missing)
     if len(failed) == len(everything):
         raise ValueError(next(iter(failed.values())))
@@ -74,10 +83,12 @@ def train_one(study: Study, workdir: str | pathlib.Path, name: str) -> dict[str,
       The run's summary.
 
     Raises:
-      ValueError: if the study has no such run.
+      ValueError: if the study has no such run, or trains none.
       Preempted: after SIGTERM or SIGINT, once the state is saved.
     """
     workdir = pathlib.Path(workdir)
+    if study.networks:
+        raise ValueError(f"study {study.name} reads trained networks: it has no run to train")
     found = {run.name: run for run in planned.plan_runs(study, workdir)}
     if name not in found:
         raise ValueError(f"study {study.name} has no run {name!r}; it has {', '.join(found)}")
@@ -110,6 +121,8 @@ def gather(study: Study, workdir: str | pathlib.Path, command: Sequence[str]) ->
     path, plan = workdir / PLAN, study.plan()
     before = run_directory.read_json(path) if path.exists() else plan
     changed = sorted(k for k in before.keys() | plan.keys() if before.get(k) != plan.get(k))
+    if study.networks:
+        run_directory.add_session(workdir)
     write_outcome(results, workdir, command, changed)
     return results
 
@@ -180,7 +193,7 @@ def _groups(missing: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
             jax.default_backend() != "cpu"
             and groups
             and groups[-1][-1].variant == run.variant
-            and groups[-1][-1].seed + 1 == run.seed
+            and int(groups[-1][-1].seed) + 1 == run.seed
             # A folder of single runs stays one; a population that was stopped goes on as one.
             and (not run.path.parent.exists() or (run.path.parent / POPULATION).exists())
         )

@@ -1,6 +1,7 @@
 """What is left to do in a study, and what it will cost."""
 
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kernsym_jax.studies import runs as planned
@@ -19,10 +20,13 @@ def dry_run(study: Study, workdir: str | pathlib.Path) -> str:
 
     Returns:
       A table as text. Costs are those of finished runs of the same variant; where there is none,
-      of the study's other runs, and of the study's own record if no run is finished.
+      of the study's other runs, and of the study's own record if no run is finished. Of networks,
+      which of them are there, and where to get the others.
     """
     everything = planned.plan_runs(study, pathlib.Path(workdir))
     states = {run.name: planned.state(run) for run in everything}
+    if study.networks:
+        return _files(everything, states)
     recorded: dict[str, list[dict[str, Any]]] = {}
     for run in everything:
         if states[run.name] == planned.FINISHED:
@@ -41,6 +45,19 @@ def dry_run(study: Study, workdir: str | pathlib.Path) -> str:
     total = duration(left) if known else f"more than {duration(left)}" if left else "unknown"
     count = sum(found != planned.FINISHED for found in states.values())
     return "\n".join([*lines, f"{count} of {len(states)} runs to do, one after another: {total}"])
+
+
+def missing_file(run: PlannedRun) -> str:
+    """Where a network was looked for, and where it is to be had, in one line."""
+    origin = "" if run.network is None else f"; get it from {run.network.origin}"
+    return f"{run.name}: no {run.path}{origin}"
+
+
+def _files(everything: Sequence[PlannedRun], states: Mapping[str, str]) -> str:
+    missing = [run for run in everything if states[run.name] != planned.FINISHED]
+    lines = [f"{run.name}: {run.path}" for run in everything if run not in missing]
+    lines += [missing_file(run) for run in missing]
+    return "\n".join([*lines, f"{len(missing)} of {len(everything)} networks are missing"])
 
 
 def _cost(

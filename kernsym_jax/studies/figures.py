@@ -8,7 +8,7 @@ import numpy as np
 
 from kernsym_jax.report import figures as layer_figures
 from kernsym_jax.studies import statistics
-from kernsym_jax.studies.results import Results
+from kernsym_jax.studies.results import FinishedRun, Results
 
 COLORS = ("#1b7f79", "#d1495b", "#8a5fbf", "#b8860b", "#3a6ea5", "#7f7f7f", "#e07b39", "#4c9f38",
           "#c45ab3", "#5b5bd6")  # fmt: skip
@@ -34,10 +34,13 @@ def draw(results: Results) -> dict[str, Any]:
       results: of the study.
 
     Returns:
-      Name -> matplotlib figure: ``effects``, ``layers_<figure>`` and ``steps_<figure>``.
+      Name -> matplotlib figure: ``effects``, ``layers_<figure>`` and ``steps_<figure>``, and
+      ``networks`` of those that were read.
     """
     study = results.study
     drawn = {"effects": effects(results)}
+    if study.networks:
+        drawn["networks"] = networks(results)
     for name in study.layer_figures:
         drawn[f"layers_{name}"] = layers(results, name)
     for name in study.trajectories:
@@ -71,15 +74,54 @@ def effects(results: Results) -> Any:
             ends = [estimate.low / unit, estimate.high / unit]
             axis.plot(ends, [place, place], color=color, lw=2, solid_capstyle="butt")
         axis.scatter([effect / unit], [place], s=34, color=color, zorder=3)
-        seeds = [value / unit for value in test.differences.values()]
-        axis.scatter(seeds, [place - 0.28] * len(seeds), s=7, color=color, alpha=0.6)
+        units = [value / unit for value in test.differences.values()]
+        axis.scatter(units, [place - 0.28] * len(units), s=7, color=color, alpha=0.6)
     axis.set(
         yticks=range(len(known)),
         yticklabels=[f"{t.name} ({t.verdict})" for t, _ in reversed(known)],
         ylim=(-0.6, len(known) - 0.4),
-        xlabel="effect over the smallest that matters (grey); small dots are seeds",
+        xlabel="effect over the smallest that matters (grey); small dots are "
+        f"{results.study.unit}s",
     )
     return figure
+
+
+def networks(results: Results) -> Any:
+    """Every layer's score above chance in order, one panel for each family of networks."""
+    families: dict[str, list[FinishedRun]] = {}
+    for run in results.finished:
+        family = results.study.networks[str(run.seed)].family
+        families.setdefault(family, []).append(run)
+    across = min(3, len(families))
+    down = -(-len(families) // across)
+    figure, axes = _figure(7.5, 0.5 + 2.1 * down, (down, across), sharey=True)
+    for axis in axes.flat[len(families) :]:
+        axis.set_axis_off()
+    for axis, (family, runs) in zip(axes.flat, families.items(), strict=False):
+        axis.axhline(0, color=_CHANCE, lw=1)
+        for index, run in enumerate(runs):
+            _depths(axis, run, index)
+        axis.set_title(family, fontsize=8, color=_INK)
+        axis.legend(fontsize=6, labelcolor=_INK, frameon=False, loc="best")
+    figure.supylabel("score − chance", fontsize=9, color=_INK)
+    figure.supxlabel("layer, in order", fontsize=9, color=_INK)
+    return figure
+
+
+def _depths(axis: Any, run: FinishedRun, index: int) -> None:
+    """The layers of one network: a line through the ordinary ones, and marks by kind."""
+    color = COLORS[index % len(COLORS)]
+    kinds: dict[str, list[tuple[int, float]]] = {}
+    for place, row in enumerate(run.table.rows, 1):
+        if row["score"] is not None:
+            kind = "first" if row["role"] == "first" else row["kind"]
+            kinds.setdefault(kind, []).append((place, row["score"] - row["null_mean"]))
+    label = str(run.seed)
+    for kind, mark in (("conv", "o-"), ("depthwise", "x"), ("first", "*")):
+        if found := kinds.get(kind):
+            x, y = zip(*found, strict=True)
+            axis.plot(x, y, mark, ms=5 if kind == "first" else 3, lw=1, color=color, label=label)
+            label = "_"
 
 
 def layers(results: Results, name: str) -> Any:
@@ -166,7 +208,9 @@ def _legend(axis: Any) -> None:
     axis.legend(fontsize=7, labelcolor=_INK, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def _figure(
+    width: float, height: float, panels: tuple[int, int] | None = None, sharey: bool = False
+) -> tuple[Any, Any]:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -174,4 +218,6 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
-        return figure, figure.subplots()
+        if panels is None:
+            return figure, figure.subplots()
+        return figure, figure.subplots(*panels, sharey=sharey, squeeze=False)

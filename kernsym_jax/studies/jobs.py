@@ -46,10 +46,13 @@ def emit(
       that is a bucket.
 
     Raises:
-      ValueError: for an unknown kind, or a bucket that the jobs cannot see.
+      ValueError: for an unknown kind, a bucket that the jobs cannot see, or a study that trains
+        nothing.
     """
     if kind not in KINDS:
         raise ValueError(f"jobs: got {kind!r}, wanted {' or '.join(KINDS)}")
+    if study.networks:
+        raise ValueError(f"study {study.name} reads trained networks: it has no runs to write")
     bucket = str(workdir).startswith(_BUCKETS)
     if bucket and kind != "skypilot":
         raise ValueError(f"{kind} jobs need a folder that they can see, got {workdir}")

@@ -29,23 +29,25 @@ def write_outcome(
       command: that conducts it: the arguments after the interpreter.
       changed: parts of the plan that are not as they were before the first run.
     """
-    columns = ("variant", "seed", "measure", "value")
+    columns = ("variant", results.study.unit, "measure", "value")
     rows = [
         dict(zip(columns, (variant, seed, name, value), strict=True))
         for (variant, seed), found in results.values.items()
         for name, value in found.items()
     ]
     _write_csv(workdir / RESULTS, columns, rows)
-    layer_columns = ("variant", "seed", *(c for c in report.COLUMNS if c != "source"))
+    layer_columns = (*columns[:2], *(c for c in report.COLUMNS if c != "source"))
     _write_csv(workdir / LAYERS, layer_columns, results.layers())
-    claims = _claims(results, shlex.join(["python", *command]), changed)
+    claims = _claims(results, workdir, shlex.join(["python", *command]), changed)
     run_directory.write_json(workdir / CLAIMS, claims)
     drawn = figures.draw(results)
     figures.write(drawn, workdir / "figures")
     (workdir / PAGE).write_text(page.render(results, claims, drawn), encoding="utf-8")
 
 
-def _claims(results: Results, command: str, changed: Sequence[str]) -> dict[str, Any]:
+def _claims(
+    results: Results, workdir: pathlib.Path, command: str, changed: Sequence[str]
+) -> dict[str, Any]:
     study = results.study
     return run_directory.finite(
         {
@@ -53,7 +55,7 @@ def _claims(results: Results, command: str, changed: Sequence[str]) -> dict[str,
             "size": study.size,
             "title": study.title,
             "data": study.data,
-            "seeds": list(study.seeds),
+            f"{study.unit}s": list(study.units),
             "runs": len(results.finished),
             "missing": list(results.missing),
             "level": study.level,
@@ -61,7 +63,7 @@ def _claims(results: Results, command: str, changed: Sequence[str]) -> dict[str,
             "claim_rule": verdict.CLAIM_RULE,
             "plan_changed": list(changed),
             "command": command,
-            "provenance": _provenance(results),
+            "provenance": _provenance(results, workdir),
             "claims": [
                 {
                     "claim": key,
@@ -89,14 +91,19 @@ def _test(test: Test, study: Study) -> dict[str, Any]:
         "p_holm": test.p_holm,
         "verdict": test.verdict,
         "rule": verdict.rule(test.test, study.level, study.coverage),
-        "by_seed": {str(seed): value for seed, value in test.differences.items()},
+        f"by_{study.unit}": {str(unit): value for unit, value in test.differences.items()},
+        **({"by_family": study.independent(test.differences)} if study.networks else {}),
         "other_methods": {name: dataclasses.asdict(e) for name, e in test.others.items()},
     }
 
 
-def _provenance(results: Results) -> dict[str, list[Any]]:
-    """What the runs were computed with, without what differs from one start to another."""
-    sessions = [session for run in results.finished for session in run.sessions]
+def _provenance(results: Results, workdir: pathlib.Path) -> dict[str, list[Any]]:
+    """What the runs were computed with, without what differs from one start to another; of networks
+    that were read, what measured them last."""
+    if results.study.networks:
+        sessions = run_directory.read_json(workdir / run_directory.PROVENANCE)["sessions"][-1:]
+    else:
+        sessions = [session for run in results.finished for session in run.sessions]
     facts = ("git_revision", "python", "platform")
     found: dict[str, list[Any]] = {
         fact: sorted({str(session[fact]) for session in sessions}) for fact in facts

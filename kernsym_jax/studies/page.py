@@ -13,6 +13,8 @@ _LAYER_FIGURES = ("score", "score_centered", "E", "skew_x", "skew_y", "dc_share"
 _CAPTIONS = {
     "effects": "Every test: the effect in units of the smallest that matters.",
     "layers": "Layer by layer: the mean over the seeds and its interval.",
+    "networks": "Every layer of every network above random kernels of its size, in order: circles "
+    "are ordinary layers, crosses depthwise ones, and stars the first.",
     "steps": "On the way: the mean over the layers and seeds, and the range of the seeds.",
 }
 
@@ -42,6 +44,7 @@ def render(results: Results, claims: Mapping[str, Any], drawn: Mapping[str, Any]
         study=study,
         claims=claims,
         measures=_measures(results),
+        networks=_networks(results),
         layers=_layers(results),
         layer_figures=_LAYER_FIGURES,
         figures=[
@@ -84,6 +87,21 @@ def _measures(results: Results) -> list[dict[str, Any]]:
             ],
         }
         for name, measure in study.measures.items()
+    ]
+
+
+def _networks(results: Results) -> list[dict[str, Any]]:
+    """One entry per network that was read, family by family as the study has them."""
+    networks = results.study.networks
+    return [
+        {
+            "name": run.seed,
+            "layers": len(run.table.rows),
+            "network": networks[str(run.seed)],
+            "values": results.values[run.variant, run.seed],
+        }
+        for run in results.finished
+        if networks
     ]
 
 

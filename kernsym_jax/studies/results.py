@@ -17,21 +17,35 @@ from kernsym_jax.training import run_directory
 
 
 class FinishedRun:
-    """A finished run, read when it is asked.
+    """A finished run or a trained network, read when it is asked.
 
     Args:
       variant: of the study.
-      seed: of the run.
-      path: its run directory.
+      seed: of the run; the name of a network.
+      path: its run directory; the file of a network, which has a table and nothing else.
+      options: how its table is read.
     """
 
-    def __init__(self, variant: str, seed: int, path: pathlib.Path) -> None:
+    def __init__(
+        self,
+        variant: str,
+        seed: int | str,
+        path: pathlib.Path,
+        options: report.Options | None = None,
+    ) -> None:
         self.variant, self.seed, self.path = variant, seed, path
+        self.options = options or report.Options()
 
     @functools.cached_property
     def table(self) -> report.NetworkTable:
         """Its layer table, at the end."""
-        return report.read_table(self.path)
+        return report.read_table(self.path, self.options)
+
+    @functools.cached_property
+    def folded(self) -> report.NetworkTable:
+        """The same with every BatchNorm folded into the kernels before it."""
+        options = dataclasses.replace(self.options, fold_batchnorm=True)
+        return report.read_table(self.path, options)
 
     @functools.cached_property
     def history(self) -> list[dict[str, Any]]:
@@ -78,8 +92,9 @@ class Test:
       estimate: of its effect.
       p_holm: corrected for all tests of the study.
       verdict: by the rule.
-      differences: seed -> contrast, of a contrast.
-      others: what else is worth knowing: of a correlation, that by the other method.
+      differences: seed or network -> contrast, of a contrast.
+      others: what else is worth knowing: of a correlation, that by the other method; of a contrast
+        over families of networks, that over the networks.
     """
 
     name: str
@@ -87,7 +102,7 @@ class Test:
     estimate: Estimate
     p_holm: float | None
     verdict: str
-    differences: Mapping[int, float]
+    differences: Mapping[int | str, float]
     others: Mapping[str, Estimate]
 
 
@@ -99,7 +114,7 @@ class Results:
       study: the study.
       finished: the runs that are.
       missing: names of the others.
-      values: (variant, seed) -> measure -> number.
+      values: (variant, seed or network) -> measure -> number.
       tests: with their outcomes.
       verdicts: claim -> verdict.
     """
@@ -107,19 +122,24 @@ class Results:
     study: Study
     finished: Sequence[FinishedRun]
     missing: Sequence[str]
-    values: Mapping[tuple[str, int], Mapping[str, float | None]]
+    values: Mapping[tuple[str, int | str], Mapping[str, float | None]]
     tests: Sequence[Test]
     verdicts: Mapping[str, str]
 
     def of(self, variant: str, measure: str) -> list[float]:
-        """A measure over the seeds of a variant, where it has a value."""
-        found = [row[measure] for (name, _), row in self.values.items() if name == variant]
-        return [value for value in found if value is not None]
+        """A measure over the seeds of a variant, or the families of networks, where it has a
+        value."""
+        found = {
+            seed: value
+            for (name, seed), row in self.values.items()
+            if name == variant and (value := row[measure]) is not None
+        }
+        return list(self.study.independent(found).values())
 
     def layers(self) -> list[dict[str, Any]]:
         """One row per run and layer, with the columns of ``layers.csv`` but for the source."""
         return [
-            {"variant": run.variant, "seed": run.seed, **row}
+            {"variant": run.variant, self.study.unit: run.seed, **row}
             for run in self.finished
             for row in run.table.rows
         ]
@@ -141,8 +161,11 @@ def collect(study: Study, workdir: pathlib.Path) -> Results:
     wanted = planned.plan_runs(study, workdir)
     done = [run for run in wanted if planned.state(run) == planned.FINISHED]
     if not done:
-        raise ValueError(f"{workdir}: none of the {len(wanted)} runs of {study.name} is finished")
-    finished = [FinishedRun(run.variant, run.seed, run.path) for run in done]
+        raise ValueError(_nothing(study, workdir, len(wanted)))
+    finished = [
+        FinishedRun(run.variant, run.seed, run.path, run.network.options if run.network else None)
+        for run in done
+    ]
     values = {(run.variant, run.seed): _measure(study, run) for run in finished}
     missing = [run.name for run in wanted if run not in done]
     return decide(study, values, finished, missing)
@@ -150,7 +173,7 @@ def collect(study: Study, workdir: pathlib.Path) -> Results:
 
 def decide(
     study: Study,
-    values: Mapping[tuple[str, int], Mapping[str, float | None]],
+    values: Mapping[tuple[str, int | str], Mapping[str, float | None]],
     finished: Sequence[FinishedRun] = (),
     missing: Sequence[str] = (),
 ) -> Results:
@@ -158,22 +181,26 @@ def decide(
 
     Args:
       study: the study.
-      values: (variant, seed) -> measure -> number.
+      values: (variant, seed or network) -> measure -> number.
       finished: the runs they are of.
       missing: names of the runs that are not finished.
 
     Returns:
       The results.
     """
-    differences = {name: _differences(c, values) for name, c in study.contrasts.items()}
+    differences = {name: _differences(study, c, values) for name, c in study.contrasts.items()}
     estimates = {
-        name: statistics.paired(list(found.values()), study.coverage)
+        name: statistics.paired(list(study.independent(found).values()), study.coverage)
         for name, found in differences.items()
     }
     others: dict[str, dict[str, Estimate]] = {}
+    if study.networks:
+        for name, each_network in differences.items():
+            each = statistics.paired(list(each_network.values()), study.coverage)
+            others[name] = {f"each of {each.n} networks by itself": each}
     for name, test in study.correlations.items():
         for method in ("pearson", "spearman"):
-            found = _correlation(test, method, values, study.coverage)
+            found = _correlation(study, test, method, values)
             if method == test.method:
                 estimates[name] = found
             else:
@@ -210,8 +237,17 @@ def accuracy_difference(contrast: Contrast, results: Results) -> Estimate | None
         for run in results.finished
     }
     terms = tuple((weight, variant, "accuracy") for variant, weight in weights.items())
-    found = _differences(dataclasses.replace(contrast, terms=terms), values)
+    found = _differences(results.study, dataclasses.replace(contrast, terms=terms), values)
     return statistics.paired(list(found.values()), results.study.coverage)
+
+
+def _nothing(study: Study, workdir: pathlib.Path, wanted: int) -> str:
+    if study.networks:
+        return (
+            f"{study.files}: none of the {wanted} networks of {study.name} is there; --dry_run "
+            "tells where to get them"
+        )
+    return f"{workdir}: none of the {wanted} runs of {study.name} is finished"
 
 
 def _measure(study: Study, run: FinishedRun) -> dict[str, float | None]:
@@ -223,11 +259,13 @@ def _measure(study: Study, run: FinishedRun) -> dict[str, float | None]:
 
 
 def _differences(
-    contrast: Contrast, values: Mapping[tuple[str, int], Mapping[str, float | None]]
-) -> dict[int, float]:
-    """Over the seeds of which all variants in the contrast have the measure."""
-    found = {}
-    for seed in sorted({seed for _, seed in values}):
+    study: Study,
+    contrast: Contrast,
+    values: Mapping[tuple[str, int | str], Mapping[str, float | None]],
+) -> dict[int | str, float]:
+    """Over the seeds or networks of which all variants in the contrast have the measure."""
+    found: dict[int | str, float] = {}
+    for seed in study.units:
         terms = [
             (weight, values.get((variant, seed), {}).get(measure))
             for weight, variant, measure in contrast.terms
@@ -239,19 +277,23 @@ def _differences(
 
 
 def _correlation(
+    study: Study,
     test: Correlation,
     method: str,
-    values: Mapping[tuple[str, int], Mapping[str, float | None]],
-    coverage: float,
+    values: Mapping[tuple[str, int | str], Mapping[str, float | None]],
 ) -> Estimate:
     wanted = (test.x, test.y, *test.given)
-    rows: list[tuple[str, list[float]]] = []
-    for (variant, _), row in values.items():
+    rows: list[tuple[str, int | str, list[float]]] = []
+    for (variant, seed), row in values.items():
         found = [value for value in map(row.get, wanted) if value is not None]
         if len(found) == len(wanted) and variant in (test.variants or (variant,)):
-            rows.append((variant, found))
-    x, y, *given = ([row[index] for _, row in rows] for index in range(len(wanted)))
+            rows.append((variant, seed, found))
+    columns = [[row[index] for *_, row in rows] for index in range(len(wanted))]
+    if study.networks:
+        by_name = [{seed: row[index] for _, seed, row in rows} for index in range(len(wanted))]
+        columns = [list(study.independent(column).values()) for column in by_name]
+    x, y, *given = columns
     if test.within:
-        names = sorted({variant for variant, _ in rows})
-        given += [[float(variant == name) for variant, _ in rows] for name in names[1:]]
-    return statistics.correlation(x, y, given, method, coverage)
+        names = sorted({variant for variant, *_ in rows})
+        given += [[float(variant == name) for variant, *_ in rows] for name in names[1:]]
+    return statistics.correlation(x, y, given, method, study.coverage)

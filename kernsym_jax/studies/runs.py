@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 
 from kernsym_jax import evaluation
+from kernsym_jax.studies.network import Network
 from kernsym_jax.studies.study import Consistency, Study
 from kernsym_jax.training import config as configuration
 from kernsym_jax.training import run_directory
@@ -17,30 +18,33 @@ RUNS = "runs"
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
-    """One run of a study.
+    """One run of a study, or one network that it reads.
 
     Attributes:
       variant: of the study.
-      seed: of the run.
-      path: its run directory.
-      config: resolved.
+      seed: of the run; the name of a network.
+      path: its run directory; the file of a network.
+      config: resolved; empty for a network.
       consistency: how it is evaluated afterwards; ``None`` for not at all.
+      network: that is read; ``None`` for a run that is trained.
     """
 
     variant: str
-    seed: int
+    seed: int | str
     path: pathlib.Path
     config: ml_collections.ConfigDict
     consistency: Consistency | None = None
+    network: Network | None = None
 
     @property
     def name(self) -> str:
-        """``variant/seed_003``, as its directory is called below the study's ``runs``."""
-        return f"{self.variant}/{self.path.name}"
+        """``variant/seed_003``, as its directory is called below the study's ``runs``; the name of
+        a network."""
+        return f"{self.variant}/{self.path.name}" if self.network is None else str(self.seed)
 
 
 def plan_runs(study: Study, workdir: pathlib.Path) -> list[PlannedRun]:
-    """All runs of a study, variant by variant.
+    """All runs of a study, variant by variant, or all networks that it reads.
 
     Args:
       study: the study.
@@ -53,6 +57,18 @@ def plan_runs(study: Study, workdir: pathlib.Path) -> list[PlannedRun]:
       ValueError: if a config has a key or value that no run knows.
     """
     folder = study.runs or workdir / RUNS
+    if study.networks:
+        (variant,) = study.variants
+        return [
+            PlannedRun(
+                variant,
+                name,
+                (folder if network.is_run else study.files) / network.file,
+                study.base,
+                network=network,
+            )
+            for name, network in study.networks.items()
+        ]
     return [
         PlannedRun(
             variant,
@@ -70,8 +86,10 @@ def state(run: PlannedRun) -> str:
     """How far a run is: ``finished``, ``trained`` (not yet evaluated), ``started`` or ``missing``.
 
     Raises:
-      ValueError: if its directory holds a run with another config.
+      ValueError: if its directory holds a run with another config, or its file is another one.
     """
+    if run.network is not None:
+        return FINISHED if run.network.is_at(run.path) else MISSING
     if not (run.path / run_directory.CONFIG).exists():
         return MISSING
     found = run_directory.read_json(run.path / run_directory.CONFIG)

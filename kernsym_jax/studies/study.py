@@ -11,6 +11,7 @@ import ml_collections
 
 from kernsym_jax import training
 from kernsym_jax.evaluation import Shifts
+from kernsym_jax.studies.network import Network, runs_below
 from kernsym_jax.training import config as configuration
 
 if TYPE_CHECKING:
@@ -112,18 +113,21 @@ class Consistency:
     limit: int | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study in one size.
+    """A study in one size: of runs that it trains, or of networks that it reads.
 
     Attributes:
       name: in file names.
       size: ``smoke``, ``cpu`` or ``full``.
       title: what is asked.
       data: what the runs are trained on, as tables say it.
-      base: the config that all runs share.
+      base: the config that all runs share; empty for networks.
       variants: name -> what differs, ``{"data.image_size": 17}``.
       seeds: of the runs of each variant; tests are paired over them.
+      networks: name -> a trained network, in place of seeds; then there is one variant, and tests
+        are over families.
+      files: the folder of their files.
       measures: name -> number of a run.
       claims: key -> claim.
       contrasts: name -> test.
@@ -147,9 +151,11 @@ class Study:
     size: str
     title: str
     data: str
-    base: ml_collections.ConfigDict
+    base: ml_collections.ConfigDict = dataclasses.field(default_factory=ml_collections.ConfigDict)
     variants: Mapping[str, Mapping[str, Any]]
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...] = ()
+    networks: Mapping[str, Network] = dataclasses.field(default_factory=dict)
+    files: pathlib.Path = pathlib.Path("data/weights")
     measures: Mapping[str, Measure]
     claims: Mapping[str, Claim]
     contrasts: Mapping[str, Contrast]
@@ -165,12 +171,14 @@ class Study:
     runs: pathlib.Path | None = None
 
     def __post_init__(self) -> None:
-        for name in (self.name, self.size, *self.variants):
+        for name in (self.name, self.size, *self.variants, *self.networks):
             if not name.replace("_", "").replace("-", "").isalnum():
                 raise ValueError(
                     f"study {self.name}: names are letters, digits, - and _, got {name!r}"
                 )
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+        if self.networks and (self.seeds or len(self.variants) != 1):
+            raise ValueError(f"study {self.name}: networks have one variant and no seeds")
+        if not self.units or len(set(self.units)) < len(self.units):
             raise ValueError(f"study {self.name}: seeds must be some different ones: {self.seeds}")
         if shared := self.contrasts.keys() & self.correlations.keys():
             raise ValueError(f"study {self.name}: two tests have the name {min(shared)}")
@@ -206,6 +214,25 @@ class Study:
         """All tests by name, contrasts first: the family that Holm's correction is over."""
         return {**self.contrasts, **self.correlations}
 
+    @property
+    def units(self) -> tuple[int | str, ...]:
+        """What tests are paired over: seeds, or names of networks."""
+        return tuple(self.networks) or self.seeds
+
+    @property
+    def unit(self) -> str:
+        """What one of them is called: ``seed`` or ``network``."""
+        return "network" if self.networks else "seed"
+
+    def independent(self, found: Mapping[int | str, float]) -> dict[int | str, float]:
+        """Numbers of networks as means over each family; those of seeds as they are."""
+        if not self.networks:
+            return dict(found)
+        families: dict[int | str, list[float]] = {}
+        for name, value in found.items():
+            families.setdefault(self.networks[str(name)].family, []).append(value)
+        return {family: sum(values) / len(values) for family, values in families.items()}
+
     def config(self, variant: str, seed: int) -> ml_collections.ConfigDict:
         """The resolved config of one run.
 
@@ -231,6 +258,7 @@ class Study:
             "base": configuration.to_json(self.base),
             "variants": {name: dict(changes) for name, changes in self.variants.items()},
             "seeds": self.seeds,
+            "networks": {name: dataclasses.asdict(one) for name, one in self.networks.items()},
             "measures": {name: measure.meaning for name, measure in self.measures.items()},
             "claims": {key: dataclasses.asdict(claim) for key, claim in self.claims.items()},
             "tests": {name: dataclasses.asdict(test) for name, test in self.tests.items()},
@@ -280,8 +308,10 @@ def load_study(
     Args:
       path: a Python file with ``get_study(size)``.
       size: of the study.
-      data: a source that takes the place of the base config's own; ``None`` to keep that.
-      runs: the folder of the run directories; ``None`` for ``runs`` in the study's own.
+      data: a source that takes the place of the base config's own, or of networks, the folder of
+        their files; ``None`` to keep that.
+      runs: the folder of the run directories; ``None`` for ``runs`` in the study's own. To a study
+        of networks the finished runs in it are added.
 
     Returns:
       The study.
@@ -308,6 +338,10 @@ def load_study(
     study: Study = module.get_study(size)
     if runs is not None:
         study = dataclasses.replace(study, runs=pathlib.Path(runs))
+    if study.networks:
+        own = {} if study.runs is None else runs_below(study.runs)
+        files = study.files if data is None else pathlib.Path(data)
+        return dataclasses.replace(study, networks={**study.networks, **own}, files=files)
     if data is None:
         return study
     base = ml_collections.ConfigDict(study.base)

@@ -9,7 +9,7 @@ SUPPORTED, NOT_SUPPORTED, DIFFERS, UNDECIDED = (
     "supported", "not supported", "differs", "undecided",
 )  # fmt: skip
 FEWEST = 3
-"""Seeds or runs below which nothing is decided."""
+"""Seeds, runs or families of networks below which nothing is decided."""
 
 
 def decide(test: Contrast | Correlation, estimate: Estimate, p: float | None, level: float) -> str:
@@ -66,5 +66,5 @@ def rule(test: Contrast | Correlation, level: float, coverage: float) -> str:
 CLAIM_RULE = (
     "A claim is supported if all of its tests are; it differs if one of them does, and is not "
     "supported if one of them is not; otherwise it is undecided. Fewer than "
-    f"{FEWEST} seeds decide nothing."
+    f"{FEWEST} seeds, or families of networks, decide nothing."
 )

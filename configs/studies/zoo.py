@@ -54,6 +54,11 @@ def ordinary(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["kind"] == "conv" and row["role"] in roles and square(row)]
 
 
+def strided(rows: Sequence[Row]) -> list[Row]:
+    """Those of the ordinary ones that are known to be strided."""
+    return [row for row in ordinary(rows) if row["role"] == "strided"]
+
+
 def depthwise(rows: Sequence[Row]) -> list[Row]:
     """Square depthwise kernels that do not see the image, strided or not."""
     roles = ("depthwise", "strided")
@@ -113,7 +118,7 @@ def measures() -> dict[str, Measure]:
 
     return {
         "internal": m.mean_over("score", ("internal",), "score of layers known to have stride 1"),
-        "strided": m.mean_over("score", ("strided",), "score of layers known to be strided"),
+        "strided": mean_of(strided, "score", "score of ordinary layers known to be strided"),
         "inner_over_chance": mean_of(
             ordinary, over_chance, "score − chance of ordinary layers after the first"
         ),

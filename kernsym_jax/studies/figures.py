@@ -87,14 +87,14 @@ def effects(results: Results) -> Any:
 
 
 def networks(results: Results) -> Any:
-    """Every layer's score above chance in order, one panel for each family of networks."""
+    """The score of every square kernel above chance in order, a panel for each family."""
     families: dict[str, list[FinishedRun]] = {}
     for run in results.finished:
         family = results.study.networks[str(run.seed)].family
         families.setdefault(family, []).append(run)
-    across = min(3, len(families))
+    across = min(2, len(families))
     down = -(-len(families) // across)
-    figure, axes = _figure(7.5, 0.5 + 2.1 * down, (down, across), sharey=True)
+    figure, axes = _figure(7.5, 0.5 + 1.7 * down, (down, across))
     for axis in axes.flat[len(families) :]:
         axis.set_axis_off()
     for axis, (family, runs) in zip(axes.flat, families.items(), strict=False):
@@ -102,7 +102,8 @@ def networks(results: Results) -> Any:
         for index, run in enumerate(runs):
             _depths(axis, run, index)
         axis.set_title(family, fontsize=8, color=_INK)
-        axis.legend(fontsize=6, labelcolor=_INK, frameon=False, loc="best")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        _legend(axis)
     figure.supylabel("score − chance", fontsize=9, color=_INK)
     figure.supxlabel("layer, in order", fontsize=9, color=_INK)
     return figure
@@ -113,7 +114,8 @@ def _depths(axis: Any, run: FinishedRun, index: int) -> None:
     color = COLORS[index % len(COLORS)]
     kinds: dict[str, list[tuple[int, float]]] = {}
     for place, row in enumerate(run.table.rows, 1):
-        if row["score"] is not None:
+        kh, kw = row["shape"].split("×")[:2]
+        if row["score"] is not None and kh == kw:
             kind = "first" if row["role"] == "first" else row["kind"]
             kinds.setdefault(kind, []).append((place, row["score"] - row["null_mean"]))
     label = str(run.seed)
@@ -208,9 +210,7 @@ def _legend(axis: Any) -> None:
     axis.legend(fontsize=7, labelcolor=_INK, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _figure(
-    width: float, height: float, panels: tuple[int, int] | None = None, sharey: bool = False
-) -> tuple[Any, Any]:
+def _figure(width: float, height: float, panels: tuple[int, int] | None = None) -> tuple[Any, Any]:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -220,4 +220,4 @@ def _figure(
         FigureCanvasAgg(figure)
         if panels is None:
             return figure, figure.subplots()
-        return figure, figure.subplots(*panels, sharey=sharey, squeeze=False)
+        return figure, figure.subplots(*panels, sharey=True, squeeze=False)

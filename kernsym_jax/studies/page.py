@@ -13,8 +13,8 @@ _LAYER_FIGURES = ("score", "score_centered", "E", "skew_x", "skew_y", "dc_share"
 _CAPTIONS = {
     "effects": "Every test: the effect in units of the smallest that matters.",
     "layers": "Layer by layer: the mean over the seeds and its interval.",
-    "networks": "Every layer of every network above random kernels of its size, in order: circles "
-    "are ordinary layers, crosses depthwise ones, and stars the first.",
+    "networks": "The square kernels of every network above random ones of their size, in order: "
+    "circles are ordinary layers, crosses depthwise ones, and stars the first.",
     "steps": "On the way: the mean over the layers and seeds, and the range of the seeds.",
 }
 

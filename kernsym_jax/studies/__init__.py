@@ -4,6 +4,7 @@ from kernsym_jax.studies.claims_page import write_claims_page
 from kernsym_jax.studies.conduct import conduct, gather, keep, train_one
 from kernsym_jax.studies.cost import dry_run
 from kernsym_jax.studies.jobs import emit
+from kernsym_jax.studies.load import load_study, pick_size
 from kernsym_jax.studies.network import Network
 from kernsym_jax.studies.results import FinishedRun
 from kernsym_jax.studies.study import (
@@ -13,8 +14,6 @@ from kernsym_jax.studies.study import (
     Correlation,
     Measure,
     Study,
-    load_study,
-    pick_size,
 )
 
 __all__ = [

@@ -131,6 +131,7 @@ def steps_alone(config: ml_collections.ConfigDict, members: int, steps: int) -> 
         64,
         backend.replicate,
         backend.shard,
+        shard_train=backend.shard_train,
     )
     recipe = make_recipe(complete(config, dataset), dataset, backend.axis_name)
     step, keys = backend.compile_train(recipe), backend.keys(seeds)

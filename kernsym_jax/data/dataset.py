@@ -81,6 +81,7 @@ def open(
     shard: Place,
     process_index: int = 0,
     process_count: int = 1,
+    shard_train: Place | None = None,
 ) -> Dataset:
     """Opens a source for a run.
 
@@ -94,6 +95,8 @@ def open(
       shard: puts this process's part of a batch on the devices, as a part of the whole batch.
       process_index: of this process.
       process_count: processes that share every batch.
+      shard_train: what ``shard`` is to training batches, where their leading axis of networks is
+        placed too; ``None`` for ``shard`` itself.
 
     Returns:
       The data set.
@@ -106,7 +109,8 @@ def open(
     if not 0 <= config["seed"] < 2**32:
         raise ValueError(f"config.data.seed must lie in 0 to 2³² − 1, got {config['seed']}")
     view, processes = View.from_config(config), (process_index, process_count)
-    run = _Run(config, view, seed, batch_size, eval_batch_size, replicate, shard, processes)
+    places = replicate, shard, shard_train or shard
+    run = _Run(config, view, seed, batch_size, eval_batch_size, *places, processes)
     coding = MaskCoding.from_config(config)
     train, test = (find(config["source"], split, config["seed"], coding) for split in SPLITS)
     if config["random_labels"] and isinstance(train, EncodedSet) and train.coding is not None:
@@ -127,6 +131,7 @@ class _Run:
     eval_batch_size: int
     replicate: Place
     shard: Place
+    shard_train: Place
     processes: tuple[int, int]
 
 
@@ -172,7 +177,7 @@ def _keep(run: _Run, train_source: Source, test_source: Source) -> Dataset:
         std=std,
         augment=Augment.from_config(run.config),
         train=DeviceBatches(
-            train, run.batch_size, run.seed, run.replicate, run.shard, *run.processes
+            train, run.batch_size, run.seed, run.replicate, run.shard_train, *run.processes
         ),
         evaluation=lambda: evaluation_batches(test, run.eval_batch_size, run.shard, *run.processes),
         train_size=len(train),
@@ -210,7 +215,9 @@ def _stream(run: _Run, train_source: Source, test_source: Source) -> Dataset:
         std=std,
         # Windows are cut as the images are read; the rest is left to the step.
         augment=dataclasses.replace(Augment.from_config(run.config), crop_size=0),
-        train=StreamBatches(train, run.batch_size, run.seed, run.shard, *run.processes, workers),
+        train=StreamBatches(
+            train, run.batch_size, run.seed, run.shard_train, *run.processes, workers
+        ),
         evaluation=lambda: stream_evaluation(
             test, run.eval_batch_size, run.shard, *run.processes, workers
         ),

@@ -67,19 +67,26 @@ class Backend:
         """Puts this process's part of a batch on the devices, as a part of the whole batch.
 
         Args:
-          array: (batch,) or (batch, height, width, channels); for training several members
-            (members, batch) or (members, batch, height, width, channels).
+          array: (batch, …), the same for all members.
 
         Returns:
           The whole batch; under ``pmap`` with a leading axis of devices.
         """
-        spec = PartitionSpec(DATA)
-        if self.members and array.ndim in (2, 5):
-            spec = PartitionSpec(MEMBERS, DATA)
-        elif self.kind == "pmap":
+        if self.kind == "pmap":
             local = self.parts // jax.process_count()
             array = array.reshape(local, -1, *array.shape[1:])
-        return self._put(array, *spec)
+        return self._put(array, DATA)
+
+    def shard_train(self, array: np.ndarray) -> jax.Array:
+        """Does for a training batch, which every member has its own of, what `shard` does.
+
+        Args:
+          array: (members, batch, …) of a population, else (batch, …).
+
+        Returns:
+          The whole batch.
+        """
+        return self._put(array, MEMBERS, DATA) if self.members else self.shard(array)
 
     def keys(self, seeds: Sequence[int]) -> jax.Array:
         """The keys of the members, or of the single network."""

@@ -116,6 +116,7 @@ def _open_data(configs: Sequence[ml_collections.ConfigDict], backend: Backend) -
         backend.shard,
         jax.process_index(),
         jax.process_count(),
+        backend.shard_train,
     )
 
 

@@ -124,8 +124,9 @@ def test_images_and_masks_are_varied_alike(folder):
     assert meter.correct / meter.images > 0.95
 
 
-def test_networks_side_by_side_train_on_masks_as_each_would_alone(folder):
-    joined, logs = tiny.parts(config(folder), members=2).train(2, seeds=(0, 1))
+@pytest.mark.parametrize("streamed", [{}, {"data__streaming": True, "devices": 8}])
+def test_networks_side_by_side_train_on_masks_as_each_would_alone(folder, streamed):
+    joined, logs = tiny.parts(config(folder, **streamed), members=2).train(2, seeds=(0, 1))
     for index in (0, 1):
         alone, own = tiny.parts(config(folder, seed=index)).train(2, seeds=(index,))
         tiny.require_close(jax.tree.map(lambda leaf, i=index: leaf[i], joined.params), alone.params)

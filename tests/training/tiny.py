@@ -59,7 +59,13 @@ def parts(changed, members=0):
     backend = choose_backend(resolved, members)
     seeds = [resolved.seed + index for index in range(members)] if members else resolved.seed
     dataset = data.open(
-        resolved.data, seeds, resolved.batch_size, 256, backend.replicate, backend.shard
+        resolved.data,
+        seeds,
+        resolved.batch_size,
+        256,
+        backend.replicate,
+        backend.shard,
+        shard_train=backend.shard_train,
     )
     recipe = make_recipe(complete(resolved, dataset), dataset, backend.axis_name)
     return Parts(backend, dataset, recipe)

@@ -135,4 +135,6 @@ def _completed(wanted: ml_collections.ConfigDict, found: dict[str, Any]) -> dict
         completed["data"][name] = completed["data"][name] or found["data"][name]
     classes = completed["model"]["num_classes"] or found["model"]["num_classes"]
     completed["model"]["num_classes"] = classes
+    if completed["class_balance"] != "none":
+        completed["class_weights"] = completed["class_weights"] or found.get("class_weights", [])
     return completed

@@ -40,6 +40,7 @@ def read_consistency(source: pathlib.Path) -> dict[str, Any] | None:
         for estimate in _estimates(found):
             if not all(isinstance(estimate[key], int | float) for key in ("value", "low", "high")):
                 raise ValueError(f"{estimate} is no figure with its interval")
+        _sentence(found)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path_name(path)}: not an evaluation ({error})") from error
     return found
@@ -65,10 +66,13 @@ def shift_words(found: dict[str, Any]) -> str:
 
 def sentence(table: NetworkTable) -> str:
     """The evaluation in one sentence; empty without one."""
-    found = table.consistency
-    if not found:
-        return ""
+    return _sentence(table.consistency) if table.consistency else ""
+
+
+def _sentence(found: dict[str, Any]) -> str:
     parts = [f"{_share(found['accuracy'])} are right"]
+    if "mean_iou" in found:
+        parts[0] += f", mean IoU {_share(found['mean_iou'])}"
     if "shift_consistency" in found:
         parts.append(f"{_share(found['shift_consistency'])} stay under {shift_words(found)}")
     flips = found.get("flip_consistency", {})
@@ -78,7 +82,9 @@ def sentence(table: NetworkTable) -> str:
         if name in flips
     ]
     last = parts.pop()
-    return f"Of its answers to {found['images']} images {', '.join(parts)} and {last}."
+    what = "pixels of " if "mean_iou" in found else ""
+    told = f"{', '.join(parts)} and {last}" if parts else last
+    return f"Of its answers to {what}{found['images']} images {told}."
 
 
 def beside_symmetry(table: NetworkTable) -> list[dict[str, Any]]:
@@ -110,7 +116,7 @@ def _distance(table: NetworkTable, element: str) -> float | None:
 
 def _estimates(found: dict[str, Any]) -> list[Figures]:
     shown = [found["accuracy"]]
-    shown += [found["shift_consistency"]] if "shift_consistency" in found else []
+    shown += [found[name] for name in ("mean_iou", "shift_consistency") if name in found]
     for kinds in found.get("flip_consistency", {}).values():
         shown += kinds.values()
     return shown

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from kernsym_jax import report
-from kernsym_jax.report.consistency import beside_symmetry
+from kernsym_jax.report.consistency import beside_symmetry, sentence
 from kernsym_jax.symmetry import D4
 
 INTERVAL = {"low": 0.25, "high": 0.75}
@@ -82,8 +82,31 @@ def test_without_an_evaluation_nothing_is_said_of_answers(weights, tmp_path):
     assert "Symmetry of kernels and of answers" not in page
 
 
+def test_answers_for_pixels_have_a_mean_iou_and_accuracy_may_be_all_there_is(weights):
+    found = evaluation(weights)
+    del found["shift_consistency"], found["flip_consistency"]
+    write(weights.with_name("consistency.json"), found)
+    alone = sentence(report.read_table(weights))
+    assert alone == "Of its answers to 360 images 90.0 % (25.0–75.0) are right."
+    found["mean_iou"] = {"value": 0.5, **INTERVAL}
+    write(weights.with_name("consistency.json"), found)
+    of_pixels = sentence(report.read_table(weights))
+    assert of_pixels == (
+        "Of its answers to pixels of 360 images 90.0 % (25.0–75.0) are right, mean IoU 50.0 % "
+        "(25.0–75.0)."
+    )
+
+
 @pytest.mark.parametrize("text", ["[]", "{", '{"settings": {"weights": "net.safetensors"}}'])
 def test_a_damaged_evaluation_is_refused_by_its_name(weights, text):
     weights.with_name("consistency.json").write_text(text)
+    with pytest.raises(ValueError, match=r"consistency\.json: not an evaluation"):
+        report.read_table(weights)
+
+
+def test_shifts_without_their_settings_are_damage(weights):
+    found = evaluation(weights)
+    del found["shift_consistency"]["settings"]["mode"]
+    write(weights.with_name("consistency.json"), found)
     with pytest.raises(ValueError, match=r"consistency\.json: not an evaluation"):
         report.read_table(weights)

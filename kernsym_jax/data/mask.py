@@ -55,8 +55,9 @@ class MaskCoding:
                 f"{len(self.classes)} names in config.data.classes for {len(self.values)} values "
                 "in config.data.mask_values"
             )
-        if max(len(self.values), len(self.classes)) > VOID:
-            raise ValueError(f"masks have at most {VOID} classes, got {len(self.values)}")
+        most = max(len(self.values), len(self.classes))
+        if most > VOID:
+            raise ValueError(f"masks have at most {VOID} classes, got {most}")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "MaskCoding":

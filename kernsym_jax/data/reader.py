@@ -72,7 +72,8 @@ class Reader:
             raise ValueError(
                 f"{name}: {image.shape[1]}×{image.shape[0]} pixels, where others have "
                 f"{self.shape[1]}×{self.shape[0]}; images must have one size: set "
-                "config.data.crop_size to crop them while training, or config.data.image_size"
+                "config.data.crop_size to crop them while training, or config.data.image_size or "
+                "scale_to"
             )
         if self.label_order is not None and self.label_order[index] != index:
             label = self._class_label(int(self.label_order[index]))
@@ -122,7 +123,8 @@ def sample(reader: Reader) -> np.ndarray:
         if image.shape[:2] != shape[:2]:
             raise ValueError(
                 f"images of {image.shape[1]}×{image.shape[0]} and of {shape[1]}×{shape[0]} pixels; "
-                "set config.data.crop_size to crop them while training, or config.data.image_size"
+                "set config.data.crop_size to crop them while training, or config.data.image_size "
+                "or scale_to"
             )
     return np.stack([np.broadcast_to(image, shape) for image in images])
 

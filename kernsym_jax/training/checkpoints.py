@@ -55,7 +55,7 @@ class Checkpoints:
         Args:
           step: completed steps.
           state: whole on every device.
-          accuracy: by which the best are told; ``None`` if it is not known.
+          accuracy: by which the best are told, mean IoU of masks; ``None`` if it is not known.
 
         Raises:
           OSError: if this checkpoint or the one before cannot be written.

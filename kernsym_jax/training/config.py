@@ -144,7 +144,7 @@ def default() -> ml_collections.ConfigDict:
     config.log_every = 50
     config.eval_every_epochs = 1.0
     config.checkpoint_every_epochs = 1.0
-    # The newest, and besides them those of the best evaluation accuracy.
+    # The newest, and besides them those of the best evaluation accuracy, or mean IoU of masks.
     config.keep_checkpoints = 3
     config.keep_best = 1
     return config

@@ -111,8 +111,8 @@ def complete(config: ml_collections.ConfigDict, dataset: data.Dataset) -> ml_col
       A config for which the run is the same whatever is found in the data.
 
     Raises:
-      ValueError: if the model has fewer classes than the data, or shifts leave nothing of its
-        images.
+      ValueError: if the model has fewer classes than the data, or more than masks can have, or
+        shifts leave nothing of its images.
     """
     config = ml_collections.ConfigDict(config)
     config.data.mean, config.data.std = dataset.mean, dataset.std
@@ -123,6 +123,11 @@ def complete(config: ml_collections.ConfigDict, dataset: data.Dataset) -> ml_col
             f"config.model.num_classes={config.model.num_classes}"
         )
     config.model.num_classes = config.model.num_classes or classes
+    if dataset.masks and config.model.num_classes > data.VOID:
+        raise ValueError(
+            f"masks have at most {data.VOID} classes, got "
+            f"config.model.num_classes={config.model.num_classes}"
+        )
     config.class_weights = _class_weights(config, dataset)
     height, width = dataset.image_shape[:2]
     if config.data.shift >= min(height, width):

@@ -134,7 +134,7 @@ class Run:
         self._write(step, "consistency", figures)
 
     def save(self, step: int, state: TrainState) -> None:
-        """Saves a state; of the accuracy of this step, if it has been evaluated.
+        """Saves a state, with the accuracy of this step if it has been evaluated.
 
         Of masks mean IoU decides which is the best: in street scenes a network is right about nine
         pixels of ten without knowing any of the small classes.

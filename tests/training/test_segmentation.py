@@ -219,6 +219,7 @@ def test_median_frequency_weights_are_those_computed_by_hand():
         ({"class_balance": "mean"}, "class_balance: got 'mean', wanted none or median"),
         (DIGITS | {"class_balance": "median"}, "class_balance=median is for masks"),
         ({"model__num_classes": 1}, "out of range for config.model.num_classes=1"),
+        ({"model__num_classes": 300}, "at most 255 classes, got config.model.num_classes=300"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(folder, tmp_path, changes, says):

@@ -148,10 +148,13 @@ def _graph_reader(path: pathlib.Path) -> Callable[..., Weights] | None:
         return None
     with path.open("rb") as file:
         head = file.read(16)
-    if head[:1] == b"\x08" or path.suffix.lower() == ".onnx":
-        return onnx.read
+    # An offset or a size comes first in these two; it may begin as other formats do.
     if head[4:8] == b"TFL3":
         return tflite.read
+    if _is_safetensors(head):
+        return None
+    if head[:1] == b"\x08" or path.suffix.lower() == ".onnx":
+        return onnx.read
     if head[:8] == b"\x89HDF\r\n\x1a\n":
         return keras.read_hdf5
     if head[:2] == b"PK" and keras.is_keras_archive(ZipMembers(path).names):
@@ -166,17 +169,21 @@ def _array_file(path: pathlib.Path) -> ArrayFile:
         return _sharded(path)
     with path.open("rb") as file:
         head = file.read(16)
+    if _is_safetensors(head):
+        return _by_name("safetensors", safetensors.read_arrays(path))
     if head[:2] == b"PK":
         return _zip(path)
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         return _checkpoint("PyTorch legacy", pytorch.read_legacy(path), OIHW, ".", ordered=True)
     if head[:6] == b"\x93NUMPY":
         return ArrayFile("npy", numpy_files.read_npy(path), ordered=True)
-    if len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\0\0":
-        return _by_name("safetensors", safetensors.read_arrays(path))
     if head[:1] and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
         return _checkpoint("Flax msgpack", msgpack.read_tree(path), HWIO, "/", ordered=False)
     raise ValueError(f"not a format that is known; {SUPPORTED}" if head else "the file is empty")
+
+
+def _is_safetensors(head: bytes) -> bool:
+    return head[6:9] == b"\0\0{"
 
 
 def _directory(path: pathlib.Path) -> ArrayFile:

@@ -1,11 +1,10 @@
 """ONNX models: kernels with their strides, paddings, groups and order from the graph."""
 
 import contextlib
-import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from kernsym_jax.weights.batch_norm import Norm
 from kernsym_jax.weights.conv_kernel import (
@@ -19,6 +18,8 @@ from kernsym_jax.weights.conv_kernel import (
 from kernsym_jax.weights.kernels import POINTWISE, describe_axes
 from kernsym_jax.weights.layout import transposed_to_hwio
 from kernsym_jax.weights.names import layer_name
+from kernsym_jax.weights.onnx_graph import MAX_DEPTH, Graph, Node
+from kernsym_jax.weights.onnx_quantization import dequantize, dequantize_conv_integer
 from kernsym_jax.weights.onnx_tensor import (
     ExternalFiles,
     read_tensor,
@@ -26,16 +27,11 @@ from kernsym_jax.weights.onnx_tensor import (
     transposed,
 )
 from kernsym_jax.weights.protobuf import Message
-from kernsym_jax.weights.quantization import dequantized
 from kernsym_jax.weights.stored_array import StoredArray, map_file
 
-MAX_DEPTH = 16
-
-# Fields of ModelProto, GraphProto, NodeProto and AttributeProto.
+# Fields of ModelProto and GraphProto.
 _IR_VERSION, _GRAPH = 1, 7
-_NODE, _INITIALIZER, _SPARSE_INITIALIZER = 1, 5, 15
-_INPUT, _OUTPUT, _NODE_NAME, _OP_TYPE, _ATTRIBUTE = 1, 2, 3, 4, 5
-_ATTRIBUTE_NAME, _F, _I, _S, _T, _G, _INTS = 1, 2, 3, 4, 5, 6, 8
+_NODE, _INITIALIZER = 1, 5
 
 # Where each kind of convolution has its kernel, among its inputs.
 _KERNEL_INPUT = {
@@ -70,7 +66,6 @@ def read(path: str | os.PathLike, fold_batchnorm: bool = False) -> Weights:
         raise ValueError("a protocol buffer that is no ONNX model")
     walk = _Walk(ExternalFiles(pathlib.Path(path).parent), fold_batchnorm)
     walk.graph(graphs[0], {}, 0)
-    notes = (f"BatchNorm folded into {walk.folded} of {len(walk.kernels)} kernels",)
     return Weights(
         kernels=walk.kernels,
         skipped=walk.skipped,
@@ -78,27 +73,8 @@ def read(path: str | os.PathLike, fold_batchnorm: bool = False) -> Weights:
         format="ONNX",
         order="forward",
         layout="OIHW (the format's rule)",
-        notes=notes if fold_batchnorm else (),
+        notes=walk.notes(),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Node:
-    op: str
-    name: str
-    inputs: list[str]
-    outputs: list[str]
-    attributes: Mapping[str, Message]
-
-    def integers(self, name: str, default: list[int]) -> list[int]:
-        attribute = self.attributes.get(name)
-        return default if attribute is None else attribute.integers(_INTS).tolist()
-
-    def integer(self, name: str, default: int) -> int:
-        return self.attributes[name].integer(_I) if name in self.attributes else default
-
-    def text(self, name: str) -> str:
-        return self.attributes[name].text(_S) if name in self.attributes else ""
 
 
 class _Walk:
@@ -110,29 +86,35 @@ class _Walk:
         self.kernels: dict[str, ConvKernel] = {}
         self.skipped: dict[str, str] = {}
         self.folded = 0
+        self.unscaled = 0
 
-    def graph(self, graph: Message, outside: Mapping[str, StoredArray], depth: int) -> None:
+    def notes(self) -> tuple[str, ...]:
+        notes = []
+        if self.unscaled:
+            notes.append(
+                f"the scales of {self.unscaled} kernels of integers are unknown: if outputs have "
+                "scales of their own, they are weighted unlike in the network"
+            )
+        if self.fold_batchnorm:
+            notes.append(f"BatchNorm folded into {self.folded} of {len(self.kernels)} kernels")
+        return tuple(notes)
+
+    def graph(self, message: Message, outside: Mapping[str, StoredArray], depth: int) -> None:
         if depth > MAX_DEPTH:
             raise ValueError(f"graphs nested more than {MAX_DEPTH} deep")
         values = dict(outside)
         stored: list[str] = []
-        for tensor in graph.messages(_INITIALIZER):
+        for tensor in message.messages(_INITIALIZER):
             stored.append(tensor_name(tensor))
             self.keep(tensor_name(tensor), read_tensor(tensor, self.files), values)
-        nodes = [_node(message) for message in graph.messages(_NODE)]
-        makers = {output: node for node in nodes for output in node.outputs}
-        users: dict[str, list[_Node]] = {}
-        for node in nodes:
-            for name in node.inputs:
-                users.setdefault(name, []).append(node)
+        graph = Graph.of([Node.read(node) for node in message.messages(_NODE)], values)
         used: set[str] = set()
-        for node in nodes:
-            self.constant(node, values)
+        for node in graph.nodes:
+            self.constant(node, graph)
             if node.op in _KERNEL_INPUT:
-                used |= self.convolution(node, values, makers, users)
-            for attribute in node.attributes.values():
-                for inner in attribute.messages(_G):
-                    self.graph(inner, values, depth + 1)
+                used |= self.convolution(node, graph)
+            for inner in node.graphs():
+                self.graph(inner, values, depth + 1)
         for name in stored:
             if name in values and name not in used:
                 array = values[name]
@@ -145,12 +127,13 @@ class _Walk:
         else:
             values[name] = array
 
-    def constant(self, node: _Node, values: dict[str, StoredArray]) -> None:
+    def constant(self, node: Node, graph: Graph) -> None:
         """Follows the nodes that a kernel may pass on its way to its convolution."""
-        if node.op == "Constant" and node.outputs and "value" in node.attributes:
-            for tensor in node.attributes["value"].messages(_T):
+        values = graph.values
+        if node.op == "Constant" and node.outputs:
+            for tensor in node.tensors("value"):
                 self.keep(node.outputs[0], read_tensor(tensor, self.files), values)
-        source = values.get(node.inputs[0]) if node.inputs and node.outputs else None
+        source = values.get(node.input(0)) if node.outputs else None
         if source is None:
             return
         if node.op in ("Identity", "Cast", "QuantizeLinear"):
@@ -159,44 +142,46 @@ class _Walk:
             reverse = list(reversed(range(len(source.shape))))
             values[node.outputs[0]] = transposed(source, tuple(node.integers("perm", reverse)))
         elif node.op == "DequantizeLinear" and source.dtype.kind in "iu":
-            known = [values.get(name) for name in node.inputs[1:3]]
-            if known and known[0] is not None:
+            # Scales by blocks, as dense layers may have them, leave the value unknown.
+            with contextlib.suppress(ValueError):
                 axis = node.integer("axis", 1)
-                # Scales by blocks, as dense layers may have them, leave the value unknown.
-                with contextlib.suppress(ValueError):
-                    values[node.outputs[0]] = _dequantized(source, known, axis)
+                known = dequantize(source, graph, node.input(1), node.input(2), axis)
+                if known is not None:
+                    values[node.outputs[0]] = known
         elif node.op == "DequantizeLinear":
             values[node.outputs[0]] = source
 
-    def convolution(
-        self,
-        node: _Node,
-        values: Mapping[str, StoredArray],
-        makers: Mapping[str, _Node],
-        users: Mapping[str, list[_Node]],
-    ) -> set[str]:
+    def convolution(self, node: Node, graph: Graph) -> set[str]:
         """Adds a convolution's kernel; gives the names of the values that were used for it."""
-        index = _KERNEL_INPUT[node.op]
-        name = node.inputs[index] if len(node.inputs) > index else ""
-        array = values.get(name)
+        name = node.input(_KERNEL_INPUT[node.op])
+        array = graph.values.get(name)
         if array is None:
             self.skipped[name or node.name] = "a kernel that is computed, not stored"
             return set()
-        origin = _origin(name, makers)
-        if node.op == "QLinearConv":
-            array = _dequantized(array, [values.get(name) for name in node.inputs[4:6]], 0)
+        origin = graph.origin(name)
         if len(array.shape) != 4:
             self.skipped[origin] = f"{len(array.shape) - 2}-D convolution"
         elif array.shape[2:] == (1, 1):
             self.skipped[origin] = POINTWISE
         elif 0 in array.shape:
             self.skipped[origin] = "an empty array"
+        elif (numbers := self.numbers(node, array, graph)) is None:
+            self.skipped[origin] = "integers whose scale or zero is computed, not stored"
         elif layer := self.unused_name(origin, node):
-            kernel = _kernel(node, array, makers, values)
-            self.kernels[layer] = self.fold(kernel, node, values, users)
+            self.kernels[layer] = self.fold(_kernel(node, numbers, graph), node, graph)
         return {name, origin}
 
-    def unused_name(self, origin: str, node: _Node) -> str:
+    def numbers(self, node: Node, array: StoredArray, graph: Graph) -> StoredArray | None:
+        """A kernel's values, if need be from its integers; None if they cannot be known."""
+        if node.op == "QLinearConv":
+            return dequantize(array, graph, node.input(4), node.input(5), 0)
+        if node.op == "ConvInteger":
+            numbers, scaled = dequantize_conv_integer(node, array, graph)
+            self.unscaled += numbers is not None and not scaled
+            return numbers
+        return array
+
+    def unused_name(self, origin: str, node: Node) -> str:
         """The layer's name: its kernel's, or its node's where the exporter made the former up."""
         layer = layer_name(origin)
         if _MADE_UP.fullmatch(layer):
@@ -205,61 +190,18 @@ class _Walk:
             layer = f"{layer} ({node.name or (node.outputs or [''])[0]})"
         return layer
 
-    def fold(
-        self,
-        kernel: ConvKernel,
-        node: _Node,
-        values: Mapping[str, StoredArray],
-        users: Mapping[str, list[_Node]],
-    ) -> ConvKernel:
-        following = users.get(node.outputs[0], []) if node.outputs else []
-        if not self.fold_batchnorm or [n.op for n in following] != ["BatchNormalization"]:
+    def fold(self, kernel: ConvKernel, node: Node, graph: Graph) -> ConvKernel:
+        norm = graph.only_user(node)
+        if not self.fold_batchnorm or norm is None or norm.op != "BatchNormalization":
             return kernel
-        (norm,) = following
-        scale, variance = values.get(norm.inputs[1]), values.get(norm.inputs[4])
+        scale, variance = graph.values.get(norm.inputs[1]), graph.values.get(norm.inputs[4])
         if scale is None or variance is None or variance.shape != kernel.shape[-1:]:
             return kernel
-        epsilon = 1e-5
-        if "epsilon" in norm.attributes:
-            epsilon = norm.attributes["epsilon"].floating(_F, epsilon)
         self.folded += 1
-        return Norm(scale.read(), variance.read(), epsilon).fold(kernel)
+        return Norm(scale.read(), variance.read(), norm.floating("epsilon", 1e-5)).fold(kernel)
 
 
-def _node(message: Message) -> _Node:
-    attributes = message.messages(_ATTRIBUTE)
-    return _Node(
-        op=message.text(_OP_TYPE),
-        name=message.text(_NODE_NAME),
-        inputs=message.texts(_INPUT),
-        outputs=message.texts(_OUTPUT),
-        attributes={attribute.text(_ATTRIBUTE_NAME): attribute for attribute in attributes},
-    )
-
-
-def _origin(name: str, makers: Mapping[str, _Node]) -> str:
-    """The stored value that a value was made from."""
-    for _ in range(MAX_DEPTH):
-        if name not in makers or not makers[name].inputs:
-            break
-        name = makers[name].inputs[0]
-    return name
-
-
-def _dequantized(array: StoredArray, known: Sequence[StoredArray | None], axis: int) -> StoredArray:
-    """The array made numbers by a scale and perhaps a zero point."""
-    scale, zero = [*known, None, None][:2]
-    if scale is None:
-        raise ValueError("a quantised kernel without a stored scale")
-    return dequantized(array, scale.read(), None if zero is None else zero.read(), axis)
-
-
-def _kernel(
-    node: _Node,
-    array: StoredArray,
-    makers: Mapping[str, _Node],
-    values: Mapping[str, StoredArray],
-) -> ConvKernel:
+def _kernel(node: Node, array: StoredArray, graph: Graph) -> ConvKernel:
     groups = node.integer("group", 1)
     outputs, inputs = array.shape[:2]
     if groups < 1 or outputs % groups:
@@ -275,7 +217,7 @@ def _kernel(
         weight,
         kind,
         stride=_pair(node.integers("strides", [1, 1])),
-        padding=_padding(node, makers, values),
+        padding=_padding(node, graph),
         dilation=_pair(node.integers("dilations", [1, 1])),
         groups=groups,
     )
@@ -286,18 +228,16 @@ def _pair(numbers: list[int]) -> tuple[int, int]:
     return rows, columns
 
 
-def _padding(
-    node: _Node, makers: Mapping[str, _Node], values: Mapping[str, StoredArray]
-) -> Padding | None:
+def _padding(node: Node, graph: Graph) -> Padding | None:
     rule = node.text("auto_pad")
     if rule in ("SAME_UPPER", "SAME_LOWER"):
         return rule.removesuffix("_UPPER")
     top, left, bottom, right = node.integers("pads", [0, 0, 0, 0])
-    before = makers.get(node.inputs[0])
+    before = graph.makers.get(node.input(0))
     if before is not None and before.op == "Pad":
         pads = before.integers("pads", [])
-        if len(before.inputs) > 1 and before.inputs[1] in values:
-            pads = values[before.inputs[1]].read().tolist()
+        if before.input(1) in graph.values:
+            pads = graph.values[before.input(1)].read().tolist()
         if len(pads) != 8:
             return None
         top, left, bottom, right = (

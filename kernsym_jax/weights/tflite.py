@@ -18,11 +18,12 @@ from kernsym_jax.weights.kernels import POINTWISE, describe_axes
 from kernsym_jax.weights.layout import OHWI, axes_to_hwio
 from kernsym_jax.weights.quantization import dequantized
 from kernsym_jax.weights.stored_array import DTYPES, StoredArray, element_count, map_file, view
+from kernsym_jax.weights.tflite_sparsity import dense
 
 # Fields of Model, SubGraph, Tensor, QuantizationParameters, Operator, OperatorCode and Buffer.
 _CODES, _SUBGRAPHS, _BUFFERS = 1, 2, 4
 _TENSORS, _OPERATORS = 0, 3
-_SHAPE, _TYPE, _BUFFER, _NAME, _QUANTIZATION = 0, 1, 2, 3, 4
+_SHAPE, _TYPE, _BUFFER, _NAME, _QUANTIZATION, _SPARSITY = 0, 1, 2, 3, 4, 6
 _SCALE, _ZERO_POINT, _AXIS = 2, 3, 6
 _OPCODE, _INPUTS, _OUTPUTS, _OPTIONS = 0, 1, 2, 4
 _OLD_CODE, _CODE = 0, 3
@@ -38,7 +39,7 @@ _TYPES = {
     10: "float64",
     18: "bfloat16",
 }
-_CONV_2D, _DEPTHWISE_2D, _DEQUANTIZE, _PAD, _TRANSPOSE_CONV = 3, 4, 6, 34, 67
+_CONV_2D, _DEPTHWISE_2D, _DEQUANTIZE, _PAD, _TRANSPOSE_CONV, _DENSIFY = 3, 4, 6, 34, 67, 124
 _INT32 = np.dtype("<i4")
 
 
@@ -167,9 +168,12 @@ class _Graph:
         return (rows[0], rows[1]), (columns[0], columns[1])
 
     def source(self, index: int) -> int:
-        """The stored tensor that a tensor was dequantised from."""
-        maker = self.makers.get(index)
-        return maker.inputs[0] if maker is not None and maker.code == _DEQUANTIZE else index
+        """The stored tensor that a tensor was made whole and dequantised from."""
+        for code in (_DEQUANTIZE, _DENSIFY):
+            maker = self.makers.get(index)
+            if maker is not None and maker.code == code:
+                index = maker.inputs[0]
+        return index
 
     def name(self, index: int) -> str:
         return self.tensor(index).text(_NAME) or f"tensor {index}"
@@ -192,9 +196,15 @@ class _Graph:
         if name is None or not content.size:
             return None
         dtype = DTYPES[name]
-        if content.size != element_count(shape) * dtype.itemsize:
+        count = element_count(shape)
+        sparsity = tensor.table(_SPARSITY)
+        if sparsity is not None:
+            values = content.view(dtype)
+            stored = StoredArray(shape, dtype, lambda: dense(values, sparsity, shape))
+        elif content.size != count * dtype.itemsize:
             raise ValueError(f"tensor {self.name(index)!r} has {content.size} bytes for {shape}")
-        stored = StoredArray.of(content.view(dtype).reshape(shape))
+        else:
+            stored = StoredArray.of(content.view(dtype).reshape(shape))
         quantization = tensor.table(_QUANTIZATION)
         return _dequantized(stored, quantization) if quantization else stored
 

@@ -1,4 +1,4 @@
-"""Keras files of both generations, and TensorFlow Lite."""
+"""Keras files of both generations."""
 
 import h5py
 import network
@@ -25,26 +25,6 @@ def test_weights_alone_leave_what_they_do_not_say_empty(files):
     for name in ("keras 3 weights.h5", "keras hdf5"):
         kernel = weights.read(files[name]).kernels["layer1"]
         assert (kernel.stride, kernel.padding, kernel.dilation) == (None, None, None)
-
-
-def test_tensorflow_lite_gives_strides_paddings_and_groups(files):
-    found = weights.read(files["tflite"])
-    first, second, third = found.kernels.values()
-    assert (first.stride, first.padding) == ((2, 2), "SAME")
-    assert (second.stride, second.padding, second.groups) == ((1, 1), ((0, 1), (0, 1)), 4)
-    assert third.padding == ((0, 0), (0, 0))
-    assert found.order == "forward"
-
-
-def test_tensorflow_lites_integers_are_dequantised(fixtures):
-    found = list(weights.read(fixtures / "int8.tflite").kernels.values())
-    for kernel, wanted in zip(
-        found, (network.FOLDED, network.KERNELS["layer2"], network.KERNELS["layer10"]), strict=True
-    ):
-        # A scale for each output channel, of which the largest value is 127 steps.
-        step = np.abs(wanted).max(axis=(0, 1, 2)) / 127
-        assert np.all(np.abs(kernel.weight - wanted) <= 0.51 * step)
-        assert kernel.weight.std() > 0.5
 
 
 def test_compressed_datasets_are_read(tmp_path):

@@ -1,5 +1,6 @@
 """ONNX graphs, against the onnx library's own reading of them."""
 
+import damage
 import network
 import numpy as np
 import onnx
@@ -130,6 +131,65 @@ def test_quantised_kernels_are_dequantised(tmp_path):
     node = helper.make_node("QLinearConv", inputs, ["y"])
     found = _save(tmp_path / "linear.onnx", [node], tensors)
     np.testing.assert_allclose(found.kernels["w"].weight, wanted.transpose(2, 3, 1, 0))
+
+
+_INTEGERS = np.random.default_rng(1).integers(0, 256, (4, 3, 3, 3), np.uint8)
+
+
+@pytest.mark.parametrize("zero", [None, np.uint8(121), np.uint8([0, 120, 128, 255])])
+@pytest.mark.parametrize(
+    "scale", [np.float32(0.25), np.float32([[[0.5]], [[1]], [[2]], [[4]]]), np.ones(1, np.float32)]
+)
+def test_integers_of_conv_integer_become_numbers_by_the_zero_and_scale_that_follow(
+    tmp_path, zero, scale
+):
+    path = writers.write_onnx_integers(tmp_path / "net.onnx", _INTEGERS, zero, scale)
+    found = weights.read(path)
+    zeros = np.float32(0 if zero is None else zero).reshape(-1, 1, 1, 1)
+    wanted = (_INTEGERS - zeros) * np.float32(scale).reshape(-1, 1, 1, 1)
+    np.testing.assert_array_equal(found.kernels["integers"].weight, wanted.transpose(2, 3, 1, 0))
+    assert found.notes == ()
+
+
+# Without scales, and with some that broadcasting lays along the columns of the result.
+@pytest.mark.parametrize("scale", [None, np.float32([0.5, 1, 2, 4])])
+def test_integers_without_certain_scales_are_read_and_a_note_tells(tmp_path, scale):
+    path = writers.write_onnx_integers(tmp_path / "net.onnx", _INTEGERS, np.uint8(7), scale)
+    found = weights.read(path)
+    wanted = (_INTEGERS - np.float32(7)).transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(found.kernels["integers"].weight, wanted)
+    (note,) = found.notes
+    assert "the scales of 1 kernels of integers are unknown" in note
+
+
+@pytest.mark.parametrize("op", ["ConvInteger", "QLinearConv", "DequantizeLinear"])
+def test_integers_whose_zero_is_computed_are_left_out(tmp_path, op):
+    inputs = {
+        "ConvInteger": ["image", "w", "", "computed"],
+        "QLinearConv": ["image", "one", "z", "w", "one", "computed", "one", "z"],
+        "DequantizeLinear": ["image", "numbers"],
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "one", "computed"], ["numbers"]),
+        helper.make_node("Conv" if op == "DequantizeLinear" else op, inputs[op], ["y"]),
+        helper.make_node("Conv", ["y", "other"], ["end"]),
+    ]
+    tensors = [
+        numpy_helper.from_array(_INTEGERS, "w"),
+        numpy_helper.from_array(np.float32(1), "one"),
+        numpy_helper.from_array(np.uint8(0), "z"),
+        _kernel((2, 4, 3, 3), "other"),
+    ]
+    found = _save(tmp_path / "net.onnx", nodes, tensors)
+    assert list(found.kernels) == ["other"]
+    reason = found.skipped["numbers" if op == "DequantizeLinear" else "w"]
+    assert "computed, not stored" in reason
+
+
+def test_damaged_integers_end_in_one_clear_error(tmp_path):
+    path = tmp_path / "net.onnx"
+    writers.write_onnx_integers(path, _INTEGERS, np.uint8(7), np.float32(0.25))
+    assert damage.faults(path, 240, seed=0, folder=tmp_path) == []
 
 
 def test_a_name_that_the_exporter_made_up_gives_way_to_the_nodes(tmp_path):

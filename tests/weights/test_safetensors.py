@@ -25,6 +25,19 @@ def test_every_float_of_safetensors_is_read_exactly(tmp_path, name):
     )
 
 
+# As text: an ONNX model's first byte, a pickle's first two, a zip archive's.
+@pytest.mark.parametrize("size", [0x108, 0x280, 0x4B50])
+def test_the_size_of_a_header_may_look_like_another_format(tmp_path, size):
+    path = tmp_path / "net.safetensors"
+    content = writers.write_safetensors(path, {"w": _NUMBERS}).read_bytes()
+    old = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + old].ljust(size)
+    path.write_bytes(size.to_bytes(8, "little") + header + content[8 + old :])
+    found = weights.read(path)
+    assert found.format == "safetensors"
+    np.testing.assert_array_equal(found.kernels["w"].weight, _NUMBERS.transpose(2, 3, 1, 0))
+
+
 @pytest.mark.parametrize("name", ["float64", "float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_every_float_of_npz_is_read_exactly(tmp_path, name, order):

@@ -1,5 +1,6 @@
 """The network of network.py in every format that can be written without its framework."""
 
+import functools
 import gzip
 import json
 import pathlib
@@ -161,6 +162,161 @@ def write_orbax(folder, tree=None):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder, flax_variables() if tree is None else tree)
     return folder
+
+
+def flatbuffer(table, identifier, first=0):
+    """A FlatBuffer.
+
+    Args:
+      table: field -> a number as (its type for `struct`, number), a string, an array, a table or a
+        list of tables.
+      identifier: the four bytes that name the schema.
+      first: where the table lies, a multiple of 8; 0 for as early as can be.
+    """
+    content = bytearray(4) + identifier
+
+    def point(place, value):
+        content[place : place + 4] = struct.pack("<I", put(value) - place)
+
+    def put(value):
+        content.extend(bytes(-len(content) % 8))
+        start = len(content)
+        if isinstance(value, dict):
+            fields = max(value, default=-1) + 1
+            offsets = {field: 4 + 4 * index for index, field in enumerate(value)}
+            size = 4 + 2 * fields
+            content.extend(struct.pack("<HH", size, 4 + 4 * len(value)))
+            content.extend(struct.pack(f"<{fields}H", *(offsets.get(f, 0) for f in range(fields))))
+            content.extend(bytes(-size % 4))
+            start = len(content)
+            content.extend(struct.pack("<i", size + -size % 4) + bytes(4 * len(value)))
+            for field, item in value.items():
+                place = start + offsets[field]
+                if isinstance(item, tuple):
+                    struct.pack_into(item[0], content, place, item[1])
+                else:
+                    point(place, item)
+        elif isinstance(value, list):
+            content.extend(struct.pack("<I", len(value)) + bytes(4 * len(value)))
+            for index, item in enumerate(value):
+                point(start + 4 + 4 * index, item)
+        elif isinstance(value, str):
+            content.extend(struct.pack("<I", len(value.encode())) + value.encode() + b"\0")
+        else:
+            content.extend(struct.pack("<I", len(value)) + value.tobytes())
+        return start
+
+    head = 4 + 2 * (max(table) + 1)
+    content.extend(bytes(max(0, first - head - -head % 4 - len(content))))
+    point(0, table)
+    return bytes(content)
+
+
+def sparse_levels(array, order, blocks, csr, kind=3):
+    """An array as TensorFlow Lite keeps it if most of it is 0.
+
+    Args:
+      array: the whole array.
+      order: of its axes, and then of the axes inside the blocks, which are numbered after them.
+      blocks: axis -> the size of the blocks that it is cut into.
+      csr: for each level whether it lists its indices, instead of having them all.
+      kind: 1, 2 or 3: the indices are int32, uint16 or uint8.
+
+    Returns:
+      The values that are stored, and the table ``SparsityParameters``.
+    """
+    dtype = {1: "<i4", 2: "<u2", 3: "u1"}[kind]
+    sizes, outer, inner = [], [], {}
+    for axis, size in enumerate(array.shape):
+        outer.append(len(sizes))
+        sizes.append(size // blocks.get(axis, 1))
+        if axis in blocks:
+            inner[axis] = len(sizes)
+            sizes.append(blocks[axis])
+    places = outer + [inner[axis] for axis in blocks]
+    nodes = [array.reshape(sizes).transpose([places[axis] for axis in order])]
+    levels = []
+    for lists in csr:
+        segments, indices, below = [0], [], []
+        size = nodes[0].shape[0] if nodes else 0
+        for node in nodes:
+            kept = [index for index, part in enumerate(node) if not lists or part.any()]
+            below.extend(node[index] for index in kept)
+            indices.extend(kept)
+            segments.append(len(indices))
+        nodes = below
+        level = {0: ("<b", 0), 1: ("<i", size)}
+        if lists:
+            vectors = [{0: np.array(numbers, dtype)} for numbers in (segments, indices)]
+            level = {0: ("<b", 1), 2: ("<B", kind), 3: vectors[0], 4: ("<B", kind), 5: vectors[1]}
+        levels.append(level)
+    sparsity = {0: np.array(order, "<i4"), 1: np.array(list(blocks), "<i4"), 2: levels}
+    return np.array(nodes, array.dtype), sparsity
+
+
+def write_sparse_tflite(path, values, sparsity, shape, quantization=None, first=0):
+    """A TensorFlow Lite model of one convolution whose kernel is a sparse tensor."""
+    types = {"float32": 0, "float16": 1, "int8": 9}
+    ints = functools.partial(np.array, dtype="<i4")
+    stored = {
+        0: ints(shape),
+        1: ("<b", types[values.dtype.name]),
+        2: ("<I", 1),
+        3: "kernel",
+        6: sparsity,
+    }
+    if quantization is not None:
+        stored[4] = quantization
+    tensors = [{3: "image"}, stored, {3: "whole"}, {3: "numbers"}, {3: "result"}]
+    codes = (124, 6, 3)
+    steps = (
+        ([1], [2], {}),
+        ([2], [3], {}),
+        ([0, 3], [4], {0: ("<b", 1), 1: ("<i", 2), 2: ("<i", 1)}),
+    )
+    operators = [
+        {0: ("<I", code), 1: ints(inputs), 2: ints(outputs), 4: options}
+        for code, (inputs, outputs, options) in enumerate(steps)
+    ]
+    model = {
+        0: ("<I", 3),
+        1: [{0: ("<b", code), 3: ("<i", code)} for code in codes],
+        2: [{0: tensors, 3: operators}],
+        4: [{}, {0: np.frombuffer(values.tobytes(), np.uint8)}],
+    }
+    path.write_bytes(flatbuffer(model, b"TFL3", first))
+    return path
+
+
+def write_onnx_integers(path, integers, zero=None, scale=None):
+    """An ONNX model of one ConvInteger, as quantisation of what runs makes it.
+
+    Args:
+      path: where to write it.
+      integers: the kernel, (out, in, kh, kw).
+      zero: the integers that stand for 0; None leaves the input out.
+      scale: what the integers are multiplied by, or None for the result without its scale.
+    """
+    arrays = {"integers": integers, "bias": np.ones((1, len(integers), 1, 1), np.int32)}
+    arrays |= {} if zero is None else {"zero": zero}
+    arrays |= {} if scale is None else {"scale": scale}
+    inputs = ["whole", "integers", "image_zero", *(["zero"] if zero is not None else [])]
+    nodes = [
+        helper.make_node(
+            "DynamicQuantizeLinear", ["image"], ["whole", "image_scale", "image_zero"]
+        ),
+        helper.make_node("ConvInteger", inputs, ["sums"], name="first"),
+        helper.make_node("Add", ["sums", "bias"], ["moved"]),
+        helper.make_node("Cast", ["moved"], ["cast"], to=onnx.TensorProto.FLOAT),
+    ]
+    if scale is not None:
+        nodes.append(helper.make_node("Mul", ["image_scale", "scale"], ["scales"]))
+        nodes.append(helper.make_node("Mul", ["cast", "scales"], ["result"]))
+    names = ("image", nodes[-1].output[0])
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names]
+    tensors = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "net", ends[:1], ends[1:], tensors)), path)
+    return path
 
 
 def write_all(folder):

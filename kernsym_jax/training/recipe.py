@@ -111,8 +111,8 @@ def complete(config: ml_collections.ConfigDict, dataset: data.Dataset) -> ml_col
       A config for which the run is the same whatever is found in the data.
 
     Raises:
-      ValueError: if the model has fewer classes than the data, or more than masks can have, or
-        shifts leave nothing of its images.
+      ValueError: if the model has fewer classes than the data, or more than masks can have, or its
+        images cannot be shifted or flipped as they are to be.
     """
     config = ml_collections.ConfigDict(config)
     config.data.mean, config.data.std = dataset.mean, dataset.std
@@ -134,6 +134,8 @@ def complete(config: ml_collections.ConfigDict, dataset: data.Dataset) -> ml_col
         raise ValueError(
             f"config.data.shift={config.data.shift} leaves nothing of {height}×{width} images"
         )
+    if config.data.flip == "d4" and height != width:
+        raise ValueError(f"config.data.flip=d4 needs square images, got {height}×{width}")
     if config.consistency.images and config.consistency.shift >= min(height, width):
         raise ValueError(
             f"config.consistency.shift={config.consistency.shift} leaves nothing of "

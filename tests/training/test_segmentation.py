@@ -219,6 +219,10 @@ def test_median_frequency_weights_are_those_computed_by_hand():
         ({"class_balance": "mean"}, "class_balance: got 'mean', wanted none or median"),
         (DIGITS | {"class_balance": "median"}, "class_balance=median is for masks"),
         ({"model__num_classes": 1}, "out of range for config.model.num_classes=1"),
+        (
+            {"data__flip": "d4", "data__scale_to": (8, 10)},
+            "config.data.flip=d4 needs square images, got 8×10",
+        ),
         ({"model__num_classes": 300}, "at most 255 classes, got config.model.num_classes=300"),
     ],
 )

@@ -9,10 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 from PIL import Image
 
-from kernsym_jax import data, training
+from kernsym_jax import data, evaluation, training
 from kernsym_jax.training import loss
+from kernsym_jax.training.consistency import Consistency
+from kernsym_jax.training.recipe import complete
+from kernsym_jax.training.stop import Stop
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny
@@ -187,6 +191,42 @@ def test_a_run_tells_accuracy_and_mean_iou_of_the_pixels_that_count(folder, tmp_
     np.testing.assert_allclose(written["class_weights"], np.median(shares) / shares, rtol=1e-5)
     manifest = tmp_path / "run" / "checkpoints" / "4" / "manifest.json"
     assert json.loads(manifest.read_text())["accuracy"] == summary["eval_mean_iou"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "place"), [("circular", {}), ("zero", {"devices": 2, "backend": "pmap"})]
+)
+def test_consistency_while_training_is_that_of_an_evaluation(folder, mode, place):
+    changed = config(
+        folder,
+        data__scale_to=(8, 10),
+        model__depth=2,
+        consistency__images=TEST,
+        consistency__mode=mode,
+        consistency__shift=2,
+        **place,
+    )
+    run = tiny.parts(changed)
+    state, _ = run.train(3)
+    asked = complete(training.resolve(changed), run.dataset)
+    with jax.transfer_guard("disallow"):
+        (found,) = Consistency(asked, run.backend, run.recipe, run.dataset).measure(state, Stop())
+    taken = run.dataset.take_test(TEST)
+    images = data.normalize(taken["image"], run.recipe.mean, run.recipe.std)
+    network = run.recipe.model.clone(bn_axis_name=None)
+    answers = evaluation.measure(
+        Partial(network.apply, jax.device_get(state.variables)),
+        [{"image": images, "label": taken["label"]}],
+        evaluation.Shifts(mode, -2, 2),
+        devices=jax.devices()[:1],
+    )
+    # A pixel whose classes tie may be decided by rounding; an evaluation counts rest as an offset.
+    share = (1 + 24 * found["shifts"]) / 25
+    assert 0.5 < share < 0.99
+    assert share == pytest.approx(answers.shift_agreement.mean(), abs=1e-3)
+    assert {*found["flips"], "e"} == {*answers.flips} == {"e", "r180", "fliplr", "flipud"}
+    for name, kept in found["flips"].items():
+        assert kept == pytest.approx(np.mean(answers.flips[name].agrees), abs=3e-3), name
 
 
 def test_weights_of_the_config_win_over_those_of_the_masks(folder, tmp_path):

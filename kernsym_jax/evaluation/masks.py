@@ -85,8 +85,10 @@ def move(
 
 
 def require_fit(truth: np.ndarray, rest: Answer, shifts: Shifts | None) -> None:
-    """Raises `ValueError` if a label is beyond the logits, or two shifts share no pixel."""
+    """Raises `ValueError` if labels and logits do not fit, or two shifts share no pixel."""
     classes = rest["logits"].shape[-1]
+    if classes > VOID:
+        raise ValueError(f"masks have at most {VOID} classes, got a network of {classes}")
     labels = truth[truth != VOID]
     if len(labels) and labels.max() >= classes:
         raise ValueError(
@@ -172,6 +174,9 @@ def turned(rest: Answer, other: Answer, truth: jax.Array, name: str, rolled: boo
       truth: (batch, height, width) uint8.
       name: of the element.
       rolled: whether it came with the one-pixel roll.
+
+    Returns:
+      The shares of all pixels and the sums over those of each class, per image.
     """
     same = unflip(other["class"][..., None], name, rolled)[..., 0] == rest["class"]
     alike = similarity(rest["logits"], unflip(other["logits"], name, rolled))
@@ -190,6 +195,9 @@ def collected(every: Mapping[str, Any], cells: np.ndarray, shifts: Shifts | None
       every: what `at_rest`, `moved` and `turned` have kept, of all images.
       cells: (3, k, k) float64, over differences: sums of shares, of their squares, comparisons.
       shifts: which were compared.
+
+    Returns:
+      The answers, on the host.
 
     Raises:
       ValueError: if every pixel of the masks is void.

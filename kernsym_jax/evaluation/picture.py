@@ -51,6 +51,9 @@ def example(subject: Subject, shifts: Shifts, number: int) -> Example:
 
     Returns:
       The answers.
+
+    Raises:
+      ValueError: if that shift leaves nothing of the image.
     """
     offset = max(reversed(shifts.grid), key=lambda place: abs(place[0]) + abs(place[1]))
     images, masks = subject.images.images[[number]], subject.images.labels[[number]]
@@ -96,7 +99,9 @@ def _draw(found: Example, shifts: Shifts, classes: Sequence[str], path: pathlib.
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    colors = _colors(len(classes))
+    # A network may have more classes than its images have names for.
+    largest = int(max(found.answer.max(), found.shifted_answer.max()))
+    colors = _colors(max(len(classes), 1 + largest))
     image = found.image if found.image.shape[-1] == 3 else found.image.repeat(3, axis=-1)
     seen = found.outcome != _UNSEEN
     share = np.mean(found.outcome[seen] == _SAME)
@@ -105,7 +110,7 @@ def _draw(found: Example, shifts: Shifts, classes: Sequence[str], path: pathlib.
     down, across = found.offset
     panels = {
         "image": image,
-        "mask": colors[np.where(known, found.mask, len(classes))],
+        "mask": colors[np.where(known, found.mask, len(colors) - 1)],
         f"answer: {100 * right:.1f} % right": colors[found.answer],
         f"answer to the image {down} down, {across} right\n({shifts.mode})": colors[
             found.shifted_answer
@@ -125,9 +130,9 @@ def _draw(found: Example, shifts: Shifts, classes: Sequence[str], path: pathlib.
         present = np.union1d(found.mask[known], [found.answer, found.shifted_answer]).tolist()
         patches = [
             # A name is the user's: none of it is taken for a formula.
-            Patch(color=colors[label] / 255, label=classes[label].replace("$", r"\$"))
+            Patch(color=colors[label] / 255, label=name.replace("$", r"\$"))
             for label in present[:_NAMED]
-            if label < len(classes)
+            for name in [classes[label] if label < len(classes) else f"class {label}"]
         ]
         patches.append(Patch(color=colors[-1] / 255, label="void"))
         names = ("not seen by both", "alike", "not alike")

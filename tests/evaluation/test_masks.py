@@ -228,6 +228,10 @@ LABELS = masks(3, 4, 4)
     [
         (columns, LABELS, None, "masks with labels from 0 to 2 do not fit a network of 2 classes"),
         (columns, np.full_like(LABELS, VOID), None, "no pixels .* void"),
+        (
+            lambda images: jnp.zeros((*images.shape[:3], 300)), LABELS, None,
+            "at most 255 classes, got a network of 300",
+        ),
         (pixelwise, LABELS, Shifts("zero", -4, 4), "leave nothing of 4×4"),
         (pixelwise, LABELS, Shifts("zero", -2, 2, draws=1), "differ by up to 4 .* no pixel"),
         (pixelwise, LABELS, Shifts("crop", -1, 1, window=1), "differ by up to 1 .* no pixel"),

@@ -94,7 +94,8 @@ class Run:
         require_finite(meter)
         figures = {
             "loss": float(meter.loss / meter.steps),
-            "accuracy": float(meter.correct / meter.images),
+            # Of masks that are all void there is none.
+            "accuracy": float(meter.correct / meter.images) if meter.images else np.nan,
         }
         if "symmetry_loss" in logs:
             figures["symmetry_loss"] = float(logs["symmetry_loss"])
@@ -142,7 +143,8 @@ class Run:
         quality = None
         if self._latest.get("eval") == step:
             quality = self.figures.get("eval_mean_iou", self.figures.get("eval_accuracy"))
-        self.checkpoints.save(step, state, quality)
+        known = quality is not None and np.isfinite(quality)
+        self.checkpoints.save(step, state, quality if known else None)
 
     def finish(self, **facts: Any) -> dict[str, Any]:
         """Writes ``summary.json`` and returns what it holds."""

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import shutil
 import sys
 
 import jax
@@ -160,6 +161,20 @@ def test_a_batch_of_void_alone_changes_nothing_but_statistics(folder):
     )
     tiny.require_equal(state.params, start.params)
     assert float(logs["meter"].loss) == 0
+
+
+def test_where_all_masks_are_void_there_is_no_accuracy_and_no_best_checkpoint(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "set")
+    for path in (tmp_path / "set").glob("*/masks/*.png"):
+        if (path.parts[-3], path.name) != ("train", "00.png"):
+            Image.fromarray(np.full((SIZE, SIZE), VOID_VALUE, np.uint8)).save(path)
+    void = config(tmp_path / "set", batch_size=2, log_every=1, epochs=0.5, eval_every_epochs=1.0)
+    summary = training.train_and_evaluate(void, tmp_path / "run")
+    assert np.isnan(summary["eval_accuracy"])
+    found = [line["accuracy"] for line in tiny.lines(tmp_path / "run", "train")]
+    assert found.count(None) >= 3
+    manifest = tmp_path / "run" / "checkpoints" / "4" / "manifest.json"
+    assert json.loads(manifest.read_text())["accuracy"] is None
 
 
 def test_a_run_tells_accuracy_and_mean_iou_of_the_pixels_that_count(folder, tmp_path, capsys):

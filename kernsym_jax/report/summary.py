@@ -32,7 +32,8 @@ def summarize(table: NetworkTable) -> dict[str, Any]:
       ``discoveries`` (the share of them that stay at a false-discovery rate of 5 %),
       ``depth_spearman`` (rank correlation of score and depth over the internal layers) and
       ``strided_deficit`` (how much lower strided layers score than the internal layers between
-      them and the next stride, on average).
+      them and the next stride, on average; where sizes are known without those on the way back up,
+      whose maps are larger).
     """
     rows = [row for row in table.rows if row["score"] is not None]
     by_role = {name: [row for row in rows if row["role"] == name] for name in ORDINARY}
@@ -50,7 +51,7 @@ def summarize(table: NetworkTable) -> dict[str, Any]:
         "above_null_centered": _mean([_above_centred(table, row) for row in ordinary]),
         "discoveries": _mean([float(row["q_value"] <= 0.05) for row in ordinary]),
         "depth_spearman": _rank_correlation(internal),
-        "strided_deficit": _strided_deficit(rows),
+        "strided_deficit": _strided_deficit(rows, table),
     }
 
 
@@ -144,15 +145,21 @@ def _above_centred(table: NetworkTable, row: dict[str, Any]) -> float:
     return float(score is not None and score > np.quantile(centred, 0.95))
 
 
-def _strided_deficit(rows: list[dict[str, Any]]) -> float | None:
+def _strided_deficit(rows: list[dict[str, Any]], table: NetworkTable) -> float | None:
     """Over the strided layers that internal ones follow before the next stride."""
     if any(row["order"] is None for row in rows):
         return None
+    audited = {row.layer: row for row in table.geometry}
+
+    def goes_back_up(row: dict[str, Any], strided: dict[str, Any]) -> bool:
+        one, other = audited.get(row["layer"]), audited.get(strided["layer"])
+        return bool(one and other and math.prod(one.input_size) > math.prod(other.output_size))
+
     stages: list[list[dict[str, Any]]] = []
     for row in rows:
         if row["role"] == "strided":
             stages.append([row])
-        elif row["role"] == "internal" and stages:
+        elif row["role"] == "internal" and stages and not goes_back_up(row, stages[-1][0]):
             stages[-1].append(row)
     deficits = [
         float(np.mean([row["score"] for row in after])) - strided["score"]

@@ -194,6 +194,20 @@ def test_strided_layers_are_compared_with_the_stage_they_open():
     assert by_name["strided_deficit"] is None
 
 
+def test_the_way_back_up_belongs_to_no_stage_of_a_strided_layer():
+    strides = {"down1": 1, "down2": 2, "inner": 1, "up1": 1}
+    kernels = {
+        name: ConvKernel(random_weight((3, 3, 4, 4), seed), stride=(stride, stride))
+        for seed, (name, stride) in enumerate(strides.items())
+    }
+    score = {name: row["score"] for name, row in rows_of(kernels).items()}
+    sizes = {"down1": 8, "down2": 8, "inner": 4, "up1": 8}
+    geometry = [audited(name, (sizes[name],) * 2, stride) for name, stride in strides.items()]
+    table = report.network_table(weights_of(kernels), geometry=geometry)
+    deficit = report.summarize(table)["strided_deficit"]
+    assert deficit == pytest.approx(score["inner"] - score["down2"])
+
+
 def test_layers_of_unknown_stride_are_not_passed_off_as_internal():
     kernels = {f"layer{i}": ConvKernel(random_weight((3, 3, 4, 4), i)) for i in range(4)}
     table = report.network_table(weights_of(kernels))

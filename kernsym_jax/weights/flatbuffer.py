@@ -27,9 +27,8 @@ class Table:
           ValueError: if the table lies outside the buffer.
         """
         self._opened = [0] if opened is None else opened
+        self._allow(1)
         self._opened[0] += 1
-        if self._opened[0] > MAX_TABLES:
-            raise ValueError(f"a FlatBuffer of more than {MAX_TABLES} tables")
         self._data = data
         self._position = position
         self._vtable = position - _number(data, position, "<i")
@@ -72,7 +71,12 @@ class Table:
         start, count = self._vector(field)
         if start + 4 * count > self._data.size:
             raise ValueError("a FlatBuffer vector that reaches beyond the end")
+        self._allow(count)
         return [self._at(start + 4 * index) for index in range(count)]
+
+    def _allow(self, more: int) -> None:
+        if self._opened[0] + more > MAX_TABLES:
+            raise ValueError(f"a FlatBuffer of more than {MAX_TABLES} tables")
 
     def _at(self, place: int) -> "Table":
         return Table(self._data, place + _number(self._data, place, "<I"), self._opened)

@@ -42,14 +42,16 @@ def dense(values: np.ndarray, sparsity: Table, shape: tuple[int, ...]) -> np.nda
     blocks = sparsity.numbers(_BLOCKS, _INT32).tolist()
     levels = sparsity.tables(_LEVELS)
     extents = _extents(order, blocks, levels, shape)
-    found: list[np.ndarray] = []
-    count = 1
+    # Counted before it is built: no more nodes than the file has values or segments for.
+    counts = [1]
     for level, extent in zip(levels, extents, strict=True):
-        parents, inside = _level(level, count, extent)
+        counts.append(_count(level, counts[-1], extent))
+    if counts[-1] != values.size:
+        raise ValueError(f"a sparse tensor with {values.size} values in {counts[-1]} places")
+    found: list[np.ndarray] = []
+    for level, above, extent in zip(levels, counts[:-1], extents, strict=True):
+        parents, inside = _level(level, above, extent)
         found = [indices[parents] for indices in found] + [inside]
-        count = inside.size
-    if count != values.size:
-        raise ValueError(f"a sparse tensor with {values.size} values in {count} places")
     by_axis = dict(zip(order, found, strict=True))
     sizes = dict(zip(order, extents, strict=True))
     for block, axis in enumerate(blocks, start=len(shape)):
@@ -77,22 +79,34 @@ def _extents(
     return [sizes[axis] for axis in order]
 
 
-def _level(level: Table, above: int, extent: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each node of a level the node above it, and its own index along the level's axis."""
-    if level.number(_FORMAT, "<b") == 0:
+def _count(level: Table, above: int, extent: int) -> int:
+    """How many nodes a level has."""
+    if not _lists_indices(level):
         if level.number(_SIZE, "<i") != extent:
             raise ValueError(f"a level of {level.number(_SIZE, '<i')} instead of {extent}")
-        return np.repeat(np.arange(above), extent), np.tile(np.arange(extent), above)
+        return above * extent
     segments, indices = _vector(level, *_SEGMENTS), _vector(level, *_INDICES)
-    counts = np.diff(segments)
-    cut = segments.size != above + 1 or segments[0] != 0 or segments[-1] != indices.size
-    if cut or counts.min(initial=0) < 0:
+    if segments.size != above + 1 or segments[0] != 0 or segments[-1] != indices.size:
         raise ValueError(f"{segments.size} segments for {above} nodes and {indices.size} indices")
-    parents = np.repeat(np.arange(above), counts)
+    return indices.size
+
+
+def _level(level: Table, above: int, extent: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each node of a level the node above it, and its own index along the level's axis."""
+    if not _lists_indices(level):
+        return np.repeat(np.arange(above), extent), np.tile(np.arange(extent), above)
+    lengths = np.diff(_vector(level, *_SEGMENTS))
+    if lengths.min(initial=0) < 0:
+        raise ValueError("sparse segments that do not rise")
+    parents, indices = np.repeat(np.arange(above), lengths), _vector(level, *_INDICES)
     rising = (np.diff(indices) > 0) | (np.diff(parents) > 0)
     if indices.size and not (indices.min() >= 0 and indices.max() < extent and rising.all()):
         raise ValueError(f"sparse indices that do not rise from 0 to {extent - 1} at most")
     return parents, indices
+
+
+def _lists_indices(level: Table) -> bool:
+    return level.number(_FORMAT, "<b") != 0
 
 
 def _vector(level: Table, kind: int, field: int) -> np.ndarray:

@@ -179,7 +179,7 @@ def test_the_page_names_every_network_its_family_and_where_it_is_from(study, tmp
     assert "4 networks of 3 families" in page
     for name, family in FAMILIES.items():
         assert f"<tr><td>{name}</td><td>{family}</td>" in page
-        assert f"<td>https://example.org/{name}.npz</td>" in page
+        assert f">https://example.org/{name}.npz</td>" in page
     kept = studies.keep(study, tmp_path / "zoo", tmp_path / "kept")
     plan = json.loads((kept / "study.json").read_text())
     assert plan["networks"]["b"]["file"] == "b.npz"

@@ -111,6 +111,9 @@ def _bent(name, sparsity, values, shape):
         last[3] = {0: last[3][0][::-1]}
     elif name == "kind":
         last[2] = ("<B", 0)
+    elif name == "whole":
+        values, shape = values[:1], (1024, 2, 2, 4096)
+        sparsity[2] = [{1: ("<i", size)} for size in shape]
     return values, sparsity, shape
 
 
@@ -127,6 +130,7 @@ def _bent(name, sparsity, values, shape):
         ("twice", "rise"),
         ("segments", "segments"),
         ("kind", "without its indices"),
+        ("whole", "1 values in 16777216 places"),
     ],
 )
 def test_a_sparse_tensor_that_does_not_fit_its_shape_is_refused(tmp_path, name, word):

@@ -57,7 +57,13 @@ def main(argv: Sequence[str]) -> int:
                 print(stopped)
             return command_line.PREEMPTED
     if processes.is_first():
-        print(f"{_WORKDIR.value}: step {summary['step']}, accuracy {summary['eval_accuracy']:.4f}")
+        shown = {"accuracy": "eval_accuracy", "mean IoU": "eval_mean_iou"}
+        figures = (
+            f", {name} {summary[key]:.4f}"
+            for name, key in shown.items()
+            if summary.get(key) is not None
+        )
+        print(f"{_WORKDIR.value}: step {summary['step']}{''.join(figures)}")
     return 0
 
 

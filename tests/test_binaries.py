@@ -74,6 +74,26 @@ def test_train_then_analyze_as_the_readme_does(repository, config, tmp_path):
             "none: no such folder",
         ),
         (
+            [
+                "train",
+                "--config={c}",
+                "--workdir={t}/run",
+                "--config.data.source=masks:{t}/none",
+                "--config.data.void=11",
+            ],
+            "none: no such folder or archive",
+        ),
+        (
+            [
+                "train",
+                "--config={c}",
+                "--workdir={t}/run",
+                "--config.symmetry.project=True",
+                "--config.symmetry.layers=conv9",
+            ],
+            "config.symmetry.layers: 'conv9' matches no spatial convolution",
+        ),
+        (
             ["train", "--config={c}", "--workdir={t}/run", "--config.model.padding=zeros"],
             "padding",
         ),

@@ -65,7 +65,7 @@ class Answers:
 
 
 def require_fit(truth: np.ndarray, rest: Answer, shifts: Shifts | None) -> None:
-    """Raises `ValueError` if a label is beyond the logits."""
+    """Raises `ValueError` if a label of those that count, (n,) int32, is beyond the logits."""
     del shifts
     classes = rest["logits"].shape[-1]
     if len(truth) and not 0 <= truth.min() <= truth.max() < classes:
@@ -135,6 +135,9 @@ def collected(every: Mapping[str, Any], cells: np.ndarray, shifts: Shifts | None
       every: what `at_rest`, `moved` and `turned` have kept, of all images.
       cells: (3, k, k) float64, over differences: sums of shares, of their squares, comparisons.
       shifts: which were compared.
+
+    Returns:
+      The answers, on the host.
     """
     shares = every.get("shift", {"share": np.zeros(0)})["share"]
     return Answers(

@@ -121,10 +121,14 @@ def _evaluated(run: PlannedRun) -> bool:
     if run.consistency is None or not path.exists():
         return False
     found = run_directory.read_json(path)
-    shifts = found.get("shift_consistency", {}).get("settings")
+    shifts, settings = found.get("shift_consistency", {}).get("settings"), found["settings"]
+    source = run.config.data.source
     return (
         shifts == dataclasses.asdict(run.consistency.shifts)
-        and found["settings"].get("limit") == run.consistency.limit
+        and settings.get("limit") == run.consistency.limit
+        # Someone may have evaluated the moving averages, or on other images.
+        and not settings.get("ema", False)
+        and settings.get("data", source) == source
     )
 
 

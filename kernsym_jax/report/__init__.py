@@ -3,7 +3,7 @@
 from kernsym_jax.report.analysis import analyze, write_parquet, write_results
 from kernsym_jax.report.layer_table import COLUMNS, NetworkTable, network_table
 from kernsym_jax.report.sources import Options, find_sources, read_table
-from kernsym_jax.report.summary import advice, in_words, summarize
+from kernsym_jax.report.summary import advice, in_words, strided_deficits, summarize
 
 __all__ = [
     "COLUMNS",
@@ -15,6 +15,7 @@ __all__ = [
     "in_words",
     "network_table",
     "read_table",
+    "strided_deficits",
     "summarize",
     "write_parquet",
     "write_results",

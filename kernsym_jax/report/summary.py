@@ -1,10 +1,12 @@
 """A network in a few numbers and sentences."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from kernsym_jax.geometry import LayerGeometry
 from kernsym_jax.report.layer_table import NetworkTable
 from kernsym_jax.report.measured import null_scores
 
@@ -40,6 +42,8 @@ def summarize(table: NetworkTable) -> dict[str, Any]:
     ordinary = [row for row in rows if row["role"] in ORDINARY]
     internal = by_role["internal"]
     first = [row["score"] for row in rows if row["role"] == "first"]
+    ordered = all(row["order"] is not None for row in rows)
+    deficits = strided_deficits(rows, table.geometry) if ordered else {}
     return {
         "layers": len(table.rows),
         "strides_known": not by_role[None],
@@ -51,7 +55,42 @@ def summarize(table: NetworkTable) -> dict[str, Any]:
         "above_null_centered": _mean([_above_centred(table, row) for row in ordinary]),
         "discoveries": _mean([float(row["q_value"] <= 0.05) for row in ordinary]),
         "depth_spearman": _rank_correlation(internal),
-        "strided_deficit": _strided_deficit(rows, table),
+        "strided_deficit": _mean(list(deficits.values())),
+    }
+
+
+def strided_deficits(
+    rows: Sequence[Mapping[str, Any]], geometry: Sequence[LayerGeometry] = ()
+) -> dict[str, float]:
+    """How much lower each strided layer scores than the internal layers of its own stage.
+
+    Args:
+      rows: of a layer table, in forward order.
+      geometry: rows of the audit, which tell where a network goes back up to larger maps: what
+        follows there is of another stage.
+
+    Returns:
+      Strided layer -> mean score of the internal layers after it, up to the next strided one, minus
+      its own. Layers without such neighbours, or without a score, are left out.
+    """
+    audited = {row.layer: row for row in geometry}
+
+    def goes_back_up(row: Mapping[str, Any], strided: Mapping[str, Any]) -> bool:
+        one, other = audited.get(row["layer"]), audited.get(strided["layer"])
+        return bool(one and other and math.prod(one.input_size) > math.prod(other.output_size))
+
+    stages: list[tuple[Mapping[str, Any], list[float]]] = []
+    for row in rows:
+        if row["role"] == "strided":
+            stages.append((row, []))
+        elif row["role"] == "internal" and stages and row["score"] is not None:
+            strided, scores = stages[-1]
+            if not goes_back_up(row, strided):
+                scores.append(row["score"])
+    return {
+        strided["layer"]: float(np.mean(scores)) - strided["score"]
+        for strided, scores in stages
+        if scores and strided["score"] is not None
     }
 
 
@@ -143,30 +182,6 @@ def _above_centred(table: NetworkTable, row: dict[str, Any]) -> float:
     _, centred = null_scores(*table.mean_kernels[row["layer"]].shape)
     score = row["score_centered"]
     return float(score is not None and score > np.quantile(centred, 0.95))
-
-
-def _strided_deficit(rows: list[dict[str, Any]], table: NetworkTable) -> float | None:
-    """Over the strided layers that internal ones follow before the next stride."""
-    if any(row["order"] is None for row in rows):
-        return None
-    audited = {row.layer: row for row in table.geometry}
-
-    def goes_back_up(row: dict[str, Any], strided: dict[str, Any]) -> bool:
-        one, other = audited.get(row["layer"]), audited.get(strided["layer"])
-        return bool(one and other and math.prod(one.input_size) > math.prod(other.output_size))
-
-    stages: list[list[dict[str, Any]]] = []
-    for row in rows:
-        if row["role"] == "strided":
-            stages.append([row])
-        elif row["role"] == "internal" and stages and not goes_back_up(row, stages[-1][0]):
-            stages[-1].append(row)
-    deficits = [
-        float(np.mean([row["score"] for row in after])) - strided["score"]
-        for strided, *after in stages
-        if after
-    ]
-    return _mean(deficits)
 
 
 def _rank_correlation(rows: list[dict[str, Any]]) -> float | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from kernsym_jax import report
 from kernsym_jax.studies import statistics
 from kernsym_jax.studies.results import FinishedRun
 from kernsym_jax.studies.study import Measure
@@ -156,35 +157,12 @@ def deficit(meaning: str, layer: str | None = None) -> Measure:
     """
 
     def of(run: FinishedRun) -> float | None:
-        found = deficits(run.table.rows)
+        found = report.strided_deficits(run.table.rows, run.table.geometry)
         if layer is not None:
             return found.get(layer)
         return float(np.mean(list(found.values()))) if found else None
 
     return Measure(meaning, of)
-
-
-def deficits(rows: Sequence[Row]) -> dict[str, float]:
-    """The deficit of each strided layer.
-
-    Args:
-      rows: of a layer table, in forward order.
-
-    Returns:
-      Strided layer -> mean score of the internal layers after it, up to the next strided one, minus
-      its own. Layers without such neighbours, or without a score, are left out.
-    """
-    stages: list[tuple[Row, list[float]]] = []
-    for row in rows:
-        if row["role"] == "strided":
-            stages.append((row, []))
-        elif row["role"] == "internal" and stages and row["score"] is not None:
-            stages[-1][1].append(row["score"])
-    return {
-        row["layer"]: float(np.mean(scores)) - row["score"]
-        for row, scores in stages
-        if scores and row["score"] is not None
-    }
 
 
 def towards_bottom_right(row: Row) -> float | None:

@@ -1,5 +1,6 @@
 import pytest
 
+from kernsym_jax import report
 from kernsym_jax.studies import measures
 
 
@@ -20,7 +21,7 @@ ROWS = [
 
 
 def test_the_deficit_is_against_the_internal_layers_up_to_the_next_stride():
-    assert measures.deficits(ROWS) == pytest.approx({"conv3": 0.3})
+    assert report.strided_deficits(ROWS) == pytest.approx({"conv3": 0.3})
 
 
 def test_layers_without_a_figure_do_not_count():

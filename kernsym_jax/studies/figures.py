@@ -34,11 +34,15 @@ def draw(results: Results) -> dict[str, Any]:
       results: of the study.
 
     Returns:
-      Name -> matplotlib figure: ``effects``, ``layers_<figure>`` and ``steps_<figure>``, and
-      ``networks`` of those that were read.
+      Name -> matplotlib figure: ``effects``, ``scatter_<number>`` of each pair of measures that is
+      correlated, ``layers_<figure>`` and ``steps_<figure>``, and ``networks`` of those that were
+      read.
     """
     study = results.study
     drawn = {"effects": effects(results)}
+    pairs = dict.fromkeys((test.x, test.y) for test in study.correlations.values())
+    for number, (x, y) in enumerate(pairs, 1):
+        drawn[f"scatter_{number}"] = scatter(results, x, y)
     if study.networks:
         drawn["networks"] = networks(results)
     for name in study.layer_figures:
@@ -83,6 +87,23 @@ def effects(results: Results) -> Any:
         xlabel="effect over the smallest that matters (grey); small dots are "
         f"{results.study.unit}s",
     )
+    return figure
+
+
+def scatter(results: Results, x: str, y: str) -> Any:
+    """Two measures of every run, coloured by variant."""
+    figure, axis = _figure(6.5, 3.4)
+    for index, variant in enumerate(results.study.variants):
+        pairs = [
+            (row[x], row[y])
+            for (name, _), row in results.values.items()
+            if name == variant and row[x] is not None and row[y] is not None
+        ]
+        if pairs:
+            color, mark = COLORS[index % len(COLORS)], "os^"[index // len(COLORS) % 3]
+            axis.scatter(*zip(*pairs, strict=True), s=18, color=color, marker=mark, label=variant)
+    axis.set(xlabel=results.study.measures[x].meaning, ylabel=results.study.measures[y].meaning)
+    _legend(axis)
     return figure
 
 

@@ -15,6 +15,7 @@ _CAPTIONS = {
     "layers": "Layer by layer: the mean over the seeds and its interval.",
     "networks": "The square kernels of every network above random ones of their size, in order: "
     "circles are ordinary layers, crosses depthwise ones, and stars the first.",
+    "scatter": "The two measures that are correlated, a point for each run.",
     "steps": "On the way: the mean over the layers and seeds, and the range of the seeds.",
 }
 

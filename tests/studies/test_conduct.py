@@ -12,7 +12,10 @@ from kernsym_jax.studies import load_study
 from kernsym_jax.studies import measures as m
 
 COMMAND = ["-m", "kernsym_jax.study", "--study=micro.py", "--size=smoke", "--workdir=runs"]
-TABLES = ("results.csv", "layers.csv", "claims.json", "study.html", "figures/effects.svg")
+TABLES = (
+    "results.csv", "layers.csv", "claims.json", "study.html", "figures/effects.svg",
+    "figures/scatter_1.svg",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -133,7 +133,7 @@ def cpu() -> Study:
         "textures": {"data.source": "textures:group=none,size=32,channels=3,n=50000,test=5000"},
     }
     names = "CIFAR-10 (JPEG copy), Fashion-MNIST and generated textures, scaled"
-    return study("cpu", names, base, variants, 3)
+    return study("cpu", names, base, variants, 5)
 
 
 def full() -> Study:

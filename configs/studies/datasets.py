@@ -5,7 +5,7 @@ python -m kernsym_jax.study --study=configs/studies/datasets.py --workdir=runs/d
 AlexNet on several sets of images. ``smoke`` is a narrow one on scanned digits and generated
 textures and takes about four minutes on two cores. ``cpu`` adds Fashion-MNIST (Debian's package
 dataset-fashion-mnist) and CIFAR-10 (``data/cifar10_jpeg.tar.gz``), all scaled to 63×63, and takes
-about half an hour; ``full`` has ImageNet, Places365 and CIFAR-100 at 224×224 and wants
+about twenty minutes; ``full`` has ImageNet, Places365 and CIFAR-100 at 224×224 and wants
 accelerators.
 """
 
@@ -96,6 +96,7 @@ def study(
         layer_figures=("score", "score_centered", "dc_share"),
         roles=(*FIRST, *INNER),
         trajectories=("score",),
+        cost=(70.0, "as on one core of a shared x86 server") if size == "cpu" else None,
     )
 
 

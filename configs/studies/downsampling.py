@@ -3,8 +3,8 @@
 python -m kernsym_jax.study --study=configs/studies/downsampling.py --workdir=runs/downsampling
 
 One network at an even input size, where every strided layer leaves a row and a column unseen
-(u = 1), and at the odd size one pixel larger, where none does (u = 0). ``smoke`` takes about four
-minutes on two cores, ``cpu`` about an hour on them and wants
+(u = 1), and at the odd size one pixel larger, where none does (u = 0). ``smoke`` takes three
+minutes on two cores, ``cpu`` about a quarter of an hour on them and wants
 ``--data=folder:<CIFAR-10 as JPEG files>``; ``full`` wants an accelerator and CIFAR-10. The runs of
 ``cpu`` are two of the variants of ``remedies.py``: ``--runs`` names that study's.
 """
@@ -134,6 +134,7 @@ def cpu() -> Study:
         confounds=CONFOUNDS,
         layer_figures=("score", "E", "skew_x", "skew_y"),
         trajectories=("score",),
+        cost=remedies.cost,
     )
 
 

@@ -134,4 +134,5 @@ def get_study(size: str) -> Study:
         contrasts=CONTRASTS,
         confounds=CONFOUNDS,
         layer_figures=("score", "d_fliplr", "d_flipud", "E"),
+        cost=remedies.cost,
     )

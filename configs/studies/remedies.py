@@ -32,6 +32,11 @@ REMEDIES = {
     "aps": "Adaptive polyphase sampling",
     "lps": "Learnable polyphase sampling",
 }
+# Seconds a run takes, and where.
+COSTS = {
+    "smoke": (17.0, "as on one core of a shared x86 server"),
+    "cpu": (75.0, "as on one core of a shared x86 server"),
+}
 DOWNSAMPLINGS = ("blur", "sbpool", "aps", "lps")
 
 CLAIMS = {
@@ -123,6 +128,7 @@ def study(
         layer_figures=("score", "E", "skew_x", "skew_y"),
         roles=m.ORDINARY,
         trajectories=("score",),
+        cost=COSTS.get(size),
     )
 
 

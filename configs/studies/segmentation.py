@@ -5,7 +5,7 @@ python -m kernsym_jax.study --study=configs/studies/segmentation.py --workdir=ru
 
 A U-Net that steps down by strided convolutions with zero padding, at a size at which every step is
 uneven; with each remedy; and at the size one pixel larger, at which none is. The pictures are
-CamVid's street scenes, reduced: ``smoke`` (36×48) takes about ten minutes on two cores, ``cpu``
+CamVid's street scenes, reduced: ``smoke`` (36×48) takes about five minutes on two cores, ``cpu``
 (72×96) about an hour and a half; ``full`` (184×240, wider) wants an accelerator.
 """
 
@@ -20,6 +20,12 @@ CLASSES = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian",
     "bicyclist",
 )  # fmt: skip
+
+# Seconds a run takes, and where.
+COSTS = {
+    "smoke": (15.0, "as on one core of a shared x86 server"),
+    "cpu": (240.0, "as on two busy cores of a shared x86 server"),
+}
 
 REMEDIES: dict[str, Mapping[str, object]] = {
     "odd": {},
@@ -123,6 +129,7 @@ def study(
         layer_figures=("score", "E", "skew_x", "skew_y"),
         roles=m.ORDINARY,
         trajectories=("score",),
+        cost=COSTS.get(size),
     )
 
 

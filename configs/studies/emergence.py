@@ -4,8 +4,8 @@ python -m kernsym_jax.study --study=configs/studies/emergence.py --workdir=runs/
 
 The same network on textures without any symmetry, with a mirror symmetry either way, with all of
 D4, turned by 90°, with random labels, on noise, and with flips or circular padding; each from its
-initialisation on. ``smoke`` takes five minutes on two cores and ``cpu`` about twenty-five; ``full`` has
-larger images and more of them, and wants an accelerator.
+initialisation on. ``smoke`` takes five minutes on two cores and ``cpu`` about twenty-five; ``full``
+has larger images and more of them, and wants an accelerator.
 """
 
 import dataclasses

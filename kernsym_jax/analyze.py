@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from kernsym_jax import command_line
-from kernsym_jax.text import one_line
+from kernsym_jax import cli
+from kernsym_jax.cli import one_line
 
 _LAYOUT = flags.DEFINE_enum(
     "layout", None, ["HWIO", "OIHW", "OHWI"], "Axes of kernels, for files that leave them open."
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         model=_MODEL.value,
         padding=_PADDING.value,
         downsample=_DOWNSAMPLE.value,
-        input_size=command_line.input_size(_INPUT_SIZE.value),
+        input_size=cli.input_size(_INPUT_SIZE.value),
     )
     tables, failed = report.analyze(argv[1:], _OUT.value, options)
     if _PARQUET.value:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run() -> None:
     """The console script."""
-    command_line.run(main)
+    cli.run(main)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags
 
-from kernsym_jax import command_line
+from kernsym_jax import cli
 
 _MODEL = flags.DEFINE_string("model", None, "A network of this package, instead of a file.")
 _PADDING = flags.DEFINE_string("padding", None, "With --model: its padding.")
@@ -41,7 +41,7 @@ def _network(paths: Sequence[str]) -> tuple[str, Any, list[Any], Callable[[Any],
 
     if len(paths) + bool(_MODEL.value) != 1:
         raise ValueError("name one ONNX file, one run directory or one --model")
-    size: Any = command_line.input_size(_SIZE.value)
+    size: Any = cli.input_size(_SIZE.value)
     flagged: tuple[Any, ...] = (_PADDING, _DOWNSAMPLE, _CLASSES)
     fields = {flag.name: flag.value for flag in flagged if flag.value is not None}
     name = paths[0] if paths else str(_MODEL.value)
@@ -69,7 +69,7 @@ def _network(paths: Sequence[str]) -> tuple[str, Any, list[Any], Callable[[Any],
 
 def run() -> None:
     """The console script."""
-    command_line.run(main)
+    cli.run(main)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from kernsym_jax import command_line
+from kernsym_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run directory; consistency.json goes there.")
 _FOREIGN: dict[str, Any] = {
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
         model |= {flag.name: flag.value for flag in _VARIANT if flag.value is not None}
     photos |= {"source": _DATA.value} if _DATA.value else {}
     photos |= {"void": tuple(_VOID.value)} if _VOID.value else {}
-    size = command_line.input_size(_SIZE.value)
+    size = cli.input_size(_SIZE.value)
     window = 0 if isinstance(size, tuple) else size or photos.get("crop_size", 0)
     settings = (_MODE.value, _DRAWS.value, _PER.value, _SEED.value, window)
     shifts = evaluation.parse_shifts(_SHIFT.value, *settings)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> None:
     """The console script."""
-    command_line.run(main)
+    cli.run(main)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from kernsym_jax import command_line
+from kernsym_jax import cli
 
 _STUDY = flags.DEFINE_string("study", None, "The study, a Python file with get_study(size).")
 _SIZE = flags.DEFINE_string("size", "smoke", "smoke (minutes), cpu (an hour) or full.")
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         results = conduct(study, _WORKDIR.value, command, **options)
     except training.Preempted as stopped:
         print(stopped)
-        return command_line.PREEMPTED
+        return cli.PREEMPTED
     for claim, verdict in results.verdicts.items():
         print(f"{claim}: {verdict}. {study.claims[claim].text}")
     if _KEEP.value is not None:
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run() -> None:
     """The console script."""
-    command_line.run(main)
+    cli.run(main)
 
 
 if __name__ == "__main__":

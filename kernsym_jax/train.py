@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from kernsym_jax import command_line
+from kernsym_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         except training.Preempted as stopped:
             if processes.is_first():
                 print(stopped)
-            return command_line.PREEMPTED
+            return cli.PREEMPTED
     if processes.is_first():
         shown = {"accuracy": "eval_accuracy", "mean IoU": "eval_mean_iou"}
         figures = (
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run() -> None:
     """The console script."""
-    command_line.run(main)
+    cli.run(main)
 
 
 if __name__ == "__main__":

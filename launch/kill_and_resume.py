@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from kernsym_jax import command_line
+from kernsym_jax import cli
 from kernsym_jax.weights import orbax
 
 _CONFIG = flags.DEFINE_string("config", "configs/digits.py", "The run's config, a Python file.")
@@ -103,4 +103,4 @@ def compare(one: pathlib.Path, other: pathlib.Path, step: int) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

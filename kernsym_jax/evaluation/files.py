@@ -22,7 +22,7 @@ def read_run(workdir: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any
       ValueError: if its config is damaged.
     """
     # Only here, since training evaluates too.
-    from kernsym_jax.training import run_directory
+    from kernsym_jax import run_directory
 
     path = pathlib.Path(workdir, run_directory.CONFIG)
     config = run_directory.read_json(path)
@@ -43,7 +43,7 @@ def write_results(results: Mapping[str, Any], path: pathlib.Path) -> None:
       results: from `evaluate`.
       path: of the JSON file; its folder is made if it is not there.
     """
-    from kernsym_jax.training import run_directory
+    from kernsym_jax import run_directory
 
     path.parent.mkdir(parents=True, exist_ok=True)
     run_directory.write_json(path, results)

@@ -5,9 +5,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from kernsym_jax.cli import printable
 from kernsym_jax.geometry.advice import Advice
 from kernsym_jax.geometry.layer import LayerGeometry
-from kernsym_jax.text import printable
 
 
 def layer_table(rows: Sequence[LayerGeometry]) -> Any:

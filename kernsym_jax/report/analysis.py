@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kernsym_jax.cli import path_name
 from kernsym_jax.report import consistency
 from kernsym_jax.report.console import print_tables
 from kernsym_jax.report.figures import write_figures
@@ -15,7 +16,6 @@ from kernsym_jax.report.layer_table import COLUMNS, NetworkTable
 from kernsym_jax.report.page import write_page
 from kernsym_jax.report.sources import Options, find_sources, read_table
 from kernsym_jax.report.summary import advice, summarize
-from kernsym_jax.text import path_name
 
 # Drawing takes longer than measuring: beyond so many networks the page alone shows them.
 _MOST_DRAWN = 20

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from kernsym_jax import symmetry
+from kernsym_jax.cli import path_name
 from kernsym_jax.report.layer_table import NetworkTable
 from kernsym_jax.report.summary import ORDINARY
-from kernsym_jax.text import path_name
 
 FILE = "consistency.json"
 

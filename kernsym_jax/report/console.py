@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from kernsym_jax.cli import printable
 from kernsym_jax.report import consistency
 from kernsym_jax.report.layer_table import NetworkTable
 from kernsym_jax.report.summary import advice, in_words, sentences, summarize
-from kernsym_jax.text import printable
 
 
 def print_tables(tables: Sequence[NetworkTable]) -> None:

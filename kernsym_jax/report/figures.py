@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from kernsym_jax.cli import printable
 from kernsym_jax.report.layer_table import NetworkTable
-from kernsym_jax.text import printable
 
 # Orange against purple: told apart by colour-blind readers, and neither reads as good or bad.
 KERNEL_COLORS = "PuOr_r"

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from kernsym_jax import symmetry
+from kernsym_jax.cli import path_name
 from kernsym_jax.geometry import LayerGeometry
 from kernsym_jax.report.measured import beside_null, mean_kernel, measure_layers
-from kernsym_jax.text import path_name
 from kernsym_jax.weights import ConvKernel, Weights
 
 COLUMNS = (

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from kernsym_jax import symmetry
+from kernsym_jax.cli import printable
 from kernsym_jax.report import consistency, figures
 from kernsym_jax.report.layer_table import NetworkTable
 from kernsym_jax.report.summary import advice, in_words, sentences, summarize
-from kernsym_jax.text import printable
 
 # The ends and the middle of the colour scale of the figures, as (red, green, blue).
 _NEGATIVE, _ZERO, _POSITIVE = (45, 0, 75), (247, 247, 247), (127, 59, 8)

@@ -9,10 +9,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from kernsym_jax.cli import path_name
 from kernsym_jax.geometry import CONVOLUTIONS, LayerGeometry
 from kernsym_jax.report.consistency import read_consistency
 from kernsym_jax.report.layer_table import NetworkTable, RowsAt, network_table
-from kernsym_jax.text import path_name
 from kernsym_jax.weights import Weights
 
 _SUFFIXES = (

@@ -4,12 +4,12 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from kernsym_jax import run_directory
 from kernsym_jax.studies.load import SIZES, UnknownSize, load_study
 from kernsym_jax.studies.outcome import CLAIMS as CLAIMS_FILE
 from kernsym_jax.studies.page import figure, p_value
 from kernsym_jax.studies.paper import CLAIMS
 from kernsym_jax.studies.study import Study
-from kernsym_jax.training import run_directory
 
 _HEADING = """# The claims, and what came of them
 

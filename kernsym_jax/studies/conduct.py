@@ -12,7 +12,7 @@ from typing import Any
 
 import ml_collections
 
-from kernsym_jax import training
+from kernsym_jax import run_directory, training
 from kernsym_jax.studies import runs as planned
 from kernsym_jax.studies.cost import missing_file
 from kernsym_jax.studies.jobs import job_command
@@ -20,7 +20,6 @@ from kernsym_jax.studies.outcome import CLAIMS, LAYERS, RESULTS, write_outcome
 from kernsym_jax.studies.results import FinishedRun, Results, collect
 from kernsym_jax.studies.runs import PlannedRun
 from kernsym_jax.studies.study import Study
-from kernsym_jax.training import run_directory
 from kernsym_jax.training.population import POPULATION
 from kernsym_jax.training.stop import stop_on_signal
 

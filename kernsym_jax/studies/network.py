@@ -6,8 +6,7 @@ import hashlib
 import pathlib
 import re
 
-from kernsym_jax import report
-from kernsym_jax.training import run_directory
+from kernsym_jax import report, run_directory
 
 _DIGITS = 8
 

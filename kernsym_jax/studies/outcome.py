@@ -7,11 +7,10 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from kernsym_jax import report
+from kernsym_jax import report, run_directory
 from kernsym_jax.studies import figures, page, verdict
 from kernsym_jax.studies.results import Results, Test
 from kernsym_jax.studies.study import Study
-from kernsym_jax.training import run_directory
 
 RESULTS, LAYERS, CLAIMS, PAGE = "results.csv", "layers.csv", "claims.json", "study.html"
 

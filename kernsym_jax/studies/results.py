@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from kernsym_jax import report
+from kernsym_jax import report, run_directory
 from kernsym_jax.studies import runs as planned
 from kernsym_jax.studies import statistics, verdict
 from kernsym_jax.studies.statistics import Estimate
 from kernsym_jax.studies.study import Contrast, Correlation, Study
-from kernsym_jax.training import run_directory
 
 
 class FinishedRun:

@@ -6,11 +6,10 @@ from typing import Any
 
 import ml_collections
 
-from kernsym_jax import evaluation
+from kernsym_jax import evaluation, run_directory
 from kernsym_jax.studies.network import Network
 from kernsym_jax.studies.study import Consistency, Study
 from kernsym_jax.training import config as configuration
-from kernsym_jax.training import run_directory
 
 FINISHED, TRAINED, STARTED, MISSING = "finished", "trained", "started", "missing"
 RUNS = "runs"

@@ -4,7 +4,7 @@ import hashlib
 import pathlib
 from typing import Any
 
-from kernsym_jax.training.run_directory import read_json, write_json
+from kernsym_jax.run_directory import read_json, write_json
 
 FILE = "manifest.json"
 

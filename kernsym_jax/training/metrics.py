@@ -5,7 +5,8 @@ import pathlib
 import time
 from typing import Any
 
-from kernsym_jax.training import processes, run_directory
+from kernsym_jax import run_directory
+from kernsym_jax.training import processes
 from kernsym_jax.training.appended_file import AppendedFile
 from kernsym_jax.training.event_file import EventFile
 

@@ -8,8 +8,9 @@ import jax
 import ml_collections
 import numpy as np
 
+from kernsym_jax import run_directory
 from kernsym_jax.training import config as configuration
-from kernsym_jax.training import processes, run_directory
+from kernsym_jax.training import processes
 
 POPULATION = "population.json"
 

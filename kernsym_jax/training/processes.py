@@ -11,7 +11,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 
-from kernsym_jax.command_line import BAD_INPUT, describe
+from kernsym_jax.cli import BAD_INPUT, describe
 
 T = TypeVar("T")
 

@@ -8,10 +8,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from kernsym_jax import geometry, symmetry
+from kernsym_jax import geometry, run_directory, symmetry
 from kernsym_jax.evaluation import confusion
 from kernsym_jax.training import config as configuration
-from kernsym_jax.training import processes, run_directory
+from kernsym_jax.training import processes
 from kernsym_jax.training.checkpoints import Checkpoints
 from kernsym_jax.training.metrics import MetricsWriter
 from kernsym_jax.training.recipe import Recipe

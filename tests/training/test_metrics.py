@@ -11,7 +11,7 @@ import pytest
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
-from kernsym_jax.training import run_directory
+from kernsym_jax import run_directory
 from kernsym_jax.training.metrics import MetricsWriter, duration
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))

@@ -1,13 +1,12 @@
-"""How every binary starts and ends: absl flags, and bad input as one line with exit status 2."""
+"""How every binary starts and ends, and how text from files is made safe to print."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
-
-from kernsym_jax.text import one_line
 
 BAD_INPUT = 2
 PREEMPTED = 75
@@ -71,3 +70,18 @@ def fail(message: str) -> NoReturn:
     """Prints one line on stderr and exits with status 2."""
     print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {message}", file=sys.stderr)
     raise SystemExit(BAD_INPUT)
+
+
+def printable(text: str) -> str:
+    """The text with everything that a terminal would act on written out as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks, and `printable`."""
+    return printable(" ".join(text.split()))
+
+
+def path_name(path: str | os.PathLike) -> str:
+    """A path as text that every encoding of Unicode can hold, whatever bytes are in its name."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

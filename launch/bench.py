@@ -121,18 +121,10 @@ def small_network(log_every: int) -> ml_collections.ConfigDict:
 
 def steps_alone(config: ml_collections.ConfigDict, members: int, steps: int) -> Callable[[], Any]:
     """Some steps on one batch, compiled; of so many members as one program, 0 for one network."""
-    config = training.resolve({**config.to_dict(), "epochs": 1e6})
+    config = training.resolve({**config.to_dict(), "epochs": 1e6, "eval_batch_size": 64})
     backend = choose_backend(config, members)
-    seeds = list(range(members)) if members else [0]
-    dataset = data.open(
-        config.data,
-        seeds if members else 0,
-        config.batch_size,
-        64,
-        backend.replicate,
-        backend.shard,
-        shard_train=backend.shard_train,
-    )
+    seeds = backend.seeds
+    dataset = data.open_dataset(config, backend)
     recipe = make_recipe(complete(config, dataset), dataset, backend.axis_name)
     step, keys = backend.compile_train(recipe), backend.keys(seeds)
     batch = next(dataset.train.start(0))

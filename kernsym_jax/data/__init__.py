@@ -1,15 +1,16 @@
 """Labelled images: where they come from, in which order they are seen, how they are varied."""
 
 from kernsym_jax.data.augment import Augment, augment, normalize
-from kernsym_jax.data.dataset import Dataset, TrainBatches, open
+from kernsym_jax.data.dataset import Dataset, TrainBatches, open_dataset
 from kernsym_jax.data.image_set import VOID, ImageSet, channel_statistics
 from kernsym_jax.data.mask import MaskCoding
-from kernsym_jax.data.order import DeviceBatches, epoch_order, evaluation_batches
+from kernsym_jax.data.order import DataBackend, DeviceBatches, epoch_order, evaluation_batches
 from kernsym_jax.data.sources import load, prepare
 
 __all__ = [
     "VOID",
     "Augment",
+    "DataBackend",
     "Dataset",
     "DeviceBatches",
     "ImageSet",
@@ -21,6 +22,6 @@ __all__ = [
     "evaluation_batches",
     "load",
     "normalize",
-    "open",
+    "open_dataset",
     "prepare",
 ]

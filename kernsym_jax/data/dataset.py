@@ -1,7 +1,7 @@
 """Everything that a run asks of its data, whatever their source."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from kernsym_jax.data.cache import lookup
 from kernsym_jax.data.encoded_set import EncodedSet, check_on_broken
 from kernsym_jax.data.image_set import ImageSet, channel_statistics
 from kernsym_jax.data.mask import MaskCoding
-from kernsym_jax.data.order import Batch, DeviceBatches, Place, evaluation_batches
+from kernsym_jax.data.order import Batch, DataBackend, DeviceBatches, evaluation_batches
 from kernsym_jax.data.picture import View
 from kernsym_jax.data.random_words import Purpose, permutation
 from kernsym_jax.data.reader import Reader, sample
@@ -72,52 +72,34 @@ class Dataset:
     take_test: Callable[[int], dict[str, np.ndarray]]
 
 
-def open(
-    config: Mapping[str, Any],
-    seed: int | Sequence[int],
-    batch_size: int,
-    eval_batch_size: int,
-    replicate: Place,
-    shard: Place,
-    process_index: int = 0,
-    process_count: int = 1,
-    shard_train: Place | None = None,
-) -> Dataset:
-    """Opens a source for a run.
+def open_dataset(config: Mapping[str, Any], backend: DataBackend) -> Dataset:
+    """Opens both splits of a run's data source.
 
     Args:
-      config: the keys under ``config.data`` of a resolved config.
-      seed: of the order. Of several seeds, one for each network that trains at once, every batch
-        has a leading axis of networks.
-      batch_size: images per step of one network, over all processes.
-      eval_batch_size: images per evaluation batch, over all processes.
-      replicate: puts a host array on all devices.
-      shard: puts this process's part of a batch on the devices, as a part of the whole batch.
-      process_index: of this process.
-      process_count: processes that share every batch.
-      shard_train: what ``shard`` is to training batches, where their leading axis of networks is
-        placed too; ``None`` for ``shard`` itself.
+      config: the complete, resolved config of the run.
+      backend: the devices and processes that share the batches.
 
     Returns:
-      The data set.
+      The data set. An evaluation batch has ``config.eval_batch_size`` images, rounded up to a
+      multiple of ``backend.parts``.
 
     Raises:
       ValueError: if the config or the data cannot be used.
       FileNotFoundError: if the data are not there.
     """
-    check_on_broken(config["on_broken"])
-    if not 0 <= config["seed"] < 2**32:
-        raise ValueError(f"config.data.seed must lie in 0 to 2³² − 1, got {config['seed']}")
-    view, processes = View.from_config(config), (process_index, process_count)
-    places = replicate, shard, shard_train or shard
-    run = _Run(config, view, seed, batch_size, eval_batch_size, *places, processes)
-    coding = MaskCoding.from_config(config)
-    train, test = (find(config["source"], split, config["seed"], coding) for split in SPLITS)
-    if config["random_labels"] and isinstance(train, EncodedSet) and train.coding is not None:
+    settings = config["data"]
+    check_on_broken(settings["on_broken"])
+    if not 0 <= settings["seed"] < 2**32:
+        raise ValueError(f"config.data.seed must lie in 0 to 2³² − 1, got {settings['seed']}")
+    eval_batch_size = -(-config["eval_batch_size"] // backend.parts) * backend.parts
+    run = _Run(settings, View.from_config(settings), config["batch_size"], eval_batch_size, backend)
+    coding = MaskCoding.from_config(settings)
+    train, test = (find(settings["source"], split, settings["seed"], coding) for split in SPLITS)
+    if settings["random_labels"] and isinstance(train, EncodedSet) and train.coding is not None:
         raise ValueError(
-            f"config.data.random_labels shuffles class labels; {config['source']!r} has masks"
+            f"config.data.random_labels shuffles class labels; {settings['source']!r} has masks"
         )
-    if config["streaming"] or _decoded_bytes(train, config) > config["device_bytes"]:
+    if settings["streaming"] or _decoded_bytes(train, settings) > settings["device_bytes"]:
         return _stream(run, train, test)
     return _keep(run, train, test)
 
@@ -126,13 +108,9 @@ def open(
 class _Run:
     config: Mapping[str, Any]
     view: View
-    seed: int | Sequence[int]
     batch_size: int
     eval_batch_size: int
-    replicate: Place
-    shard: Place
-    shard_train: Place
-    processes: tuple[int, int]
+    backend: DataBackend
 
 
 def _keep(run: _Run, train_source: Source, test_source: Source) -> Dataset:
@@ -176,10 +154,14 @@ def _keep(run: _Run, train_source: Source, test_source: Source) -> Dataset:
         mean=mean,
         std=std,
         augment=Augment.from_config(run.config),
-        train=DeviceBatches(
-            train, run.batch_size, run.seed, run.replicate, run.shard_train, *run.processes
+        train=DeviceBatches(train, run.batch_size, run.backend),
+        evaluation=lambda: evaluation_batches(
+            test,
+            run.eval_batch_size,
+            run.backend.shard,
+            process_index=run.backend.process_index,
+            process_count=run.backend.process_count,
         ),
-        evaluation=lambda: evaluation_batches(test, run.eval_batch_size, run.shard, *run.processes),
         train_size=len(train),
         test_size=len(test),
         take_static=take_static,
@@ -215,11 +197,9 @@ def _stream(run: _Run, train_source: Source, test_source: Source) -> Dataset:
         std=std,
         # Windows are cut as the images are read; the rest is left to the step.
         augment=dataclasses.replace(Augment.from_config(run.config), crop_size=0),
-        train=StreamBatches(
-            train, run.batch_size, run.seed, run.shard_train, *run.processes, workers
-        ),
+        train=StreamBatches(train, run.batch_size, run.backend, workers=workers),
         evaluation=lambda: stream_evaluation(
-            test, run.eval_batch_size, run.shard, *run.processes, workers
+            test, run.eval_batch_size, run.backend, workers=workers
         ),
         train_size=len(train),
         test_size=len(test),

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,39 @@ from kernsym_jax.data.random_words import Purpose, permutation
 
 Batch = dict[str, jax.Array]
 Place = Callable[[np.ndarray], jax.Array]
+
+
+class DataBackend(Protocol):
+    """The devices and processes that a data set hands its batches to."""
+
+    @property
+    def members(self) -> int:
+        """Networks that train as one program; 0 for one network without that axis."""
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """The seed of the order of each network's batches."""
+
+    @property
+    def parts(self) -> int:
+        """Devices that share a batch."""
+
+    @property
+    def process_index(self) -> int:
+        """Index of this process."""
+
+    @property
+    def process_count(self) -> int:
+        """Processes that share every batch."""
+
+    def replicate(self, tree: Any) -> Any:
+        """Puts host arrays on all devices."""
+
+    def shard(self, tree: Any) -> Any:
+        """Puts this process's part of a batch on the devices, as a part of the whole batch."""
+
+    def shard_train(self, tree: Any) -> Any:
+        """Does for a training batch, perhaps with a leading axis of members, what `shard` does."""
 
 
 def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
@@ -36,13 +70,9 @@ class DeviceBatches:
 
     Args:
       images: the training set.
-      batch_size: images per step, over all processes.
-      seed: of the order; of several seeds, batches have a leading axis of as many members, each
-        with the order of its seed.
-      replicate: puts a host array on all devices.
-      shard: puts this process's part of a batch on the devices, as a part of the whole batch.
-      process_index: of this process.
-      process_count: processes that share every batch.
+      batch_size: images per step of one network, over all processes.
+      backend: the devices and processes that share the batches. If it has members, batches have a
+        leading axis of members, each with the order of its seed.
 
     Attributes:
       steps_per_epoch: full batches in an epoch.
@@ -56,19 +86,15 @@ class DeviceBatches:
         self,
         images: ImageSet,
         batch_size: int,
-        seed: int | Sequence[int],
-        replicate: Place,
-        shard: Place,
-        process_index: int = 0,
-        process_count: int = 1,
+        backend: DataBackend,
     ) -> None:
         if not 0 < batch_size <= len(images):
             raise ValueError(f"batches of {batch_size} from a training set of {len(images)} images")
         self.steps_per_epoch, self.waited = len(images) // batch_size, 0.0
-        self._part = process_part(batch_size, process_index, process_count)
-        self._size, self._batch_size, self._seed = len(images), batch_size, seed
-        self._shard = shard
-        self._images, self._labels = replicate(images.images), replicate(images.labels)
+        self._part = process_part(batch_size, backend.process_index, backend.process_count)
+        self._size, self._batch_size, self._backend = len(images), batch_size, backend
+        self._images = backend.replicate(images.images)
+        self._labels = backend.replicate(images.labels)
         self._take = jax.jit(_take)
 
     def start(self, step: int) -> Iterator[Batch]:
@@ -79,7 +105,7 @@ class DeviceBatches:
 
         Yields:
           ``{"image": (batch, height, width, channels) uint8, "label": (batch,) int32 or (batch,
-          height, width) uint8}``, with a leading axis of members if there are several seeds.
+          height, width) uint8}``, with a leading axis of members if the backend has members.
         """
         while True:
             epoch, first = divmod(step, self.steps_per_epoch)
@@ -88,16 +114,15 @@ class DeviceBatches:
             for index in range(first, self.steps_per_epoch):
                 start = index * self._batch_size
                 chosen = order[..., start + self._part.start : start + self._part.stop]
-                batch = self._take(self._images, self._labels, self._shard(chosen))
+                batch = self._take(self._images, self._labels, self._backend.shard_train(chosen))
                 self.waited += time.perf_counter() - asked
                 yield batch
                 asked = time.perf_counter()
                 step += 1
 
     def _order(self, epoch: int) -> np.ndarray:
-        if isinstance(self._seed, int):
-            return epoch_order(self._seed, epoch, self._size)
-        return np.stack([epoch_order(seed, epoch, self._size) for seed in self._seed])
+        orders = [epoch_order(seed, epoch, self._size) for seed in self._backend.seeds]
+        return np.stack(orders) if self._backend.members else orders[0]
 
 
 def process_part(batch_size: int, process_index: int, process_count: int) -> slice:
@@ -116,6 +141,7 @@ def evaluation_batches(
     images: ImageSet,
     batch_size: int,
     shard: Place,
+    *,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:

@@ -5,14 +5,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from absl import flags
 
 from kernsym_jax.data.crop import DRAWS
-from kernsym_jax.data.order import Batch, Place, epoch_order, process_part
+from kernsym_jax.data.order import Batch, DataBackend, epoch_order, process_part
 from kernsym_jax.data.picture import BrokenImage
 from kernsym_jax.data.random_words import Purpose, uniforms
 from kernsym_jax.data.reader import Reader
@@ -30,11 +30,9 @@ class StreamBatches:
 
     Args:
       reader: of the training set.
-      batch_size: images per step, over all processes.
-      seed: of order and windows; of several seeds, batches have a leading axis of as many members.
-      shard: puts this process's part of a batch on the devices, as a part of the whole batch.
-      process_index: of this process.
-      process_count: processes that share every batch.
+      batch_size: images per step of one network, over all processes.
+      backend: the devices and processes that share the batches, and the seeds of order and windows.
+        If it has members, batches have a leading axis of members.
       workers: further processes that read and decode; 0 for threads of this one.
 
     Attributes:
@@ -49,20 +47,18 @@ class StreamBatches:
         self,
         reader: Reader,
         batch_size: int,
-        seed: int | Sequence[int],
-        shard: Place,
-        process_index: int = 0,
-        process_count: int = 1,
+        backend: DataBackend,
+        *,
         workers: int = 0,
     ) -> None:
         if not 0 < batch_size <= len(reader):
             raise ValueError(f"batches of {batch_size} from a training set of {len(reader)} images")
         self.steps_per_epoch, self.waited = len(reader) // batch_size, 0.0
-        part = process_part(batch_size, process_index, process_count)
-        self._members = () if isinstance(seed, int) else (len(seed),)
-        seeds = (seed,) if isinstance(seed, int) else tuple(seed)
-        self._examples = _TrainExamples(reader, batch_size, seeds, part)
-        self._own, self._shard, self._workers = part.stop - part.start, shard, workers
+        part = process_part(batch_size, backend.process_index, backend.process_count)
+        self._members = (backend.members,) if backend.members else ()
+        self._examples = _TrainExamples(reader, batch_size, tuple(backend.seeds), part)
+        self._own, self._workers = part.stop - part.start, workers
+        self._shard = backend.shard_train
 
     def start(self, step: int) -> Iterator[Batch]:
         """The batches from that step on, for ever.
@@ -72,7 +68,7 @@ class StreamBatches:
 
         Yields:
           ``{"image": (batch, height, width, channels) uint8, "label": (batch,) int32 or (batch,
-          height, width) uint8}``, with a leading axis of members if there are several seeds.
+          height, width) uint8}``, with a leading axis of members if the backend has members.
         """
         per_step = self._own * len(self._examples.seeds)
 
@@ -99,9 +95,8 @@ class StreamBatches:
 def stream_evaluation(
     reader: Reader,
     batch_size: int,
-    shard: Place,
-    process_index: int = 0,
-    process_count: int = 1,
+    backend: DataBackend,
+    *,
     workers: int = 0,
 ) -> Iterator[Batch]:
     """Every image once; the last batch is filled up with images of weight 0.
@@ -109,20 +104,18 @@ def stream_evaluation(
     Args:
       reader: of the set.
       batch_size: images per batch, the filling included, over all processes.
-      shard: puts this process's part of a batch on the devices, as a part of the whole batch.
-      process_index: of this process.
-      process_count: processes that share every batch.
+      backend: the devices and processes that share the batches.
       workers: further processes that read and decode; 0 for threads of this one.
 
     Yields:
       ``{"image", "label", "weight": (batch,) float32}``; images that are skipped have weight 0.
     """
-    part = process_part(batch_size, process_index, process_count)
+    part = process_part(batch_size, backend.process_index, backend.process_count)
     own = part.stop - part.start
     stop = -(-len(reader) // batch_size) * own
 
     def place(batch: dict[str, np.ndarray]) -> Batch:
-        return {name: shard(array) for name, array in batch.items()}
+        return {name: backend.shard(array) for name, array in batch.items()}
 
     batches = _batches(_EvalExamples(reader, batch_size, part), 0, stop, own, place, workers)
     try:

@@ -43,11 +43,13 @@ class Backend:
         step on its part of the batch.
       mesh: devices (members, data).
       members: networks that train as one program; 0 for a single one, without that axis.
+      seeds: the seed of each network. Compiled steps do not depend on them.
     """
 
     kind: str
     mesh: Mesh
     members: int = 0
+    seeds: tuple[int, ...] = dataclasses.field(default=(0,), compare=False)
 
     @property
     def axis_name(self) -> str | None:
@@ -58,6 +60,16 @@ class Backend:
     def parts(self) -> int:
         """Over how many devices a batch is split."""
         return self.mesh.shape[DATA]
+
+    @property
+    def process_index(self) -> int:
+        """Index of this process."""
+        return jax.process_index()
+
+    @property
+    def process_count(self) -> int:
+        """Processes that share every batch."""
+        return jax.process_count()
 
     def replicate(self, array: np.ndarray) -> jax.Array:
         """Puts a host array on all devices."""
@@ -140,7 +152,7 @@ def choose_backend(config: ml_collections.ConfigDict, members: int = 0) -> Backe
     """The backend that a config asks for.
 
     Args:
-      config: of the run, resolved.
+      config: of the run, resolved; of a population that of the first member.
       members: networks that train as one program; 0 for a single one.
 
     Returns:
@@ -152,7 +164,8 @@ def choose_backend(config: ml_collections.ConfigDict, members: int = 0) -> Backe
     devices = _devices(config.devices)
     side_by_side = math.gcd(members or 1, len(devices))
     mesh = Mesh(np.array(devices).reshape(side_by_side, -1), (MEMBERS, DATA))
-    backend = Backend("jit" if members else config.backend, mesh, members)
+    seeds = tuple(range(config.seed, config.seed + max(members, 1)))
+    backend = Backend("jit" if members else config.backend, mesh, members, seeds)
     shares = backend.parts * config.optimizer.accumulate
     if config.batch_size % shares:
         raise ValueError(

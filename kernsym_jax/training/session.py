@@ -5,13 +5,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import ml_collections
 
 from kernsym_jax import data
 from kernsym_jax.training import config as configuration
 from kernsym_jax.training import population, processes
-from kernsym_jax.training.backend import Backend, choose_backend
+from kernsym_jax.training.backend import choose_backend
 from kernsym_jax.training.checkpoints import newest_whole
 from kernsym_jax.training.loop import Loop
 from kernsym_jax.training.metrics import show
@@ -78,7 +77,7 @@ def _train(
 ) -> list[Summary]:
     """Trains one network, or the members of a population as one program."""
     backend = choose_backend(configs[0], len(configs) if as_one else 0)
-    dataset = processes.together(lambda: _open_data(configs, backend))
+    dataset = processes.together(lambda: data.open_dataset(configs[0], backend))
     configs = [complete(config, dataset) for config in configs]
     recipe = make_recipe(configs[0], dataset, backend.axis_name)
     ended = [
@@ -101,23 +100,6 @@ def _train(
             run.begin(int(states[0].step), layers)
         loop = Loop(runs, backend, recipe, dataset, stop, profile)
         return loop.go(backend.join(states))
-
-
-def _open_data(configs: Sequence[ml_collections.ConfigDict], backend: Backend) -> data.Dataset:
-    config, seeds = configs[0], [config.seed for config in configs]
-    # The last batch of an evaluation is filled up anyway, so any number of devices can share them.
-    eval_batch_size = -(-config.eval_batch_size // backend.parts) * backend.parts
-    return data.open(
-        config.data,
-        seeds if backend.members else seeds[0],
-        config.batch_size,
-        eval_batch_size,
-        backend.replicate,
-        backend.shard,
-        jax.process_index(),
-        jax.process_count(),
-        backend.shard_train,
-    )
 
 
 def _restored(runs: Sequence[Run], states: list[TrainState]) -> list[TrainState]:

@@ -1,10 +1,59 @@
-"""Small sets of image files, and a cache that no test shares with another or with the user."""
+"""Small sets of image files, a data set on one device, and a cache that no two tests share."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from kernsym_jax import data, training
 from kernsym_jax.data import cache
+
+
+@dataclasses.dataclass(frozen=True)
+class OneDevice:
+    """A backend of one device, as one of several processes if a test asks for it."""
+
+    seeds: tuple[int, ...] = (0,)
+    members: int = 0
+    process_index: int = 0
+    process_count: int = 1
+    parts: int = 1
+
+    def replicate(self, tree):
+        return jax.device_put(tree)
+
+    def shard(self, tree):
+        return jax.device_put(tree)
+
+    def shard_train(self, tree):
+        return jax.device_put(tree)
+
+
+@pytest.fixture(scope="session")
+def one_device():
+    """Makes a backend: one seed for one network, or a tuple of seeds for a population."""
+
+    def make(seed=0, index=0, count=1):
+        if isinstance(seed, int):
+            return OneDevice((seed,), process_index=index, process_count=count)
+        return OneDevice(seed, len(seed), index, count)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def opened(one_device):
+    """Opens a data set with changed keys of ``config.data``."""
+
+    def open_with(seed=0, batch_size=4, eval_batch_size=4, data_seed=0, **keys):
+        config = training.default()
+        config.batch_size, config.eval_batch_size = batch_size, eval_batch_size
+        config.data.update({**keys, "seed": data_seed})
+        return data.open_dataset(config, one_device(seed))
+
+    return open_with
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What a run gets from `data.open`, kept on the device or streamed."""
+"""What a run gets from `data.open_dataset`, kept on the device or streamed."""
 
 import itertools
 
@@ -7,13 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kernsym_jax import data, training
-
-
-def opened(seed=0, batch_size=4, data_seed=0, **keys):
-    config = training.default().data
-    config.update({**keys, "seed": data_seed})
-    return data.open(config, seed, batch_size, 4, jax.device_put, jax.device_put)
+from kernsym_jax import data
 
 
 def epoch(dataset, first=0):
@@ -38,7 +32,7 @@ def source(image_folder):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_run_sees_the_images_of_the_source_with_their_labels(source, streaming):
+def test_a_run_sees_the_images_of_the_source_with_their_labels(opened, source, streaming):
     dataset = opened(source=source, streaming=streaming)
     train, test = (data.load(source, split) for split in ("train", "test"))
     assert dataset.classes == ("cat", "dog")
@@ -58,7 +52,7 @@ def test_a_run_sees_the_images_of_the_source_with_their_labels(source, streaming
     np.testing.assert_array_equal(first["label"], train.labels[np.arange(10) % 8])
 
 
-def test_a_set_of_more_bytes_than_the_device_takes_is_streamed(source):
+def test_a_set_of_more_bytes_than_the_device_takes_is_streamed(opened, source):
     whole = 8 * 5 * 7 * 3
     assert isinstance(opened(source=source, device_bytes=whole).train, data.DeviceBatches)
     assert not isinstance(opened(source=source, device_bytes=whole - 1).train, data.DeviceBatches)
@@ -70,7 +64,7 @@ def test_a_set_of_more_bytes_than_the_device_takes_is_streamed(source):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_the_whole_set_is_rotated_both_splits(source, streaming, degrees):
+def test_the_whole_set_is_rotated_both_splits(opened, source, streaming, degrees):
     plain = opened(source=source, streaming=streaming)
     turned = opened(source=source, streaming=streaming, rotate=degrees)
     for part in (epoch, evaluated):
@@ -95,7 +89,9 @@ def many_images(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_random_labels_are_the_training_labels_shuffled_by_the_data_seed(many_images, streaming):
+def test_random_labels_are_the_training_labels_shuffled_by_the_data_seed(
+    opened, many_images, streaming
+):
     def labelled(random, seed):
         return opened(
             source=f"folder:{many_images}",
@@ -123,7 +119,7 @@ def test_random_labels_are_the_training_labels_shuffled_by_the_data_seed(many_im
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_crops_set_the_size_of_what_a_network_gets(streaming):
+def test_crops_set_the_size_of_what_a_network_gets(opened, streaming):
     crop = {"crop_size": 6, "eval_crop": 0.75, "source": "digits", "streaming": streaming}
     dataset = opened(**crop)
     test = data.load("digits", "test")
@@ -139,7 +135,7 @@ def test_crops_set_the_size_of_what_a_network_gets(streaming):
     assert dataset.augment.crop_size == (0 if streaming else 6)
 
 
-def test_several_seeds_give_batches_with_a_leading_axis():
+def test_several_seeds_give_batches_with_a_leading_axis(opened):
     dataset = opened(seed=(0, 5), source="digits")
     alone = [opened(seed=seed, source="digits") for seed in (0, 5)]
     together = next(dataset.train.start(3))
@@ -160,14 +156,14 @@ def uneven_source(image_folder):
     return f"folder:{image_folder}"
 
 
-def test_images_of_different_sizes_are_refused_with_what_helps(uneven_source):
+def test_images_of_different_sizes_are_refused_with_what_helps(opened, uneven_source):
     for streaming in (False, True):
         with pytest.raises(ValueError, match=r"config\.data\.image_size"):
             opened(source=uneven_source, streaming=streaming)
 
 
 def test_images_of_different_sizes_are_scaled_as_they_are_read_or_cropped_as_they_are_streamed(
-    uneven_source,
+    opened, uneven_source
 ):
     kept = opened(source=uneven_source, image_size=8)
     streamed = opened(source=uneven_source, image_size=8, streaming=True)
@@ -182,7 +178,9 @@ def test_images_of_different_sizes_are_scaled_as_they_are_read_or_cropped_as_the
     assert (epoch(cropped, 2)[0] != images).any()
 
 
-def test_grey_images_of_one_split_become_colour_images_if_the_other_has_colour(image_folder):
+def test_grey_images_of_one_split_become_colour_images_if_the_other_has_colour(
+    opened, image_folder
+):
     for file in (image_folder / "val").rglob("*.png"):
         Image.open(file).convert("L").save(file)
     for streaming in (False, True):
@@ -191,7 +189,7 @@ def test_grey_images_of_one_split_become_colour_images_if_the_other_has_colour(i
         assert (images == images[..., :1]).all()
 
 
-def test_broken_images_are_fatal_or_skipped_by_config(image_folder, caplog):
+def test_broken_images_are_fatal_or_skipped_by_config(opened, image_folder, caplog):
     (image_folder / "train" / "dog" / "notes.txt").write_text("no image")
     source = f"folder:{image_folder}"
     for streaming in (False, True):
@@ -215,12 +213,12 @@ def test_broken_images_are_fatal_or_skipped_by_config(image_folder, caplog):
         ({"source": "textures:group=d5"}, "group is one of none, fliplr"),
     ],
 )
-def test_impossible_settings_are_refused(keys, says):
+def test_impossible_settings_are_refused(opened, keys, says):
     with pytest.raises(ValueError, match=says):
         opened(**{"source": "digits", **keys})
 
 
-def test_splits_of_different_sizes_are_refused(image_folder):
+def test_splits_of_different_sizes_are_refused(opened, image_folder):
     for file in (image_folder / "val").rglob("*.png"):
         Image.new("RGB", (9, 9)).save(file)
     with pytest.raises(ValueError, match=r"training images of shape .5, 7, 3.*test images of"):

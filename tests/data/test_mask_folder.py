@@ -3,12 +3,11 @@
 import itertools
 import tarfile
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from kernsym_jax import data, training
+from kernsym_jax import data
 from kernsym_jax.data import cache
 from kernsym_jax.data.picture import View, look_at
 from kernsym_jax.data.sources import find
@@ -44,10 +43,15 @@ def loaded(folder, split="train", **keys):
     return data.load(f"masks:{folder}", split, **{"coding": CODING, **keys})
 
 
-def opened(folder, batch_size=3, **keys):
-    config = training.default().data
-    config.update({"source": f"masks:{folder}", "void": (7,), **keys})
-    return data.open(config, 0, batch_size, 2, jax.device_put, jax.device_put)
+@pytest.fixture
+def masked(opened, folder):
+    """Opens the folder of images with masks."""
+
+    def open_with(**keys):
+        keys = {"source": f"masks:{folder}", "void": (7,), "batch_size": 3, **keys}
+        return opened(eval_batch_size=2, **keys)
+
+    return open_with
 
 
 def epoch(dataset):
@@ -171,8 +175,8 @@ def test_masks_are_indices_of_palettes_and_whole_numbers_of_any_width(folder, mo
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_run_gets_masks_in_training_and_evaluation(folder, streaming):
-    dataset = opened(folder, streaming=streaming)
+def test_a_run_gets_masks_in_training_and_evaluation(masked, folder, streaming):
+    dataset = masked(streaming=streaming)
     assert dataset.masks
     assert dataset.classes == ("0", "1", "2")
     assert (dataset.image_shape, dataset.train_size, dataset.test_size) == ((6, 8, 3), 6, 3)
@@ -193,32 +197,31 @@ def test_a_run_gets_masks_in_training_and_evaluation(folder, streaming):
         assert static.dtype == np.uint8
 
 
-def test_class_labels_are_no_masks():
-    config = training.default().data
-    assert not data.open(config, 0, 4, 4, jax.device_put, jax.device_put).masks
+def test_class_labels_are_no_masks(opened):
+    assert not opened().masks
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_rotation_turns_images_and_masks_alike(folder, streaming, degrees):
-    images, masks = epoch(opened(folder, streaming=streaming, rotate=degrees))
-    plain_images, plain_masks = epoch(opened(folder))
+def test_rotation_turns_images_and_masks_alike(masked, folder, streaming, degrees):
+    images, masks = epoch(masked(streaming=streaming, rotate=degrees))
+    plain_images, plain_masks = epoch(masked())
     np.testing.assert_array_equal(images, np.rot90(plain_images, degrees // 90, (1, 2)))
     np.testing.assert_array_equal(masks, np.rot90(plain_masks, degrees // 90, (1, 2)))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_whole_images_are_scaled_to_a_height_and_width_and_masks_by_nearest_neighbour(
-    folder, streaming
+    masked, folder, streaming
 ):
-    images, masks = epoch(opened(folder, streaming=streaming, scale_to=(12, 24)))
-    plain_images, plain_masks = epoch(opened(folder))
+    images, masks = epoch(masked(streaming=streaming, scale_to=(12, 24)))
+    plain_images, plain_masks = epoch(masked())
     assert images.shape == (6, 12, 24, 3)
     np.testing.assert_array_equal(masks, plain_masks.repeat(2, 1).repeat(3, 2))
     for image, plain in zip(images, plain_images, strict=True):
         np.testing.assert_array_equal(image, look_at(plain, View(scale_to=(12, 24))))
-    assert opened(folder, streaming=streaming, scale_to=(4, 6), rotate=90).image_shape == (6, 4, 3)
-    turned = epoch(opened(folder, streaming=streaming, scale_to=(12, 24), rotate=90))
+    assert masked(streaming=streaming, scale_to=(4, 6), rotate=90).image_shape == (6, 4, 3)
+    turned = epoch(masked(streaming=streaming, scale_to=(12, 24), rotate=90))
     np.testing.assert_array_equal(turned[1], np.rot90(masks, 1, (1, 2)))
 
 
@@ -230,7 +233,7 @@ def test_the_central_square_is_that_of_the_image(folder):
     assert loaded(folder, image_size=3).labels.shape == (6, 3, 3)
 
 
-def test_windows_are_cut_alike_out_of_images_and_masks_while_they_are_streamed(folder):
+def test_windows_are_cut_alike_out_of_images_and_masks_while_they_are_streamed(masked, folder):
     for index in range(6):
         # A gradient shows where a window lies.
         ramp = np.add.outer(np.arange(60), np.arange(80)).astype(np.uint8)
@@ -239,14 +242,16 @@ def test_windows_are_cut_alike_out_of_images_and_masks_while_they_are_streamed(f
     for file in (folder / "val").rglob("*.png"):
         Image.new("L", (80, 60)).save(file)
     keys = {"crop_size": 12, "crop_scale": (0.1, 0.5), "streaming": True, "void": (9,)}
-    images, masks = epoch(opened(folder, mask_values=tuple(range(7)), **keys))
+    images, masks = epoch(masked(mask_values=tuple(range(7)), **keys))
     assert images.shape == (6, 12, 12, 1)
     assert masks.shape == (6, 12, 12)
     assert len({mask.tobytes() for mask in masks}) == 6
     assert np.abs(images[..., 0] / 20 - masks - 0.5).max() < 0.75
 
 
-def test_splits_share_one_size_and_a_broken_pair_is_skipped_or_fatal_by_name(folder, caplog):
+def test_splits_share_one_size_and_a_broken_pair_is_skipped_or_fatal_by_name(
+    masked, folder, caplog
+):
     (folder / "train" / "masks" / "2.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"train/masks/2\.png: not a readable image"):
         loaded(folder)
@@ -254,7 +259,7 @@ def test_splits_share_one_size_and_a_broken_pair_is_skipped_or_fatal_by_name(fol
     assert found.images[:, 0, 0, 1].tolist() == [0, 1, 3, 4, 5]
     assert "train/masks/2.png" in caplog.text
     assert fits(found.images, found.labels)
-    streamed = opened(folder, streaming=True, on_broken="skip", batch_size=6)
+    streamed = masked(streaming=True, on_broken="skip", batch_size=6)
     images, masks = epoch(streamed)
     assert fits(images, masks)
     assert 2 not in images[:, 0, 0, 1]
@@ -321,10 +326,10 @@ def test_what_is_decoded_once_is_found_again_unless_the_coding_is_another(folder
     ],
 )
 @pytest.mark.parametrize("streaming", [False, True])
-def test_what_does_not_fit_is_refused_by_name_in_one_line(folder, streaming, damage, says):
+def test_what_does_not_fit_is_refused_by_name_in_one_line(masked, folder, streaming, damage, says):
     damage(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=says) as caught:
-        list(opened(folder, streaming=streaming).evaluation())
+        list(masked(streaming=streaming).evaluation())
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -345,9 +350,9 @@ def test_what_does_not_fit_is_refused_by_name_in_one_line(folder, streaming, dam
         ({"source": "masks:/nowhere"}, "/nowhere: no such folder or archive"),
     ],
 )
-def test_impossible_settings_are_refused(folder, keys, says):
+def test_impossible_settings_are_refused(masked, folder, keys, says):
     with pytest.raises((ValueError, FileNotFoundError), match=says):
-        opened(folder, **keys)
+        masked(**keys)
 
 
 def test_masks_in_memory_have_the_size_of_their_images_and_labels_of_their_classes():

@@ -3,7 +3,6 @@
 import itertools
 import threading
 
-import jax
 import numpy as np
 import pytest
 
@@ -23,8 +22,12 @@ def images():
     return data.ImageSet(pixels, np.arange(10, dtype=np.int32) % 3, ("a", "b", "c"))
 
 
-def streamed(reader, seed=0, size=3, index=0, count=1, workers=0):
-    return StreamBatches(reader, size, seed, jax.device_put, index, count, workers)
+@pytest.fixture
+def streamed(one_device):
+    def make(reader, seed=0, size=3, index=0, count=1, workers=0):
+        return StreamBatches(reader, size, one_device(seed, index, count), workers=workers)
+
+    return make
 
 
 def taken(batches, step, count):
@@ -47,22 +50,24 @@ def same(left, right):
 
 
 @pytest.mark.parametrize("seed", [4, (4, 9)])
-def test_a_stream_gives_the_batches_of_a_set_on_the_device(images, seed):
-    kept = data.DeviceBatches(images, 3, seed, jax.device_put, jax.device_put)
+def test_a_stream_gives_the_batches_of_a_set_on_the_device(streamed, one_device, images, seed):
+    kept = data.DeviceBatches(images, 3, one_device(seed))
     stream = streamed(Reader(images, View()), seed)
     assert stream.steps_per_epoch == kept.steps_per_epoch == 3
     same(taken(stream, 0, 8), taken(kept, 0, 8))
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])
-def test_a_stream_started_later_goes_on_as_the_first_would_have_windows_included(images, step):
+def test_a_stream_started_later_goes_on_as_the_first_would_have_windows_included(
+    streamed, images, step
+):
     reader = Reader(images, CROPS)
     whole = taken(streamed(reader), 0, 7)
     assert whole[0]["image"].shape == (3, 6, 6, 1)
     same(taken(streamed(reader), step, 7 - step), whole[step:])
 
 
-def test_windows_are_other_ones_in_each_epoch_and_for_each_seed(images):
+def test_windows_are_other_ones_in_each_epoch_and_for_each_seed(streamed, images):
     reader = Reader(images, CROPS)
     first = {}
     for seed in (0, 1):
@@ -72,7 +77,7 @@ def test_windows_are_other_ones_in_each_epoch_and_for_each_seed(images):
     assert len(first) == 40
 
 
-def test_a_population_sees_what_its_members_would_see_alone(images):
+def test_a_population_sees_what_its_members_would_see_alone(streamed, images):
     reader = Reader(images, CROPS)
     together = taken(streamed(reader, (3, 8)), 2, 3)
     for member, seed in enumerate((3, 8)):
@@ -80,7 +85,7 @@ def test_a_population_sees_what_its_members_would_see_alone(images):
         same([{k: v[member] for k, v in batch.items()} for batch in together], alone)
 
 
-def test_processes_share_every_batch(images):
+def test_processes_share_every_batch(streamed, images):
     reader = Reader(images, CROPS)
     whole = taken(streamed(reader, size=4), 0, 4)
     parts = [taken(streamed(reader, size=4, index=index, count=2), 0, 4) for index in (0, 1)]
@@ -91,16 +96,19 @@ def test_processes_share_every_batch(images):
     same(joined, whole)
 
 
-def test_further_processes_read_the_same(images):
+def test_further_processes_read_the_same(streamed, images):
     reader = Reader(images, CROPS)
     same(taken(streamed(reader, workers=1), 2, 3), taken(streamed(reader), 2, 3))
 
 
-def test_evaluation_sees_every_image_once_in_the_middle_and_fills_up_with_weight_zero(images):
+def test_evaluation_sees_every_image_once_in_the_middle_and_fills_up_with_weight_zero(
+    one_device, images
+):
     reader = Reader(images, View(crop_size=4, eval_crop=0.5))
     for count in (1, 2):
         parts = [
-            [*stream_evaluation(reader, 4, jax.device_put, index, count)] for index in range(count)
+            list(stream_evaluation(reader, 4, one_device(0, index, count)))
+            for index in range(count)
         ]
         assert [len(part) for part in parts] == [3] * count
         batches = [batch for step in zip(*parts, strict=True) for batch in step]
@@ -113,7 +121,7 @@ def test_evaluation_sees_every_image_once_in_the_middle_and_fills_up_with_weight
         np.testing.assert_array_equal(image[:10], images.images[:, 2:6, 2:6])
 
 
-def test_a_stream_tells_how_long_it_was_waited_for_and_ends_with_its_threads(images):
+def test_a_stream_tells_how_long_it_was_waited_for_and_ends_with_its_threads(streamed, images):
     before = threading.active_count()
     batches = streamed(Reader(images, View()))
     assert batches.waited == 0
@@ -134,12 +142,14 @@ def broken_folder(image_folder):
     return f"folder:{image_folder}"
 
 
-def test_a_broken_image_ends_the_run_by_name_or_gives_its_place_to_the_next(broken_folder, caplog):
+def test_a_broken_image_ends_the_run_by_name_or_gives_its_place_to_the_next(
+    streamed, one_device, broken_folder, caplog
+):
     train, test = (find(broken_folder, split) for split in ("train", "test"))
     with pytest.raises(BrokenImage, match=r"cat/1\.png: not a readable image"):
         taken(streamed(Reader(train, View()), size=8), 0, 1)
     with pytest.raises(BrokenImage, match=r"dog/0\.png: not a readable image"):
-        list(stream_evaluation(Reader(test, View()), 2, jax.device_put))
+        list(stream_evaluation(Reader(test, View()), 2, one_device()))
     (batch,) = taken(streamed(Reader(train, View(), "skip"), size=8), 0, 1)
     readable = data.load(broken_folder, "train", on_broken="skip").images
     seen = [next(i for i, one in enumerate(readable) if (one == x).all()) for x in batch["image"]]
@@ -147,7 +157,7 @@ def test_a_broken_image_ends_the_run_by_name_or_gives_its_place_to_the_next(brok
     assert sorted(seen) == [0, 1, 1, 2, 3, 4, 5, 6]
     weights = [
         np.asarray(batch["weight"]).tolist()
-        for batch in stream_evaluation(Reader(test, View(), "skip"), 2, jax.device_put)
+        for batch in stream_evaluation(Reader(test, View(), "skip"), 2, one_device())
     ]
     assert weights == [[1, 1], [0, 1]]
     assert "skipped" in caplog.text
@@ -162,7 +172,7 @@ def test_labels_follow_a_given_order_from_arrays_and_files(images, image_folder)
     assert [reader.read(index)[1] for index in range(8)] == [1] * 4 + [0] * 4
 
 
-def test_impossible_batches_are_refused(images):
+def test_impossible_batches_are_refused(streamed, images):
     with pytest.raises(ValueError, match="batches of 11 from a training set of 10"):
         streamed(Reader(images, View()), size=11)
     with pytest.raises(ValueError, match="a batch of 3 cannot be shared by 2 processes"):

@@ -6,12 +6,11 @@ import itertools
 import shutil
 import sys
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from kernsym_jax import data, training
+from kernsym_jax import data
 
 COUNTS = {"train": 12, "test": 5, "validation": 4}
 
@@ -180,17 +179,15 @@ def test_a_test_split_without_labels_gives_way_to_the_validation_split(prepared)
     assert sorted(images.labels) == [0, 0, 1, 2]
 
 
-def test_images_of_any_size_are_cropped_while_they_are_streamed(prepared):
-    config = training.default().data
-    config.update({"source": "tfds:kernsym_photos", "streaming": True, "crop_size": 5})
-    opened = data.open(config, 0, 4, 4, jax.device_put, jax.device_put)
-    assert opened.image_shape == (5, 5, 3)
-    assert (opened.train_size, opened.test_size) == (12, 4)
-    stream = opened.train.start(0)
+def test_images_of_any_size_are_cropped_while_they_are_streamed(opened, prepared):
+    dataset = opened(source="tfds:kernsym_photos", streaming=True, crop_size=5)
+    assert dataset.image_shape == (5, 5, 3)
+    assert (dataset.train_size, dataset.test_size) == (12, 4)
+    stream = dataset.train.start(0)
     batches = [np.asarray(batch["image"]) for batch in itertools.islice(stream, 3)]
     stream.close()
     assert [batch.shape for batch in batches] == [(4, 5, 5, 3)] * 3
-    (batch,) = opened.evaluation()
+    (batch,) = dataset.evaluation()
     assert np.asarray(batch["weight"]).tolist() == [1] * 4
 
 
@@ -235,16 +232,12 @@ def test_masks_have_the_names_that_the_set_gives_its_classes_or_their_values(pre
         np.testing.assert_array_equal(found.labels == rim, plain.labels == wanted)
 
 
-def test_masks_of_a_set_are_streamed(prepared):
-    config = training.default().data
-    config.update(
-        {"source": "tfds-masks:kernsym_scenes", "streaming": True, "mask_values": (1, 2, 3)}
-    )
-    opened = data.open(config, 0, 4, 4, jax.device_put, jax.device_put)
-    stream = opened.train.start(0)
+def test_masks_of_a_set_are_streamed(opened, prepared):
+    dataset = opened(source="tfds-masks:kernsym_scenes", streaming=True, mask_values=(1, 2, 3))
+    stream = dataset.train.start(0)
     batch = next(stream)
     stream.close()
-    assert opened.masks
+    assert dataset.masks
     for image, mask in zip(np.asarray(batch["image"]), np.asarray(batch["label"]), strict=True):
         np.testing.assert_array_equal(mask + 1, scene_mask("train", int(image.max()) - 200))
 

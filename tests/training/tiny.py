@@ -57,16 +57,7 @@ def parts(changed, members=0):
     """Backend, data and recipe of a config, as a run puts them together."""
     resolved = training.resolve(changed)
     backend = choose_backend(resolved, members)
-    seeds = [resolved.seed + index for index in range(members)] if members else resolved.seed
-    dataset = data.open(
-        resolved.data,
-        seeds,
-        resolved.batch_size,
-        256,
-        backend.replicate,
-        backend.shard,
-        shard_train=backend.shard_train,
-    )
+    dataset = data.open_dataset(resolved, backend)
     recipe = make_recipe(complete(resolved, dataset), dataset, backend.axis_name)
     return Parts(backend, dataset, recipe)
 

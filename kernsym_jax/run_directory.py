@@ -12,8 +12,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-
 CONFIG = "config.json"
 PROVENANCE = "provenance.json"
 LAYERS = "layers.json"
@@ -24,6 +22,17 @@ CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "kernsym-jax")
+
+
+def is_run(path: pathlib.Path) -> bool:
+    """Returns whether a folder is a run directory, finished or not.
+
+    Args:
+      path: the folder.
+    """
+    return (path / CONFIG).is_file() and (
+        (path / CHECKPOINTS).is_dir() or (path / PROVENANCE).is_file()
+    )
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -105,6 +114,8 @@ def add_session(workdir: pathlib.Path, **facts: Any) -> None:
       workdir: the run directory.
       **facts: what else to record, of JSON types.
     """
+    import jax
+
     path = workdir / PROVENANCE
     record = read_json(path) if path.exists() else {"sessions": []}
     record["sessions"].append(

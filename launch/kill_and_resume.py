@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from kernsym_jax import cli
-from kernsym_jax.weights import orbax
+from kernsym_jax.formats import orbax
 
 _CONFIG = flags.DEFINE_string("config", "configs/digits.py", "The run's config, a Python file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the two runs; must not be there.")

@@ -42,6 +42,22 @@ def repository() -> pathlib.Path:
     return _ROOT
 
 
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """One small network in every format of weights: format -> a file or folder."""
+    import writers
+
+    return writers.write_all(tmp_path_factory.mktemp("formats"))
+
+
+@pytest.fixture(scope="session")
+def fixtures():
+    """The folder of weights that other frameworks have written, see support/make_fixtures.py."""
+    import writers
+
+    return writers.FIXTURES
+
+
 hypothesis.settings.register_profile(
     # The same examples every time, so that a failure in one run is a failure in the next; no
     # deadline, because the first example of a shape compiles.

@@ -19,7 +19,7 @@ from kernsym_jax.evaluation.measure import measure
 from kernsym_jax.evaluation.placement import Predict
 from kernsym_jax.evaluation.shift import Shifts
 from kernsym_jax.evaluation.summary import summarize
-from kernsym_jax.weights.orbax import read_tree
+from kernsym_jax.formats.orbax import read_tree
 
 # What a run knows about its data and foreign weights do not tell.
 _AS_THEY_ARE = {

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from kernsym_jax import run_directory
 from kernsym_jax.cli import path_name
 from kernsym_jax.geometry import CONVOLUTIONS, LayerGeometry
 from kernsym_jax.report.consistency import read_consistency
@@ -129,9 +130,9 @@ def _below(path: pathlib.Path, above: frozenset[pathlib.Path] = frozenset()) -> 
 
 def _is_source(folder: pathlib.Path) -> bool:
     # The half-written run too: that it cannot be read is then said, instead of passing it over.
-    if (folder / "config.json").is_file() and (folder / "provenance.json").is_file():
+    if run_directory.is_run(folder):
         return True
-    from kernsym_jax.weights import orbax
+    from kernsym_jax.formats import orbax
 
     return orbax.is_checkpoint(folder)
 

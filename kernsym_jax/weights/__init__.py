@@ -7,8 +7,8 @@ and what is wrong with it is one `ValueError` that names it.
 """
 
 from kernsym_jax.weights.conv_kernel import ConvKernel, Weights
-from kernsym_jax.weights.formats import read, read_arrays
 from kernsym_jax.weights.layout import LAYOUTS
-from kernsym_jax.weights.variables import load_into
+from kernsym_jax.weights.load_into import load_into
+from kernsym_jax.weights.read import read, read_arrays
 
 __all__ = ["LAYOUTS", "ConvKernel", "Weights", "load_into", "read", "read_arrays"]

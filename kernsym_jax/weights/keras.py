@@ -4,21 +4,31 @@ import dataclasses
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from kernsym_jax.weights import batch_norm, hdf5, json_text
-from kernsym_jax.weights.conv_kernel import CONV, DEPTHWISE, TRANSPOSED, ConvKernel, Weights
-from kernsym_jax.weights.hdf5 import Hdf5
-from kernsym_jax.weights.keras_config import KerasLayer, padding_before, read_layers
+from kernsym_jax.formats import hdf5
+from kernsym_jax.formats.arrays import StoredArray, natural_order, parse_json
+from kernsym_jax.formats.hdf5 import Hdf5
+from kernsym_jax.formats.zip_archive import ZipMembers
+from kernsym_jax.weights import fold
+from kernsym_jax.weights.conv_kernel import (
+    CONV,
+    DEPTHWISE,
+    TRANSPOSED,
+    ConvKernel,
+    Padding,
+    Pair,
+    Weights,
+)
 from kernsym_jax.weights.kernels import POINTWISE, describe_axes
 from kernsym_jax.weights.layout import HWIO, looks_like_kernel
-from kernsym_jax.weights.names import natural_order
-from kernsym_jax.weights.stored_array import StoredArray
-from kernsym_jax.weights.zip_members import ZipMembers
 
+MAX_DEPTH = 16
+
+_MODELS = ("Functional", "Model", "Sequential")
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 _LISTED = "Keras HDF5"
 _EPSILON = 1e-3
@@ -39,6 +49,34 @@ _VARIABLES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """A layer as the configuration describes it.
+
+    Attributes:
+      path: its name, after those of the models around it: ``backbone/conv1``.
+      kind: the class, such as ``Conv2D``.
+      settings: its arguments.
+      inputs: paths of the layers that feed it.
+      key: what a ``.weights.h5`` file calls it, such as ``conv2d_1``, after those around it.
+    """
+
+    path: str
+    kind: str
+    settings: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    key: str
+
+    def pair(self, setting: str) -> Pair | None:
+        """A setting that has a number for rows and one for columns, or one for both."""
+        value = self.settings.get(setting)
+        if isinstance(value, int):
+            return value, value
+        return (
+            (int(value[0]), int(value[1])) if isinstance(value, list) and len(value) == 2 else None
+        )
+
+
 def is_keras_archive(names: list[str]) -> bool:
     """Whether the members of a zip archive are those of a ``.keras`` file."""
     return _CONFIG in names and _WEIGHTS in names
@@ -55,7 +93,7 @@ def read_archive(path: str | os.PathLike, fold_batchnorm: bool = False) -> Weigh
       ValueError: if it is damaged.
     """
     members = ZipMembers(path)
-    layers = read_layers(json_text.parse(members.read(_CONFIG).tobytes()))
+    layers = _read_layers(parse_json(members.read(_CONFIG).tobytes()))
     place = members.place(_WEIGHTS)
     if place is not None:
         content = hdf5.read(path, *place)
@@ -80,7 +118,7 @@ def read_hdf5(path: str | os.PathLike, fold_batchnorm: bool = False) -> Weights:
     """
     content = hdf5.read(path)
     config = content.groups[""].get("model_config")
-    layers = read_layers(json_text.parse(config)) if config else {}
+    layers = _read_layers(parse_json(config)) if config else {}
     for root in ("model_weights/", ""):
         if "layer_names" in content.groups.get(root.rstrip("/"), {}):
             variables = _named(content, root, layers)
@@ -99,10 +137,10 @@ class _Variable:
     name: str
     array: StoredArray
     kind: str
-    known: KerasLayer | None
+    known: _Layer | None
 
 
-def _named(content: Hdf5, root: str, layers: Mapping[str, KerasLayer]) -> list[_Variable]:
+def _named(content: Hdf5, root: str, layers: Mapping[str, _Layer]) -> list[_Variable]:
     """The variables of a file that lists their names, layer by layer."""
     by_name = {path.rsplit("/", 1)[-1]: layer for path, layer in layers.items()}
     found = []
@@ -120,7 +158,7 @@ def _named(content: Hdf5, root: str, layers: Mapping[str, KerasLayer]) -> list[_
     return found
 
 
-def _numbered(content: Hdf5, layers: Mapping[str, KerasLayer]) -> list[_Variable]:
+def _numbered(content: Hdf5, layers: Mapping[str, _Layer]) -> list[_Variable]:
     """The variables of a file that numbers them, in the order of the layers if they are known."""
     keys = {layer.key: layer for layer in layers.values()}
     place = {layer.path: index for index, layer in enumerate(layers.values())}
@@ -153,7 +191,7 @@ def _given_name(content: Hdf5, group: str) -> str:
     return "/".join(names)
 
 
-def _variable_names(kind: str, known: KerasLayer | None) -> tuple[str, ...]:
+def _variable_names(kind: str, known: _Layer | None) -> tuple[str, ...]:
     names = _VARIABLES.get(kind, ("kernel", "bias") if "Conv" in kind else ())
     absent = set()
     if kind == "BatchNormalization" and known is not None:
@@ -169,7 +207,7 @@ def _class_of(key: str) -> str:
 def _weights(
     content: Hdf5,
     variables: list[_Variable],
-    layers: Mapping[str, KerasLayer],
+    layers: Mapping[str, _Layer],
     name: str,
     path: str | os.PathLike,
     fold_batchnorm: bool,
@@ -193,7 +231,7 @@ def _weights(
     if fold_batchnorm and layers:
         kernels, notes = _fold(kernels, arrays, layers)
     elif fold_batchnorm:
-        kernels, notes = batch_norm.fold(kernels, arrays, listed, _EPSILON)
+        kernels, notes = fold.fold(kernels, arrays, listed, _EPSILON)
     return Weights(
         kernels=kernels,
         skipped=skipped,
@@ -216,7 +254,7 @@ def _why_not(variable: _Variable) -> str | None:
     return POINTWISE if shape[:2] == (1, 1) else None
 
 
-def _kernel(variable: _Variable, layers: Mapping[str, KerasLayer]) -> ConvKernel:
+def _kernel(variable: _Variable, layers: Mapping[str, _Layer]) -> ConvKernel:
     weight = variable.array.read()
     kh, kw, third, fourth = weight.shape
     known = variable.known
@@ -231,7 +269,7 @@ def _kernel(variable: _Variable, layers: Mapping[str, KerasLayer]) -> ConvKernel
         weight,
         kind,
         stride=known.pair("strides") if known else None,
-        padding=padding_before(known, layers) if known else None,
+        padding=_padding_before(known, layers) if known else None,
         dilation=known.pair("dilation_rate") if known else None,
         groups=groups,
     )
@@ -240,10 +278,10 @@ def _kernel(variable: _Variable, layers: Mapping[str, KerasLayer]) -> ConvKernel
 def _fold(
     kernels: Mapping[str, ConvKernel],
     arrays: Mapping[str, StoredArray],
-    layers: Mapping[str, KerasLayer],
+    layers: Mapping[str, _Layer],
 ) -> tuple[dict[str, ConvKernel], tuple[str, ...]]:
     """Folds each BatchNormalization into the convolution that feeds it and nothing else."""
-    users: dict[str, list[KerasLayer]] = {}
+    users: dict[str, list[_Layer]] = {}
     for layer in layers.values():
         for source in layer.inputs:
             users.setdefault(source, []).append(layer)
@@ -264,7 +302,87 @@ def _fold(
         ):
             continue
         epsilon = float(norm.settings.get("epsilon", _EPSILON))
-        values = batch_norm.Norm(scale.read() if scale else None, variance.read(), epsilon)
+        values = fold.Norm(scale.read() if scale else None, variance.read(), epsilon)
         folded[name] = values.fold(kernel)
         done += 1
     return folded, (f"BatchNorm folded into {done} of {len(kernels)} kernels",)
+
+
+def _read_layers(config: Any) -> dict[str, _Layer]:
+    """The layers of a model in the order of its configuration, models inside it opened.
+
+    Args:
+      config: what ``config.json`` of a ``.keras`` file or the attribute ``model_config`` holds.
+
+    Returns:
+      path -> layer.
+
+    Raises:
+      ValueError: if it is no configuration of a model.
+    """
+    return {layer.path: layer for layer in _layers(config, "", "", 0)}
+
+
+def _padding_before(layer: _Layer, layers: Mapping[str, _Layer]) -> Padding | None:
+    """The padding of a convolution, with that of a ZeroPadding2D in front of it."""
+    rule = layer.settings.get("padding")
+    if rule == "same":
+        return "SAME"
+    if rule != "valid":
+        return None
+    feeding = [layers[path] for path in layer.inputs if path in layers]
+    if len(feeding) == 1 and feeding[0].kind == "ZeroPadding2D":
+        value = feeding[0].settings.get("padding")
+        if isinstance(value, int):
+            return (value, value), (value, value)
+        if isinstance(value, list) and len(value) == 2:
+            rows, columns = (([side] * 2 if isinstance(side, int) else side) for side in value)
+            return (int(rows[0]), int(rows[1])), (int(columns[0]), int(columns[1]))
+    return (0, 0), (0, 0)
+
+
+def _layers(config: Any, path: str, key: str, depth: int) -> Iterator[_Layer]:
+    inner = config.get("config") if isinstance(config, dict) else None
+    entries = inner if isinstance(inner, list) else inner.get("layers") if inner else None
+    if not isinstance(entries, list) or depth > MAX_DEPTH:
+        raise ValueError("a Keras configuration that is none of a model with layers")
+    counts: dict[str, int] = {}
+    previous: tuple[str, ...] = ()
+    for entry in entries:
+        kind, settings = str(entry["class_name"]), entry["config"]
+        settings = settings if isinstance(settings, dict) else {"layers": settings}
+        name = f"{path}{settings.get('name') or entry.get('name') or kind}"
+        snake = _snake(kind)
+        own_key = f"{key}{snake}_{counts[snake]}" if snake in counts else f"{key}{snake}"
+        counts[snake] = counts.get(snake, 0) + 1
+        feeding = tuple(f"{path}{source}" for source in _sources(entry.get("inbound_nodes")))
+        yield _Layer(name, kind, settings, feeding or previous, own_key)
+        if kind in _MODELS:
+            yield from _layers(entry, f"{name}/", f"{own_key}/", depth + 1)
+        previous = (name,)
+
+
+def _sources(nodes: Any) -> list[str]:
+    """The names of the layers in a layer's inbound nodes, as Keras 2 and Keras 3 write them."""
+    found: list[str] = []
+    pending = [nodes]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, dict):
+            history = node.get("keras_history")
+            if isinstance(history, list) and history:
+                found.append(str(history[0]))
+            pending.extend(node.values())
+        elif isinstance(node, list):
+            if len(node) >= 3 and isinstance(node[0], str) and isinstance(node[1], int):
+                found.append(node[0])
+            else:
+                pending.extend(node)
+    return list(dict.fromkeys(found))
+
+
+def _snake(name: str) -> str:
+    """``DepthwiseConv2D`` as ``depthwise_conv2d``, the way Keras names groups after classes."""
+    name = re.sub(r"\W+", "", name)
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()

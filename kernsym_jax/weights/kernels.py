@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from kernsym_jax.weights import batch_norm, weight_norm
+from kernsym_jax.formats.arrays import StoredArray, is_floating, layer_name, leaf_name
+from kernsym_jax.weights import fold
 from kernsym_jax.weights.conv_kernel import CONV, DEPTHWISE, TRANSPOSED, ConvKernel
 from kernsym_jax.weights.layout import (
     HWIO,
@@ -17,8 +18,6 @@ from kernsym_jax.weights.layout import (
     recognise,
     transposed_to_hwio,
 )
-from kernsym_jax.weights.names import layer_name, leaf_name
-from kernsym_jax.weights.stored_array import StoredArray, is_floating
 
 _KERNEL_LEAVES = frozenset(
     ["weight", "kernel", "weights", "w", "weight_orig", "original", "depthwise_kernel"]
@@ -74,7 +73,7 @@ def find_kernels(
       in_order: whether the arrays' order is that of the network's definition.
     """
     arrays = _without_prefix(arrays)
-    arrays, skipped = weight_norm.merge(arrays)
+    arrays, skipped = fold.merge_weight_norm(arrays)
     layouts = _layouts(arrays, rule or layout)
     kernels: dict[str, ConvKernel] = {}
     used: dict[str, None] = {}
@@ -94,7 +93,7 @@ def find_kernels(
             skipped[name] = reason
     notes: tuple[str, ...] = ()
     if fold_batchnorm:
-        kernels, notes = batch_norm.fold(kernels, arrays, in_order)
+        kernels, notes = fold.fold(kernels, arrays, in_order)
     known = "the format's rule" if rule else "as given" if layout else "recognised"
     return FoundKernels(kernels, skipped, f"{' and '.join(used) or 'none'} ({known})", notes)
 

@@ -6,7 +6,7 @@ import pathlib
 import re
 from collections.abc import Mapping
 
-from kernsym_jax.weights.batch_norm import Norm
+from kernsym_jax.formats.arrays import StoredArray, layer_name, map_file
 from kernsym_jax.weights.conv_kernel import (
     CONV,
     DEPTHWISE,
@@ -15,9 +15,9 @@ from kernsym_jax.weights.conv_kernel import (
     Padding,
     Weights,
 )
+from kernsym_jax.weights.fold import Norm
 from kernsym_jax.weights.kernels import POINTWISE, describe_axes
 from kernsym_jax.weights.layout import transposed_to_hwio
-from kernsym_jax.weights.names import layer_name
 from kernsym_jax.weights.onnx_graph import MAX_DEPTH, Graph, Node
 from kernsym_jax.weights.onnx_quantization import dequantize, dequantize_conv_integer
 from kernsym_jax.weights.onnx_tensor import (
@@ -27,7 +27,6 @@ from kernsym_jax.weights.onnx_tensor import (
     transposed,
 )
 from kernsym_jax.weights.protobuf import Message
-from kernsym_jax.weights.stored_array import StoredArray, map_file
 
 # Fields of ModelProto and GraphProto.
 _IR_VERSION, _GRAPH = 1, 7

@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 
+from kernsym_jax.formats.arrays import StoredArray
 from kernsym_jax.weights.protobuf import Message
-from kernsym_jax.weights.stored_array import StoredArray
 
 MAX_DEPTH = 16
 

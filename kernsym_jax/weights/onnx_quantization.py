@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from kernsym_jax.formats.arrays import StoredArray
+from kernsym_jax.formats.quantization import dequantized
 from kernsym_jax.weights.onnx_graph import Graph, Node
-from kernsym_jax.weights.quantization import dequantized
-from kernsym_jax.weights.stored_array import StoredArray
 
 # What may lie between a ConvInteger and the multiplication by its scales.
 _ON_THE_WAY = ("Add", "Cast", "Identity")

@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 
+from kernsym_jax.formats.arrays import DTYPES, StoredArray, element_count, map_file, view
 from kernsym_jax.weights.protobuf import Message
-from kernsym_jax.weights.stored_array import DTYPES, StoredArray, element_count, map_file, view
 
 # TensorProto's fields and the values of its data_type.
 _DIMS, _TYPE, _FLOATS, _INT32S, _INT64S, _NAME, _RAW, _DOUBLES, _UINT64S = (

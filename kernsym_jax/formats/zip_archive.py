@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from kernsym_jax.weights.stored_array import map_file
+from kernsym_jax.formats.arrays import map_file
 
 FREE_INFLATION = 256 << 20
 """Bytes that an archive may always inflate to; above that, eight times its own size."""

@@ -5,8 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from kernsym_jax.weights import json_text
-from kernsym_jax.weights.stored_array import DTYPES, StoredArray, element_count, map_file, view
+from kernsym_jax.formats.arrays import (
+    DTYPES,
+    MAX_JSON,
+    StoredArray,
+    element_count,
+    map_file,
+    parse_json,
+    view,
+)
 
 _DTYPES = {
     "F64": "float64",
@@ -47,9 +54,9 @@ def read_arrays(path: str | os.PathLike) -> dict[str, StoredArray]:
     """
     data = map_file(path)
     length = int(view(data, 0, np.dtype("<u8"), ()))
-    if not 2 <= length <= min(json_text.MAX_BYTES, data.size - 8):
+    if not 2 <= length <= min(MAX_JSON, data.size - 8):
         raise ValueError(f"a safetensors header of {length} bytes in a file of {data.size}")
-    header = json_text.parse(data[8 : 8 + length].tobytes(), _without_repeats)
+    header = parse_json(data[8 : 8 + length].tobytes(), _without_repeats)
     if not isinstance(header, dict):
         raise ValueError("a safetensors header that is no object")
     header.pop("__metadata__", None)
@@ -78,7 +85,7 @@ def read_weight_map(path: str | os.PathLike) -> dict[str, str]:
     Raises:
       ValueError: if it is no such index, or names files elsewhere.
     """
-    index = json_text.parse(map_file(path).tobytes())
+    index = parse_json(map_file(path).tobytes())
     files = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(files, dict) or not files:
         raise ValueError("a JSON file that is no index of a sharded checkpoint (no weight_map)")

@@ -5,9 +5,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kernsym_jax.weights.numpy_pickle import NumpyArray
-from kernsym_jax.weights.restricted_pickle import Inert
-from kernsym_jax.weights.stored_array import StoredArray
+from kernsym_jax.formats.arrays import Path, StoredArray
+from kernsym_jax.formats.pickle_data import Inert, NumpyArray
 
 MAX_DEPTH = 64
 MAX_NAME = 1000
@@ -45,8 +44,6 @@ _WRAPPERS = frozenset(
     ]
 )
 _BOXES = ("value", "raw_value")
-
-Path = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +127,11 @@ def group(path: Path) -> str:
         if _AVERAGE.match(key):
             return "average"
     return "model"
+
+
+def is_needed(path: Path) -> bool:
+    """Returns whether a reader wants the array at a path: not the optimizer's."""
+    return group(path) != "optimizer"
 
 
 def _has_kernels(arrays: Mapping[Path, StoredArray]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kernsym_jax.weights.stored_array import DTYPES, StoredArray, element_count, map_file, view
+from kernsym_jax.formats.arrays import DTYPES, StoredArray, element_count, map_file, view
 
 MAX_DEPTH = 64
 MAX_ITEMS = 1_000_000

@@ -2,7 +2,7 @@
 
 Run as a program for as long as wanted, it prints each that ends in anything but a clear error::
 
-    python tests/weights/damage.py --files=5000 --seed=1
+    python tests/support/damage.py --files=5000 --seed=1
 """
 
 import argparse

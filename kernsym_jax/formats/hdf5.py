@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kernsym_jax.weights.stored_array import StoredArray, element_count, map_file, view
+from kernsym_jax.formats.arrays import StoredArray, element_count, map_file, view
 
 _CHILD = pathlib.Path(__file__).with_name("hdf5_child.py")
 # Of processor time. A crowded machine gives it late, so the clock allows many times as much.

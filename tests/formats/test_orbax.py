@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1
 
 from kernsym_jax import weights
-from kernsym_jax.weights import orbax
+from kernsym_jax.formats import orbax
 
 
 def _params():

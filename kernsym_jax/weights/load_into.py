@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kernsym_jax.weights import state_tree
-from kernsym_jax.weights.formats import read_arrays
-from kernsym_jax.weights.stored_array import StoredArray
+from kernsym_jax.formats.arrays import StoredArray
+from kernsym_jax.weights import checkpoint
+from kernsym_jax.weights.read import read_arrays
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -58,7 +58,7 @@ def load_into(
     import jax.numpy as jnp
 
     if isinstance(source, Mapping):
-        leaves = state_tree.model_arrays(state_tree.leaves(source)).arrays
+        leaves = checkpoint.model_arrays(checkpoint.leaves(source)).arrays
         arrays: Arrays = {"/".join(path): array for path, array in leaves.items()}
         label = "the mapping"
     else:

@@ -1,10 +1,12 @@
 """Arrays as files hold them: mapped instead of read, and checked before they are looked at."""
 
 import dataclasses
+import json
 import math
 import mmap
 import os
 import pathlib
+import re
 import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -43,6 +45,10 @@ _FLOATING = frozenset(name for name in DTYPES if name.startswith(("float", "bflo
 def is_floating(dtype: np.dtype) -> bool:
     """Whether an element type is one that weights are trained in."""
     return dtype.newbyteorder("=").name in _FLOATING
+
+
+Path = tuple[str, ...]
+"""The keys from the root of a nested container to one array."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,3 +157,49 @@ def check_strided(size: int, offset: Any, shape: Any, strides: Any) -> None:
 
 def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 48
+
+
+MAX_JSON = 32 << 20
+
+
+def parse_json(
+    content: bytes | str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
+    """Parses JSON.
+
+    Args:
+      content: UTF-8, or text.
+      pairs: makes an object of its (name, value) pairs.
+
+    Raises:
+      ValueError: if it is no JSON, or larger than any listing of arrays.
+    """
+    if len(content) > MAX_JSON:
+        raise ValueError(f"{len(content)} bytes of JSON, where at most {MAX_JSON} are expected")
+    return json.loads(content, object_pairs_hook=pairs)
+
+
+_DIGITS = re.compile(r"(\d{1,18})")
+_LEAVES = frozenset(
+    ["weight", "kernel", "weights", "w", "weight_v", "weight_orig", "depthwise_kernel", "original"]
+)
+
+
+def leaf_name(name: str) -> str:
+    """The last part of a name: ``weight`` of ``layer1.0.conv1.weight``."""
+    return re.split(r"[./]", name)[-1]
+
+
+def layer_name(name: str) -> str:
+    """The layer of a kernel's name: ``layer1.0.conv1`` of ``layer1.0.conv1.weight``."""
+    leaf = leaf_name(name)
+    layer = name[: len(name) - len(leaf) - 1]
+    return layer if leaf in _LEAVES and layer else name
+
+
+def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
+    """A sort key that puts ``layer2`` before ``layer10``."""
+    return tuple(
+        (0, int(part), "") if part.isdecimal() and part.isascii() else (1, 0, part)
+        for part in _DIGITS.split(name)
+    )

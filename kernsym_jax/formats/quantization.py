@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kernsym_jax.weights.stored_array import StoredArray
+from kernsym_jax.formats.arrays import StoredArray
 
 
 def dequantized(

@@ -7,8 +7,8 @@ import re
 
 import numpy as np
 
-from kernsym_jax.weights.stored_array import DTYPES, StoredArray, element_count, map_file, view
-from kernsym_jax.weights.zip_members import ZipMembers
+from kernsym_jax.formats.arrays import DTYPES, StoredArray, element_count, map_file, view
+from kernsym_jax.formats.zip_archive import ZipMembers
 
 _MAGIC = b"\x93NUMPY"
 _LARGEST_HEADER = 10_000

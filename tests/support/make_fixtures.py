@@ -2,7 +2,7 @@
 
 Run in an environment that has them, once for each framework that is wanted::
 
-    pip install torch==2.13.0 torchvision==0.28.0 && python tests/weights/make_fixtures.py torch
+    pip install torch==2.13.0 torchvision==0.28.0 && python tests/support/make_fixtures.py torch
 """
 
 import gzip

@@ -14,9 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from kernsym_jax.weights import json_text
-from kernsym_jax.weights.state_tree import Path, group
-from kernsym_jax.weights.stored_array import DTYPES, StoredArray, element_count, map_file
+from kernsym_jax.formats.arrays import (
+    DTYPES,
+    Path,
+    StoredArray,
+    element_count,
+    map_file,
+    parse_json,
+)
 
 MAX_ARRAYS = 20_000
 
@@ -57,11 +62,15 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
     return bool(_items(pathlib.Path(path)))
 
 
-def read_arrays(path: str | os.PathLike) -> dict[Path, StoredArray]:
+def read_arrays(
+    path: str | os.PathLike, needed: Callable[[Path], bool] = lambda path: True
+) -> dict[Path, StoredArray]:
     """Reads what a checkpoint holds; the values of an array follow when they are asked for.
 
     Args:
       path: as in `read_tree`.
+      needed: says by its path whether the caller will read an array; only the sizes of such arrays
+        count against the limit.
 
     Returns:
       path in the tree -> array.
@@ -76,7 +85,8 @@ def read_arrays(path: str | os.PathLike) -> dict[Path, StoredArray]:
     arrays: dict[Path, StoredArray] = {}
     for name, folder in items.items():
         prefix = (name,) if len(items) > 1 else ()
-        arrays |= {prefix + key: array for key, array in _item_arrays(folder.resolve()).items()}
+        found = _item_arrays(folder.resolve(), needed)
+        arrays |= {prefix + key: array for key, array in found.items()}
     return arrays
 
 
@@ -100,7 +110,7 @@ def _is_item(folder: pathlib.Path) -> bool:
     return (folder / _LISTING).is_file() or (folder / _MANIFEST).is_file()
 
 
-def _item_arrays(folder: pathlib.Path) -> dict[Path, StoredArray]:
+def _item_arrays(folder: pathlib.Path, needed: Callable[[Path], bool]) -> dict[Path, StoredArray]:
     """The arrays of one tree on disk."""
     import tensorstore
 
@@ -125,7 +135,7 @@ def _item_arrays(folder: pathlib.Path) -> dict[Path, StoredArray]:
         if dtype.name in DTYPES:
             chunk = math.prod(size or 1 for size in store.chunk_layout.read_chunk.shape or ())
             elements = max(element_count(store.shape), chunk)
-            claimed += elements * dtype.itemsize * (group(path) != "optimizer")
+            claimed += elements * dtype.itemsize * needed(path)
             arrays[path] = StoredArray(tuple(store.shape), dtype, _reader(store, path))
     stored = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if claimed > max(_FREE_SIZE, 8 * stored):
@@ -156,7 +166,7 @@ def _waited(result: Callable[[], Any], path: Path) -> Any:
 
 def _listed(folder: pathlib.Path) -> tuple[list[Path], bool]:
     """The paths of the arrays as the listing has them, and whether they are of zarr 3."""
-    listing = json_text.parse(map_file(folder / _LISTING).tobytes())
+    listing = parse_json(map_file(folder / _LISTING).tobytes())
     entries = listing["tree_metadata"]
     if len(entries) > MAX_ARRAYS:
         raise ValueError(f"a tree of {len(entries)} arrays")

@@ -10,26 +10,14 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from kernsym_jax.weights import (
-    keras,
-    msgpack,
-    numpy_files,
-    onnx,
-    orbax,
-    pytorch,
-    run_directory,
-    safetensors,
-    state_tree,
-    tflite,
-)
-from kernsym_jax.weights.array_file import ArrayFile
-from kernsym_jax.weights.conv_kernel import Weights
+from kernsym_jax import run_directory
+from kernsym_jax.formats import flax_msgpack, npz, orbax, pytorch, safetensors
+from kernsym_jax.formats.arrays import Path, StoredArray, natural_order, parse_json
+from kernsym_jax.formats.zip_archive import ZipMembers
+from kernsym_jax.weights import checkpoint, keras, onnx, tflite
+from kernsym_jax.weights.conv_kernel import ConvKernel, Padding, Pair, Weights
 from kernsym_jax.weights.kernels import find_kernels
 from kernsym_jax.weights.layout import HWIO, OIHW, check_layout
-from kernsym_jax.weights.names import natural_order
-from kernsym_jax.weights.state_tree import Path
-from kernsym_jax.weights.stored_array import StoredArray
-from kernsym_jax.weights.zip_members import ZipMembers
 
 SUPPORTED = (
     "supported are run directories, orbax checkpoints, Flax msgpack, safetensors (with its index), "
@@ -51,6 +39,27 @@ _DAMAGE = (
     struct.error,
     zlib.error,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class _ArrayFile:
+    """The arrays of a network in one file or directory.
+
+    Attributes:
+      format: the format's name.
+      arrays: name -> array, in the file's order, or in natural order of the names if it has none.
+      rule: the layout of kernels that the format prescribes, or None.
+      ordered: whether the order is that of the network's definition.
+      skipped: name of an array group that is not the network's -> why.
+      notes: remarks for the reader of a report.
+    """
+
+    format: str
+    arrays: dict[str, StoredArray]
+    rule: str | None = None
+    ordered: bool = False
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def read(
@@ -95,8 +104,8 @@ def read(
             layout=found.layout,
             notes=file.notes + found.notes,
         )
-        if run_directory.is_run_directory(location):
-            weights = run_directory.with_geometry(weights, location)
+        if run_directory.is_run(location):
+            weights = _with_geometry(weights, location)
         return weights
 
 
@@ -162,7 +171,7 @@ def _graph_reader(path: pathlib.Path) -> Callable[..., Weights] | None:
     return None
 
 
-def _array_file(path: pathlib.Path) -> ArrayFile:
+def _array_file(path: pathlib.Path) -> _ArrayFile:
     if path.is_dir():
         return _directory(path)
     if path.name.endswith(_INDEX):
@@ -176,9 +185,9 @@ def _array_file(path: pathlib.Path) -> ArrayFile:
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         return _checkpoint("PyTorch legacy", pytorch.read_legacy(path), OIHW, ".", ordered=True)
     if head[:6] == b"\x93NUMPY":
-        return ArrayFile("npy", numpy_files.read_npy(path), ordered=True)
+        return _ArrayFile("npy", npz.read_npy(path), ordered=True)
     if head[:1] and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
-        return _checkpoint("Flax msgpack", msgpack.read_tree(path), HWIO, "/", ordered=False)
+        return _checkpoint("Flax msgpack", flax_msgpack.read_tree(path), HWIO, "/", ordered=False)
     raise ValueError(f"not a format that is known; {SUPPORTED}" if head else "the file is empty")
 
 
@@ -186,9 +195,9 @@ def _is_safetensors(head: bytes) -> bool:
     return head[6:9] == b"\0\0{"
 
 
-def _directory(path: pathlib.Path) -> ArrayFile:
-    if run_directory.is_run_directory(path):
-        return _orbax(run_directory.checkpoints(path), "run directory")
+def _directory(path: pathlib.Path) -> _ArrayFile:
+    if run_directory.is_run(path):
+        return _orbax(path / run_directory.CHECKPOINTS, "run directory")
     if orbax.is_checkpoint(path):
         return _orbax(path, "orbax")
     indices = sorted(path.glob(f"*{_INDEX}")) or sorted(path.glob("*.safetensors"))
@@ -197,26 +206,26 @@ def _directory(path: pathlib.Path) -> ArrayFile:
     raise ValueError(f"a folder with no checkpoint in it; {SUPPORTED}")
 
 
-def _orbax(path: pathlib.Path, name: str) -> ArrayFile:
-    return _tree(name, orbax.read_arrays(path), HWIO, "/", ordered=False)
+def _orbax(path: pathlib.Path, name: str) -> _ArrayFile:
+    return _tree(name, orbax.read_arrays(path, checkpoint.is_needed), HWIO, "/", ordered=False)
 
 
-def _zip(path: pathlib.Path) -> ArrayFile:
+def _zip(path: pathlib.Path) -> _ArrayFile:
     names = ZipMembers(path).names
     if any(name.endswith("data.pkl") for name in names):
         script = any(name.endswith("constants.pkl") for name in names)
         name = "TorchScript" if script else "PyTorch"
         return _checkpoint(name, pytorch.read_archive(path), OIHW, ".", ordered=True)
     if names and all(name.endswith(".npy") for name in names):
-        arrays, skipped = numpy_files.read_npz(path)
+        arrays, skipped = npz.read_npz(path)
         # Names from A to Z are a sorted tree's, whatever the order of its layers.
         if list(arrays) == sorted(arrays):
             return dataclasses.replace(_by_name("npz", arrays), skipped=skipped)
-        return ArrayFile("npz", arrays, ordered=True, skipped=skipped)
+        return _ArrayFile("npz", arrays, ordered=True, skipped=skipped)
     raise ValueError(f"a zip archive of something else; {SUPPORTED}")
 
 
-def _sharded(path: pathlib.Path) -> ArrayFile:
+def _sharded(path: pathlib.Path) -> _ArrayFile:
     arrays: dict[str, StoredArray] = {}
     shards: dict[str, Mapping[str, StoredArray]] = {}
     weight_map = safetensors.read_weight_map(path)
@@ -228,21 +237,80 @@ def _sharded(path: pathlib.Path) -> ArrayFile:
         arrays[name] = shards[file][name]
     if all(file.endswith(".safetensors") for file in shards):
         return _by_name("safetensors, sharded", arrays)
-    return ArrayFile("PyTorch, sharded", arrays, OIHW, ordered=True)
+    return _ArrayFile("PyTorch, sharded", arrays, OIHW, ordered=True)
 
 
-def _by_name(name: str, arrays: Mapping[str, StoredArray]) -> ArrayFile:
-    return ArrayFile(name, {key: arrays[key] for key in sorted(arrays, key=natural_order)})
+def _by_name(name: str, arrays: Mapping[str, StoredArray]) -> _ArrayFile:
+    return _ArrayFile(name, {key: arrays[key] for key in sorted(arrays, key=natural_order)})
 
 
-def _checkpoint(name: str, tree: Any, rule: str, separator: str, ordered: bool) -> ArrayFile:
-    return _tree(name, state_tree.leaves(tree), rule, separator, ordered)
+def _checkpoint(name: str, tree: Any, rule: str, separator: str, ordered: bool) -> _ArrayFile:
+    return _tree(name, checkpoint.leaves(tree), rule, separator, ordered)
 
 
 def _tree(
     name: str, leaves: Mapping[Path, StoredArray], rule: str, separator: str, ordered: bool
-) -> ArrayFile:
-    model = state_tree.model_arrays(leaves)
+) -> _ArrayFile:
+    model = checkpoint.model_arrays(leaves)
     arrays = {separator.join(path): array for path, array in model.arrays.items()}
-    file = ArrayFile(name, arrays, rule, ordered, model.skipped, model.notes)
+    file = _ArrayFile(name, arrays, rule, ordered, model.skipped, model.notes)
     return file if ordered else dataclasses.replace(file, arrays=_by_name(name, arrays).arrays)
+
+
+def _with_geometry(weights: Weights, path: pathlib.Path) -> Weights:
+    """Adds what ``layers.json`` says: the forward order, strides, paddings, dilations and groups.
+
+    Args:
+      weights: as read from the run's checkpoint.
+      path: the run directory.
+
+    Returns:
+      The same kernels, those of ``layers.json`` first and in its order.
+
+    Raises:
+      ValueError: if ``layers.json`` is not what training writes.
+    """
+    file = path / run_directory.LAYERS
+    if not file.is_file():
+        return weights
+    rows = parse_json(file.read_bytes())
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{run_directory.LAYERS} is no list of layers")
+    found = {str(row.get("layer")): row for row in reversed(rows)}
+    order = dict.fromkeys(str(row.get("layer")) for row in rows)
+    kernels = {
+        name: _described(weights.kernels[name], found[name])
+        for name in order
+        if name in weights.kernels
+    }
+    missing = {name: kernel for name, kernel in weights.kernels.items() if name not in kernels}
+    return dataclasses.replace(
+        weights, kernels=kernels | missing, order="forward" if kernels else weights.order
+    )
+
+
+def _described(kernel: ConvKernel, row: Mapping[str, Any]) -> ConvKernel:
+    return dataclasses.replace(
+        kernel,
+        kind=row.get("kind", kernel.kind),
+        stride=_pair(row.get("stride")),
+        padding=_padding(row.get("padding")),
+        dilation=_pair(row.get("dilation")),
+        groups=row.get("groups"),
+    )
+
+
+def _pair(value: Any) -> Pair | None:
+    if value is None:
+        return None
+    first, second = value
+    return int(first), int(second)
+
+
+def _padding(value: Any) -> Padding | None:
+    if value is None or isinstance(value, str):
+        return value
+    rows, columns = (_pair(ends) for ends in value)
+    assert rows is not None
+    assert columns is not None
+    return rows, columns

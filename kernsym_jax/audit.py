@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags
 
-from kernsym_jax import cli
+from kernsym_jax import cli, run_directory
 
 _MODEL = flags.DEFINE_string("model", None, "A network of this package, instead of a file.")
 _PADDING = flags.DEFINE_string("padding", None, "With --model: its padding.")
@@ -18,9 +18,6 @@ _DOWNSAMPLE = flags.DEFINE_string("downsample", None, "With --model: how it take
 _CLASSES = flags.DEFINE_integer("num_classes", None, "With --model: its number of outputs.")
 _SIZE = flags.DEFINE_string("input_size", None, "Pixels of the images: one number, or two as HxW.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
-
-
-_OF_A_RUN = ("config.json", "layers.json")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -47,22 +44,19 @@ def _network(paths: Sequence[str]) -> tuple[str, Any, list[Any], Callable[[Any],
     name = paths[0] if paths else str(_MODEL.value)
     if paths and fields:
         raise ValueError(f"--{next(iter(fields))} goes with --model, not with {name}")
-    if paths and pathlib.Path(name).is_dir():
-        missing = [f for f in _OF_A_RUN if not pathlib.Path(name, f).is_file()]
-        if missing:
-            raise FileNotFoundError(f"{name}: no {missing[0]} there, not a run directory")
-    elif paths:
+    if paths and not pathlib.Path(name).is_dir():
         return name, size, geometry.audit_onnx(name, size), partial(geometry.audit_onnx, name)
     from kernsym_jax import models
-    from kernsym_jax.report.sources import model_fields
 
-    fields = model_fields(pathlib.Path(name, "config.json")) if paths else {"name": name, **fields}
+    fields = {"name": name, **fields}
+    if paths:
+        fields = run_directory.read_config(pathlib.Path(name))["model"]
 
     def rows_at(size: Any) -> list[Any]:
         return geometry.audit_module(models.create(**fields), size)
 
     if paths and not size:
-        return name, size, geometry.read_rows(pathlib.Path(name, "layers.json")), rows_at
+        return name, size, geometry.read_rows(name), rows_at
     size = size or models.default_input_size(name)
     return name, size, rows_at(size), rows_at
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from kernsym_jax import cli
+from kernsym_jax import cli, run_directory
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run directory; consistency.json goes there.")
 _FOREIGN: dict[str, Any] = {
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     chosen = (shifts, size, _LIMIT.value, _EMA.value)
     subject = evaluation.open_subject(model, weights, photos, *chosen)
     results = evaluation.evaluate(subject, shifts, batch_size=_BATCH.value)
-    out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value or "", "consistency.json"))
+    out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value or "", run_directory.CONSISTENCY))
     evaluation.write_results(results, out)
     evaluation.write_picture(subject, shifts, out.with_suffix(".png"))
     evaluation.print_consistency(results)

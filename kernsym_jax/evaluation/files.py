@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from kernsym_jax import run_directory
 from kernsym_jax.evaluation.figure import write_map
 
 
@@ -21,19 +22,12 @@ def read_run(workdir: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any
       FileNotFoundError: if it is no run directory.
       ValueError: if its config is damaged.
     """
-    # Only here, since training evaluates too.
-    from kernsym_jax import run_directory
-
-    path = pathlib.Path(workdir, run_directory.CONFIG)
-    config = run_directory.read_json(path)
-    try:
-        model, photos = {"name": "", **config["model"]}, {**config["data"]}
-        for name in ("mean", "std"):
-            photos[name] = tuple(map(float, photos[name]))
-        photos["source"] = str(photos["source"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not the config of a run ({error!r})") from error
-    return model, photos
+    needed = ("data.source", "data.mean", "data.std")
+    config = run_directory.read_config(pathlib.Path(workdir), *needed)
+    photos = {**config["data"]}
+    for name in ("mean", "std"):
+        photos[name] = tuple(map(float, photos[name]))
+    return config["model"], photos
 
 
 def write_results(results: Mapping[str, Any], path: pathlib.Path) -> None:
@@ -43,8 +37,6 @@ def write_results(results: Mapping[str, Any], path: pathlib.Path) -> None:
       results: from `evaluate`.
       path: of the JSON file; its folder is made if it is not there.
     """
-    from kernsym_jax import run_directory
-
     path.parent.mkdir(parents=True, exist_ok=True)
     run_directory.write_json(path, results)
     if "shift_consistency" in results:

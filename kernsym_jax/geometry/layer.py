@@ -1,12 +1,12 @@
 """One row of an audit: where the windows of a convolution or pooling lie on its map."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from kernsym_jax import run_directory
 from kernsym_jax.geometry.arithmetic import Windows, skew_direction
 
 CONVOLUTIONS = ("conv", "depthwise", "transposed")
@@ -136,20 +136,21 @@ def read_rows(path: str | os.PathLike) -> list[LayerGeometry]:
     """Reads the rows in the ``layers.json`` of a run directory.
 
     Args:
-      path: the file, a JSON list of what `LayerGeometry.to_dict` gives.
+      path: the run directory.
 
     Returns:
       The rows.
 
     Raises:
-      FileNotFoundError: if it is not there.
-      ValueError: naming the file, if it holds something else.
+      FileNotFoundError: if there is no such file.
+      ValueError: naming the file, if it is damaged.
     """
-    text = pathlib.Path(path).read_text(encoding="utf-8")
+    rows = run_directory.read_layers(pathlib.Path(path))
     try:
-        return [LayerGeometry.from_dict(row) for row in json.loads(text)]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{os.fspath(path)}: no list of layers ({error})") from error
+        return [LayerGeometry.from_dict(row) for row in rows]
+    except (ValueError, TypeError) as error:
+        where = pathlib.Path(path, run_directory.LAYERS)
+        raise ValueError(f"{where}: no list of layers ({error})") from error
 
 
 def _plain(value: Any) -> Any:

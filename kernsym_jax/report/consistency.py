@@ -1,17 +1,14 @@
 """What an evaluation has found of a network's answers, to stand beside its symmetry."""
 
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from kernsym_jax import symmetry
+from kernsym_jax import run_directory, symmetry
 from kernsym_jax.cli import path_name
 from kernsym_jax.report.layer_table import NetworkTable
 from kernsym_jax.report.summary import ORDINARY
-
-FILE = "consistency.json"
 
 Figures = dict[str, float]
 
@@ -29,11 +26,12 @@ def read_consistency(source: pathlib.Path) -> dict[str, Any] | None:
     Raises:
       ValueError: if it is damaged.
     """
-    path = source / FILE if source.is_dir() else source.with_name(FILE)
-    if not path.is_file():
+    folder = source if source.is_dir() else source.parent
+    path = folder / run_directory.CONSISTENCY
+    if not path.exists():
         return None
+    found = run_directory.read_consistency(folder)
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         weights = pathlib.Path(str(found["settings"]["weights"])).name
         if source.is_file() and weights != source.name:
             return None

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import glob
-import json
 import pathlib
 import re
 from collections.abc import Sequence
@@ -97,9 +96,7 @@ def read_table(path: str | pathlib.Path, options: Options | None = None) -> Netw
             f"{path_name(path)}: no spatial convolution among its {len(found.skipped)} entries, "
             f"nothing to measure{_open_layouts(found)}"
         )
-    history = []
-    if (path / "metrics.jsonl").is_file():
-        history = _symmetry_lines(path / "metrics.jsonl")
+    history = _symmetry_lines(path) if run_directory.is_run(path) else []
     rows, rows_at = _geometry(path, options)
     if options.model is not None:
         found, rows = _fit(found, rows, options.model)
@@ -129,7 +126,7 @@ def _below(path: pathlib.Path, above: frozenset[pathlib.Path] = frozenset()) -> 
 
 
 def _is_source(folder: pathlib.Path) -> bool:
-    # The half-written run too: that it cannot be read is then said, instead of passing it over.
+    # A half-written run counts: that it cannot be read is then reported, not passed over.
     if run_directory.is_run(folder):
         return True
     from kernsym_jax.formats import orbax
@@ -148,12 +145,12 @@ def _geometry(
     if options.model is not None:
         fields = {"name": options.model, "padding": options.padding}
         fields["downsample"] = options.downsample
-    elif (path / "layers.json").is_file() and (path / "config.json").is_file():
-        fields = model_fields(path / "config.json")
+    elif run_directory.is_run(path) and (path / run_directory.LAYERS).exists():
+        fields = run_directory.read_config(path)["model"]
     if fields is not None:
         rows_at = functools.partial(geometry.audit_module, models.create(**fields))
         if options.model is None and options.input_size is None:
-            return geometry.read_rows(path / "layers.json"), rows_at
+            return geometry.read_rows(path), rows_at
         return rows_at(options.input_size or models.default_input_size(fields["name"])), rows_at
     if path.suffix.lower() == ".onnx":
         rows_at = functools.partial(geometry.audit_onnx, path)
@@ -164,25 +161,6 @@ def _geometry(
             if options.input_size:
                 raise
     return (), None
-
-
-def model_fields(config: pathlib.Path) -> dict[str, Any]:
-    """What `models.create` takes, from the config of a run.
-
-    Args:
-      config: ``config.json`` of a run directory.
-
-    Returns:
-      The model's name and fields.
-
-    Raises:
-      FileNotFoundError: if it is not there.
-      ValueError: if it is not the config of a run.
-    """
-    try:
-        return dict(json.loads(config.read_text(encoding="utf-8"))["model"])
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{config}: not the config of a run ({error})") from error
 
 
 def _fit(
@@ -227,20 +205,13 @@ def _path(name: str) -> str:
     return re.sub(r"\.(\d+)(?=\.|$)", r"_\1", name.removeprefix("module.")).replace(".", "/")
 
 
-def _symmetry_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl`` that hold scores of layers."""
-    found = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(True), 1):
-        if not line.endswith("\n"):
-            break  # cut off, as while a run is writing it
-        try:
-            figures = json.loads(line)
-            if figures["split"] != "symmetry":
-                continue
-            scores = {layer: row["score"] for layer, row in figures["layers"].items()}
-            found.append({"step": int(figures["step"]), "scores": scores})
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path_name(path)}, line {number}: not a line of a run's metrics ({error})"
-            ) from error
-    return found
+def _symmetry_lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the steps and scores of the metrics' lines that hold scores of layers."""
+    return [
+        {
+            "step": line["step"],
+            "scores": {layer: row["score"] for layer, row in line["layers"].items()},
+        }
+        for line in run_directory.read_metrics(workdir)
+        if line["split"] == "symmetry"
+    ]

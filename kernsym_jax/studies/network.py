@@ -58,7 +58,7 @@ class Network:
           ValueError: if it is another file.
         """
         if self.is_run:
-            return (path / run_directory.SUMMARY).is_file()
+            return run_directory.has_ended(path)
         if not path.is_file():
             return False
         found = _sha256(path, path.stat().st_mtime_ns)
@@ -82,7 +82,7 @@ def runs_below(folder: pathlib.Path) -> dict[str, Network]:
     Raises:
       FileNotFoundError: if there is none.
     """
-    found = sorted(path.parent for path in folder.glob(f"**/{run_directory.SUMMARY}"))
+    found = run_directory.runs_below(folder)
     if not found:
         raise FileNotFoundError(f"{folder}: no finished run in it")
     networks = {}

@@ -100,7 +100,7 @@ def _provenance(results: Results, workdir: pathlib.Path) -> dict[str, list[Any]]
     """What the runs were computed with, without what differs from one start to another; of networks
     that were read, what measured them last."""
     if results.study.networks:
-        sessions = run_directory.read_json(workdir / run_directory.PROVENANCE)["sessions"][-1:]
+        sessions = run_directory.read_provenance(workdir)[-1:]
     else:
         sessions = [session for run in results.finished for session in run.sessions]
     facts = ("git_revision", "python", "platform")

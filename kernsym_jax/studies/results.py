@@ -68,17 +68,17 @@ class FinishedRun:
         path = self.path / run_directory.CONSISTENCY
         if not path.exists():
             raise ValueError(f"{path} is missing: the study has a measure of it, but asks for none")
-        return run_directory.read_json(path)
+        return run_directory.read_consistency(self.path)
 
     @functools.cached_property
     def summary(self) -> dict[str, Any]:
         """Its final numbers."""
-        return run_directory.read_json(self.path / run_directory.SUMMARY)
+        return run_directory.read_summary(self.path)
 
     @functools.cached_property
     def sessions(self) -> list[dict[str, Any]]:
         """Who computed it, with what and where."""
-        return run_directory.read_json(self.path / run_directory.PROVENANCE)["sessions"]
+        return run_directory.read_provenance(self.path)
 
 
 @dataclasses.dataclass(frozen=True)

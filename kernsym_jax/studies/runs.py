@@ -89,16 +89,16 @@ def state(run: PlannedRun) -> str:
     """
     if run.network is not None:
         return FINISHED if run.network.is_at(run.path) else MISSING
-    if not (run.path / run_directory.CONFIG).exists():
+    if not run_directory.has_config(run.path):
         return MISSING
-    found = run_directory.read_json(run.path / run_directory.CONFIG)
+    found = run_directory.read_config(run.path, "data.mean", "data.std", "model.num_classes")
     changed = configuration.differences(found, _completed(run.config, found))
     if changed:
         raise ValueError(
             f"{run.path} holds a run with another config ({'; '.join(changed)}); choose another "
             "--workdir"
         )
-    if not (run.path / run_directory.SUMMARY).exists():
+    if not run_directory.has_ended(run.path):
         return STARTED
     return FINISHED if run.consistency is None or _evaluated(run) else TRAINED
 
@@ -116,10 +116,9 @@ def evaluate(run: PlannedRun) -> None:
 
 def _evaluated(run: PlannedRun) -> bool:
     """Whether the run's evaluation is there, and is the one that the study asks for."""
-    path = run.path / run_directory.CONSISTENCY
-    if run.consistency is None or not path.exists():
+    if run.consistency is None or not (run.path / run_directory.CONSISTENCY).exists():
         return False
-    found = run_directory.read_json(path)
+    found = run_directory.read_consistency(run.path)
     shifts, settings = found.get("shift_consistency", {}).get("settings"), found["settings"]
     source = run.config.data.source
     return (

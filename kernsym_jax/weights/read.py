@@ -12,7 +12,7 @@ from typing import Any
 
 from kernsym_jax import run_directory
 from kernsym_jax.formats import flax_msgpack, npz, orbax, pytorch, safetensors
-from kernsym_jax.formats.arrays import Path, StoredArray, natural_order, parse_json
+from kernsym_jax.formats.arrays import Path, StoredArray, natural_order
 from kernsym_jax.formats.zip_archive import ZipMembers
 from kernsym_jax.weights import checkpoint, keras, onnx, tflite
 from kernsym_jax.weights.conv_kernel import ConvKernel, Padding, Pair, Weights
@@ -270,14 +270,11 @@ def _with_geometry(weights: Weights, path: pathlib.Path) -> Weights:
     Raises:
       ValueError: if ``layers.json`` is not what training writes.
     """
-    file = path / run_directory.LAYERS
-    if not file.is_file():
+    if not (path / run_directory.LAYERS).exists():
         return weights
-    rows = parse_json(file.read_bytes())
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{run_directory.LAYERS} is no list of layers")
-    found = {str(row.get("layer")): row for row in reversed(rows)}
-    order = dict.fromkeys(str(row.get("layer")) for row in rows)
+    rows = run_directory.read_layers(path)
+    found = {row["layer"]: row for row in reversed(rows)}
+    order = dict.fromkeys(row["layer"] for row in rows)
     kernels = {
         name: _described(weights.kernels[name], found[name])
         for name in order

@@ -193,8 +193,8 @@ def read_layers(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """
     path = workdir / LAYERS
     rows = _read(path, _LAYER._replace(required={}), list)
-    for row in rows:
-        _check(row, path, _LAYER)
+    for number, row in enumerate(rows):
+        _check(row, path, _LAYER, f"[{number}]")
     return rows
 
 
@@ -264,7 +264,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
         if figures["split"] == "symmetry":
             _check(figures, where, _SYMMETRY_LINE)
             for layer, row in figures["layers"].items():
-                _check(row, f"{where}, layers.{layer}", _LAYER_SCORE)
+                _check(row, where, _LAYER_SCORE, f"layers.{layer}")
         lines.append(figures)
     return lines
 
@@ -302,7 +302,7 @@ def read_provenance(workdir: pathlib.Path) -> list[dict[str, Any]]:
     path = workdir / PROVENANCE
     sessions = _read(path, _PROVENANCE_FILE)["sessions"]
     for number, session in enumerate(sessions):
-        _check(session, f"{path_name(path)}, sessions[{number}]", _SESSION)
+        _check(session, path, _SESSION, f"sessions[{number}]")
     return sessions
 
 
@@ -423,21 +423,29 @@ def _parse(content: bytes, where: str, problem: str) -> Any:
         raise ValueError(f"{where}: {problem} (not valid JSON: {error})") from error
 
 
-def _check(value: Any, where: pathlib.Path | str, file: _File) -> None:
-    """Raises `ValueError`, naming the first key that is missing or of the wrong kind."""
+def _check(value: Any, where: pathlib.Path | str, file: _File, part: str = "") -> None:
+    """Raises `ValueError`, naming the first key that is missing or of the wrong kind.
+
+    Args:
+      value: the parsed file, or a part of it.
+      where: the file, as a path or as text with a line number.
+      file: what the value has to be.
+      part: the key of the part in the file; empty for the whole file.
+    """
     if isinstance(where, pathlib.Path):
         where = path_name(where)
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: {file.problem} (got {_shown(value)}, wanted an object)")
+        found = f"{part} is" if part else "got"
+        raise ValueError(f"{where}: {file.problem} ({found} {_shown(value)}, wanted an object)")
     for keys, needed in ((file.required, True), (file.optional, False)):
         for key, kind in keys.items():
-            found = _look_up(value, key)
+            found, name = _look_up(value, key), f"{part}.{key}" if part else key
             if found is _MISSING:
                 if needed:
-                    raise ValueError(f"{where}: {file.problem} ({key} is missing)")
+                    raise ValueError(f"{where}: {file.problem} ({name} is missing)")
             elif not kind.fits(found):
                 raise ValueError(
-                    f"{where}: {file.problem} ({key} is {_shown(found)}, wanted {kind.words})"
+                    f"{where}: {file.problem} ({name} is {_shown(found)}, wanted {kind.words})"
                 )
 
 

@@ -36,7 +36,21 @@ PyTorch's order (channels, height, width), so dense kernels need no permutation.
 downsampling adds lies beside its layer, under ``…_down/logits``.
 """
 
-from kernsym_jax.models.intermediates import intermediates
-from kernsym_jax.models.registry import NAMES, create, default_input_size, describe
+from kernsym_jax.models.registry import (
+    NAMES,
+    create,
+    default_input_size,
+    describe,
+    intermediates,
+)
+from kernsym_jax.models.variant import Variant, vary
 
-__all__ = ["NAMES", "create", "default_input_size", "describe", "intermediates"]
+__all__ = [
+    "NAMES",
+    "Variant",
+    "create",
+    "default_input_size",
+    "describe",
+    "intermediates",
+    "vary",
+]

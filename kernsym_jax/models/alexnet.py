@@ -22,11 +22,7 @@ class AlexNet(nn.Module):
       width: channels of the first convolution; the others have 3, 6, 4 and 4 times as many.
       hidden: units of the first two dense layers.
       dropout: share of inputs of those layers that is dropped in training.
-      padding: one of ``layers.PADDINGS``.
-      downsample: one of ``layers.DOWNSAMPLINGS``.
-      blur_size: taps of the filter of ``downsample="blur"``.
-      bn_axis_name: without effect, AlexNet has no BatchNorm.
-      dtype: type of the computation.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
 
     Reference: Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014.
     """
@@ -35,16 +31,12 @@ class AlexNet(nn.Module):
     width: int = 64
     hidden: int = 4096
     dropout: float = 0.5
-    padding: str = "zero"
-    downsample: str = "stride"
-    blur_size: int = 4
-    bn_axis_name: str | None = None
-    dtype: Any = jnp.float32
+    variant: Variant = Variant()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Logits (batch, num_classes), float32, of images (batch, height, width, channels)."""
-        v = Variant(self.padding, self.downsample, self.blur_size, None, self.dtype)
+        v = self.variant
 
         def conv(number: int, x: jax.Array, share: int, kernel_size: int, **fields: Any) -> Any:
             uniform = torch_uniform(x.shape[-1] * kernel_size**2)
@@ -58,7 +50,7 @@ class AlexNet(nn.Module):
                 **fields,
             )
 
-        x = images.astype(self.dtype)
+        x = images.astype(v.dtype)
         down = v.down("features_0_down", 4, 0)
         x = conv(0, x, 1, 11, stride=down.inside, pad=2)(x, down.position(train))
         x, _ = down(nn.relu(x), train)
@@ -71,7 +63,7 @@ class AlexNet(nn.Module):
         x = v.max_pool("features_12", x, 3, 0, index=3, train=train)
         x = flatten_channels_first(adaptive_average_pool(x, 6))
         x = nn.Dropout(self.dropout, deterministic=not train, name="classifier_0")(x)
-        x = nn.relu(torch_dense("classifier_1", self.hidden, x, self.dtype))
+        x = nn.relu(torch_dense("classifier_1", self.hidden, x, v.dtype))
         x = nn.Dropout(self.dropout, deterministic=not train, name="classifier_3")(x)
-        x = nn.relu(torch_dense("classifier_4", self.hidden, x, self.dtype))
+        x = nn.relu(torch_dense("classifier_4", self.hidden, x, v.dtype))
         return torch_dense("classifier_6", self.num_classes, x.astype(jnp.float32))

@@ -1,6 +1,6 @@
 """ResNets for small images, with shortcuts that learn nothing (option A)."""
 
-from typing import Any
+import dataclasses
 
 import flax.linen as nn
 import jax
@@ -51,11 +51,7 @@ class CifarResNet(nn.Module):
       num_classes: outputs.
       blocks: blocks of each stage.
       width: channels of the first stage, doubled at each further one.
-      padding: one of ``layers.PADDINGS``.
-      downsample: one of ``layers.DOWNSAMPLINGS``.
-      blur_size: taps of the filter of ``downsample="blur"``.
-      bn_axis_name: axis over which ``pmap`` shares BatchNorm statistics.
-      dtype: type of the computation.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
 
     Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
     """
@@ -63,24 +59,13 @@ class CifarResNet(nn.Module):
     num_classes: int = 10
     blocks: tuple[int, ...] = (3, 3, 3)
     width: int = 16
-    padding: str = "zero"
-    downsample: str = "stride"
-    blur_size: int = 4
-    bn_axis_name: str | None = None
-    dtype: Any = jnp.float32
+    variant: Variant = Variant()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Logits (batch, num_classes), float32, of images (batch, height, width, channels)."""
-        v = Variant(
-            self.padding,
-            self.downsample,
-            self.blur_size,
-            self.bn_axis_name,
-            self.dtype,
-            kernel_init=nn.initializers.he_normal(),
-        )
-        x = v.conv("conv1", self.width, 3)(images.astype(self.dtype))
+        v = dataclasses.replace(self.variant, kernel_init=nn.initializers.he_normal())
+        x = v.conv("conv1", self.width, 3)(images.astype(v.dtype))
         x = nn.relu(v.norm("bn1")(x, train))
         for stage, count in enumerate(self.blocks):
             for i in range(count):

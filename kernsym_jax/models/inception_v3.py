@@ -1,5 +1,6 @@
 """Inception-v3 with its auxiliary head, as torchvision defines it."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -214,11 +215,7 @@ class InceptionV3(nn.Module):
       num_classes: outputs.
       auxiliary: with the auxiliary head, which wants images of about 299×299 in training.
       dropout: share of the features that is dropped in training.
-      padding: one of ``layers.PADDINGS``; layers without padding stay without.
-      downsample: one of ``layers.DOWNSAMPLINGS``.
-      blur_size: taps of the filter of ``downsample="blur"``.
-      bn_axis_name: axis over which ``pmap`` shares BatchNorm statistics.
-      dtype: type of the computation.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
 
     Reference: Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016, table 1.
     """
@@ -226,11 +223,7 @@ class InceptionV3(nn.Module):
     num_classes: int = 1000
     auxiliary: bool = True
     dropout: float = 0.5
-    padding: str = "zero"
-    downsample: str = "stride"
-    blur_size: int = 4
-    bn_axis_name: str | None = None
-    dtype: Any = jnp.float32
+    variant: Variant = Variant()
 
     @nn.compact
     def __call__(
@@ -246,15 +239,8 @@ class InceptionV3(nn.Module):
           Logits (batch, num_classes), float32; in training, unless ``auxiliary`` is off, the pair
           of them and the auxiliary head's.
         """
-        v = Variant(
-            self.padding,
-            self.downsample,
-            self.blur_size,
-            self.bn_axis_name,
-            self.dtype,
-            bn_epsilon=1e-3,
-        )
-        x = _stem(v, images.astype(self.dtype), train)
+        v = dataclasses.replace(self.variant, bn_epsilon=1e-3)
+        x = _stem(v, images.astype(v.dtype), train)
         for name, pool_features in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
             x = InceptionA(pool_features, v, name=name)(x, train)
         x = InceptionB(3, v, name="Mixed_6a")(x, train)
@@ -265,7 +251,7 @@ class InceptionV3(nn.Module):
             head = AuxiliaryHead(self.num_classes, v, name="AuxLogits")
             # Its parameters do not depend on the size of the map, and small images have too small
             # a one; they are made on the map of 299×299 images.
-            auxiliary = head(x, train) if train else head(jnp.zeros((1, 17, 17, 768), self.dtype))
+            auxiliary = head(x, train) if train else head(jnp.zeros((1, 17, 17, 768), v.dtype))
         x = InceptionD(4, v, name="Mixed_7a")(x, train)
         x = InceptionE(v, name="Mixed_7b")(x, train)
         x = InceptionE(v, name="Mixed_7c")(x, train)

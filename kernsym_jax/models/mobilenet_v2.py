@@ -1,7 +1,5 @@
 """MobileNetV2, as torchvision defines it."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -70,11 +68,7 @@ class MobileNetV2(nn.Module):
       num_classes: outputs.
       width: multiplies every number of channels, which are then rounded to multiples of 8.
       dropout: share of the features that is dropped in training.
-      padding: one of ``layers.PADDINGS``.
-      downsample: one of ``layers.DOWNSAMPLINGS``.
-      blur_size: taps of the filter of ``downsample="blur"``.
-      bn_axis_name: axis over which ``pmap`` shares BatchNorm statistics.
-      dtype: type of the computation.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
 
     Reference: Sandler et al., "MobileNetV2", CVPR 2018, table 2.
     """
@@ -82,19 +76,15 @@ class MobileNetV2(nn.Module):
     num_classes: int = 1000
     width: float = 1.0
     dropout: float = 0.2
-    padding: str = "zero"
-    downsample: str = "stride"
-    blur_size: int = 4
-    bn_axis_name: str | None = None
-    dtype: Any = jnp.float32
+    variant: Variant = Variant()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Logits (batch, num_classes), float32, of images (batch, height, width, channels)."""
-        v = Variant(self.padding, self.downsample, self.blur_size, self.bn_axis_name, self.dtype)
+        v = self.variant
         down = v.down("features_0_0_down", 2, 0)
         x = v.conv("features_0_0", _channels(32, self.width), 3, stride=down.inside)(
-            images.astype(self.dtype), down.position(train)
+            images.astype(v.dtype), down.position(train)
         )
         x, _ = down(nn.relu6(v.norm("features_0_1")(x, train)), train)
         number, index = 1, 0

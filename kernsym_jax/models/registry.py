@@ -1,12 +1,13 @@
-"""Every model by name, one line each."""
+"""The networks by name: making one, and looking at the maps inside it."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
+import jax
+from flax.traverse_util import flatten_dict
 
-from kernsym_jax.layers import check_downsample, check_padding
 from kernsym_jax.models.alexnet import AlexNet
 from kernsym_jax.models.cifar_resnet import CifarResNet
 from kernsym_jax.models.inception_v3 import InceptionV3
@@ -14,11 +15,19 @@ from kernsym_jax.models.mobilenet_v2 import MobileNetV2
 from kernsym_jax.models.resnet import ResNet
 from kernsym_jax.models.small_cnn import SmallCNN
 from kernsym_jax.models.unet import UNet
+from kernsym_jax.models.variant import make_variant
 from kernsym_jax.models.vgg import VGG
 
 
 class Model(NamedTuple):
-    """A line of the registry."""
+    """A network of the registry.
+
+    Attributes:
+      module: class of the network.
+      fields: values of its fields.
+      input_size: height and width of the images that the network was designed for.
+      description: the network in one line.
+    """
 
     module: type[nn.Module]
     fields: dict[str, Any]
@@ -56,72 +65,78 @@ _MODELS: dict[str, Model] = {
 }
 
 NAMES = tuple(_MODELS)
+_VARIANT_FIELDS = {"padding", "downsample", "blur_size", "bn_axis_name", "dtype"}
 
 
-def create(
-    name: str,
-    num_classes: int | None = None,
-    padding: str = "zero",
-    downsample: str = "stride",
-    dtype: Any = jnp.float32,
-    **fields: Any,
-) -> nn.Module:
-    """Makes a model.
+def create(name: str, num_classes: int | None = None, **fields: Any) -> nn.Module:
+    """Makes a network.
 
     Args:
       name: one of ``NAMES``.
-      num_classes: number of outputs; None for those of the published network.
-      padding: one of ``layers.PADDINGS``.
-      downsample: one of ``layers.DOWNSAMPLINGS``.
-      dtype: type of the computation, ``jnp.float32`` or ``jnp.bfloat16``, or its name.
-      **fields: further fields of the model's module, for example ``width``, ``blur_size`` or
-        ``bn_axis_name``.
+      num_classes: number of outputs; None for that of the published network.
+      **fields: choices for the layers, ``padding`` (one of ``layers.PADDINGS``, default "zero"),
+        ``downsample`` (one of ``layers.DOWNSAMPLINGS``, default "stride"), ``blur_size``,
+        ``bn_axis_name`` and ``dtype`` (a float type or its name, default float32); and fields of
+        the network's module, for example ``width``.
 
     Returns:
       The Linen module.
 
     Raises:
-      ValueError: for an unknown name, padding, downsampling, type or field, or no classes.
+      ValueError: if ``num_classes`` is below 1, or the name, the padding, the downsampling, the
+        type or a field is unknown.
     """
     model = _model(name)
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"{name}: num_classes must be at least 1, got {num_classes}")
-    check_padding(padding, name)
-    check_downsample(downsample, name)
-    known = {f.name for f in dataclasses.fields(model.module)} - {"parent", "name"}
-    unknown = sorted(set(fields) - known)
+    of_module = {f.name for f in dataclasses.fields(model.module)} - {"parent", "name", "variant"}
+    unknown = sorted(set(fields) - of_module - _VARIANT_FIELDS)
     if unknown:
-        raise ValueError(f"{name}: unknown fields {unknown}; wanted some of {sorted(known)}")
-    return model.module(
-        **{
-            **model.fields,
-            **{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()},
-            **({} if num_classes is None else {"num_classes": num_classes}),
-            "padding": padding,
-            "downsample": downsample,
-            "dtype": _float_type(name, dtype),
-        }
-    )
+        wanted = sorted(of_module | _VARIANT_FIELDS)
+        raise ValueError(f"{name}: unknown fields {unknown}; wanted some of {wanted}")
+    variant = make_variant(name, **{key: fields.pop(key) for key in _VARIANT_FIELDS & set(fields)})
+    # Configs hold lists, and the fields of a module must be hashable.
+    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+    if num_classes is not None:
+        fields["num_classes"] = num_classes
+    return model.module(**{**model.fields, **fields, "variant": variant})
 
 
 def default_input_size(name: str) -> int:
-    """Height and width of the images that the model was designed for."""
+    """Returns the height and width of the images that the network was designed for."""
     return _model(name).input_size
 
 
 def describe(name: str) -> str:
-    """The model in one line."""
+    """Returns a description of the network in one line."""
     return _model(name).description
 
 
-def _float_type(name: str, dtype: Any) -> Any:
-    try:
-        kind = jnp.dtype(dtype)
-    except TypeError:
-        kind = None
-    if kind is None or not jnp.issubdtype(kind, jnp.floating):
-        raise ValueError(f"{name}: dtype must be a float type such as bfloat16, got {dtype!r}")
-    return kind
+def intermediates(
+    model: nn.Module, variables: Mapping[str, Any], images: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Evaluates a network and keeps the output of every layer and block.
+
+    Args:
+      model: a network made by ``create``.
+      variables: its variables.
+      images: (batch, height, width, channels), float32, already normalised.
+
+    Returns:
+      The logits, and a map per layer by its path, for example
+      ``{"conv1": …, "bn1": …, "layer1_0/conv1": …}``. The map of a layer is its own output, before
+      the activation that follows; the map of a ``…_down`` is taken after the activation and the
+      step of a strided layer. They are in forward order, under ``jit`` in alphabetical order.
+    """
+    logits, kept = model.apply(
+        variables, images, capture_intermediates=True, mutable=["intermediates"]
+    )
+    maps = {}
+    for path, calls in flatten_dict(kept["intermediates"]).items():
+        if len(path) > 1:
+            value = calls[0]
+            maps["/".join(path[:-1])] = value[0] if isinstance(value, tuple) else value
+    return logits, maps
 
 
 def _model(name: str) -> Model:

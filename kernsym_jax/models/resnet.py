@@ -1,7 +1,5 @@
 """ResNets for ImageNet, as torchvision defines them (stride in the 3×3 of the bottleneck)."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -87,11 +85,7 @@ class ResNet(nn.Module):
       blocks: blocks of each stage.
       bottleneck: bottleneck blocks instead of basic ones.
       width: channels of the stem, doubled at each stage after the first.
-      padding: one of ``layers.PADDINGS``.
-      downsample: one of ``layers.DOWNSAMPLINGS``.
-      blur_size: taps of the filter of ``downsample="blur"``.
-      bn_axis_name: axis over which ``pmap`` shares BatchNorm statistics.
-      dtype: type of the computation.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
 
     Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, table 1.
     """
@@ -100,19 +94,15 @@ class ResNet(nn.Module):
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     bottleneck: bool = False
     width: int = 64
-    padding: str = "zero"
-    downsample: str = "stride"
-    blur_size: int = 4
-    bn_axis_name: str | None = None
-    dtype: Any = jnp.float32
+    variant: Variant = Variant()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Logits (batch, num_classes), float32, of images (batch, height, width, channels)."""
-        v = Variant(self.padding, self.downsample, self.blur_size, self.bn_axis_name, self.dtype)
+        v = self.variant
         down = v.down("conv1_down", 2, 0)
         x = v.conv("conv1", self.width, 7, stride=down.inside)(
-            images.astype(self.dtype), down.position(train)
+            images.astype(v.dtype), down.position(train)
         )
         x, _ = down(nn.relu(v.norm("bn1")(x, train)), train)
         x = v.max_pool("maxpool", x, 3, 1, index=1, train=train)

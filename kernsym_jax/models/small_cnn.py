@@ -1,6 +1,6 @@
 """A small plain network for quick studies."""
 
-from typing import Any
+import dataclasses
 
 import flax.linen as nn
 import jax
@@ -26,11 +26,7 @@ class SmallCNN(nn.Module):
       norm: whether there is BatchNorm; without it convolutions have a bias.
       separable: all convolutions but the first are depthwise, each with a 1×1 one after it.
       flatten: the head sees the whole last map instead of its average.
-      padding: one of ``layers.PADDINGS``.
-      downsample: one of ``layers.DOWNSAMPLINGS``.
-      blur_size: taps of the filter of ``downsample="blur"``.
-      bn_axis_name: axis over which ``pmap`` shares BatchNorm statistics.
-      dtype: type of the computation.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
     """
 
     num_classes: int = 10
@@ -42,23 +38,12 @@ class SmallCNN(nn.Module):
     norm: bool = True
     separable: bool = False
     flatten: bool = False
-    padding: str = "zero"
-    downsample: str = "stride"
-    blur_size: int = 4
-    bn_axis_name: str | None = None
-    dtype: Any = jnp.float32
+    variant: Variant = Variant()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Logits (batch, num_classes), float32, of images (batch, height, width, channels)."""
-        v = Variant(
-            self.padding,
-            self.downsample,
-            self.blur_size,
-            self.bn_axis_name,
-            self.dtype,
-            kernel_init=nn.initializers.he_normal(),
-        )
+        v = dataclasses.replace(self.variant, kernel_init=nn.initializers.he_normal())
         if self.width < 1 or self.depth < 1:
             raise ValueError(
                 f"small_cnn needs a width and depth of 1 or more, got {self.width} and {self.depth}"
@@ -67,7 +52,7 @@ class SmallCNN(nn.Module):
         strided = tuple(n for n in (2, 4) if n in numbers) if self.strided is None else self.strided
         if not set(strided) <= set(numbers):
             raise ValueError(f"small_cnn: strided names convolutions 1 to {self.depth}: {strided}")
-        x = images.astype(self.dtype)
+        x = images.astype(v.dtype)
         features, index = self.width, 0
         for number in range(1, self.depth + 1):
             steps = number in strided
@@ -81,7 +66,7 @@ class SmallCNN(nn.Module):
                 x = v.norm(f"bn{number}")(x, train)
             x, _ = down(nn.relu(x), train)
             if steps and self.pool:
-                x = v.max_pool(f"pool{number}", x, 2, 0, index, train)
+                x = v.max_pool(f"pool{number}", x, 2, 0, index=index, train=train)
             index += steps
         x = x.astype(jnp.float32)
         x = flatten_channels_first(x) if self.flatten else x.mean((1, 2))

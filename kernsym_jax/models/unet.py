@@ -1,6 +1,6 @@
 """U-Net: a network that gives every pixel a class."""
 
-from typing import Any
+import dataclasses
 
 import flax.linen as nn
 import jax
@@ -34,7 +34,7 @@ class DownBlock(nn.Module):
         """A map (batch, out_h, out_w, features), and the phases that the step has chosen."""
         v, stride, phases = self.variant, self.stride, None
         if self.stride > 1 and self.encoder == "max_pool":
-            x, phases = v.max_pool_and_phases("pool", x, 2, 0, self.index, train)
+            x, phases = v.max_pool_and_phases("pool", x, 2, 0, index=self.index, train=train)
             stride = 1
         down = v.down("conv1_down", stride, self.index)
         x = v.conv("conv1", self.features, 3, stride=down.inside)(x, down.position(train))
@@ -85,11 +85,7 @@ class UNet(nn.Module):
       width: channels of the first level; doubled at each further one.
       depth: number of levels, each at half the size of the one above.
       encoder: how a level is entered: by a ``strided`` convolution, or by a 2×2 ``max_pool``.
-      padding: one of ``layers.PADDINGS`` but ``valid``.
-      downsample: one of ``layers.DOWNSAMPLINGS``.
-      blur_size: taps of the filter of ``downsample="blur"``.
-      bn_axis_name: axis over which ``pmap`` shares BatchNorm statistics.
-      dtype: type of the computation.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
 
     Reference: Ronneberger et al., "U-Net", MICCAI 2015, here with padding and BatchNorm; the way up
       by phase, Rojas-Gomez et al., "Learnable Polyphase Sampling", NeurIPS 2022.
@@ -99,25 +95,14 @@ class UNet(nn.Module):
     width: int = 32
     depth: int = 4
     encoder: str = "strided"
-    padding: str = "zero"
-    downsample: str = "stride"
-    blur_size: int = 4
-    bn_axis_name: str | None = None
-    dtype: Any = jnp.float32
+    variant: Variant = Variant()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Logits (batch, height, width, num_classes), float32, of (batch, height, width, ch)."""
         self._check()
-        v = Variant(
-            self.padding,
-            self.downsample,
-            self.blur_size,
-            self.bn_axis_name,
-            self.dtype,
-            kernel_init=nn.initializers.he_normal(),
-        )
-        x = images.astype(self.dtype)
+        v = dataclasses.replace(self.variant, kernel_init=nn.initializers.he_normal())
+        x = images.astype(v.dtype)
         levels = []
         for level in range(1, self.depth + 1):
             x, phases = DownBlock(
@@ -148,7 +133,7 @@ class UNet(nn.Module):
             )
         if self.encoder not in ENCODERS:
             raise ValueError(f"unet: unknown encoder {self.encoder!r}; wanted one of {ENCODERS}")
-        if self.padding == "valid":
+        if self.variant.padding == "valid":
             raise ValueError(
                 "unet: padding 'valid' takes the border off every map, but each pixel wants a "
                 "class; use one of the modes that keep the size"

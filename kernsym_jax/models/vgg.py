@@ -23,11 +23,7 @@ class VGG(nn.Module):
       width: channels of the first stage; doubled at the next three.
       hidden: units of the first two dense layers.
       dropout: share of these units that is dropped in training.
-      padding: one of ``layers.PADDINGS``.
-      downsample: one of ``layers.DOWNSAMPLINGS``.
-      blur_size: taps of the filter of ``downsample="blur"``.
-      bn_axis_name: axis over which ``pmap`` shares BatchNorm statistics.
-      dtype: type of the computation.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
 
     Reference: Simonyan & Zisserman, "Very Deep Convolutional Networks", ICLR 2015, table 1.
     """
@@ -38,17 +34,13 @@ class VGG(nn.Module):
     width: int = 64
     hidden: int = 4096
     dropout: float = 0.5
-    padding: str = "zero"
-    downsample: str = "stride"
-    blur_size: int = 4
-    bn_axis_name: str | None = None
-    dtype: Any = jnp.float32
+    variant: Variant = Variant()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Logits (batch, num_classes), float32, of images (batch, height, width, channels)."""
-        v = Variant(self.padding, self.downsample, self.blur_size, self.bn_axis_name, self.dtype)
-        x = images.astype(self.dtype)
+        v = self.variant
+        x = images.astype(v.dtype)
         number = 0
         for stage, count in enumerate(self.convs):
             for _ in range(count):
@@ -63,7 +55,7 @@ class VGG(nn.Module):
             number += 1
         x = flatten_channels_first(adaptive_average_pool(x, 7))
         for name, after in (("classifier_0", "classifier_2"), ("classifier_3", "classifier_5")):
-            x = nn.relu(_dense(name, self.hidden, self.dtype)(x))
+            x = nn.relu(_dense(name, self.hidden, v.dtype)(x))
             x = nn.Dropout(self.dropout, deterministic=not train, name=after)(x)
         return _dense("classifier_6", self.num_classes, jnp.float32)(x)
 

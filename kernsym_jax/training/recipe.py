@@ -84,7 +84,7 @@ def make_recipe(
     steps_per_epoch = dataset.train.steps_per_epoch
     steps = total_steps(config, steps_per_epoch)
     return Recipe(
-        model=models.create(**fields).clone(bn_axis_name=axis_name),
+        model=models.create(**{**fields, "bn_axis_name": axis_name}),
         optimizer=ml_collections.FrozenConfigDict(config.optimizer),
         warmup_steps=min(round(config.optimizer.warmup_epochs * steps_per_epoch), steps - 1),
         total_steps=steps,

@@ -204,7 +204,7 @@ def _layer_keys(recipe: Recipe, key: jax.Array) -> dict[str, jax.Array]:
         # Noise per image has to differ between devices; SBPool's offset is the whole batch's.
         device = jax.lax.axis_index(recipe.axis_name)
         dropout = jax.random.fold_in(dropout, device)
-        if recipe.model.downsample == "lps":
+        if recipe.model.variant.downsample == "lps":
             downsample = jax.random.fold_in(downsample, device)
     return {"dropout": dropout, "downsample": downsample}
 

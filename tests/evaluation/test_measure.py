@@ -66,7 +66,7 @@ def test_a_circular_polyphase_net_answers_every_circular_shift_alike():
     variables = jax.jit(model.init)(jax.random.key(0), images[:1])
     found = {
         downsample: evaluation.measure(
-            Partial(model.clone(downsample=downsample).apply, variables),
+            Partial(models.vary(model, downsample=downsample).apply, variables),
             [batch(images, [0] * 8)],
             Shifts("circular", -3, 3),
             flips=False,

@@ -20,7 +20,7 @@ def test_bfloat16_computes_nearly_the_float32_logits_from_float32_parameters(
     fields, size = NETS[name]
     style = {"padding": "partial", "downsample": downsample}
     model, variables, images = prepared(name, 3, size, **style, **fields)
-    half = model.clone(dtype=jnp.bfloat16)
+    half = models.vary(model, dtype=jnp.bfloat16)
     wanted, logits = (jax.jit(net.apply)(variables, images) for net in (model, half))
     assert logits.dtype == jnp.float32
     error = np.linalg.norm(logits - wanted) / np.linalg.norm(wanted)

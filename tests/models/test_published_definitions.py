@@ -61,7 +61,7 @@ def test_the_auxiliary_head_of_inception_equals_pytorchs(seeded):
         collection: seeded["variables"]({"AuxLogits": shapes[collection]["AuxLogits"]}, prefix)
         for collection, prefix in (("params", "params/"), ("batch_stats", "batch_stats/"))
     }
-    head = AuxiliaryHead(_TORCH["classes"], Variant("zero", "stride", 4, None, jnp.float32, 1e-3))
+    head = AuxiliaryHead(_TORCH["classes"], Variant(bn_epsilon=1e-3))
     logits = head.apply(
         {collection: tree["AuxLogits"] for collection, tree in variables.items()},
         seeded["uniform"]("auxiliary map", (2, 17, 17, 768), 0.0, 1.0),

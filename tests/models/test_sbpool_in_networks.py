@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 
+from kernsym_jax import models
 from kernsym_jax.layers import crop
 from kernsym_jax.models.resnet import BasicBlock
 from kernsym_jax.models.variant import Variant
@@ -45,7 +46,7 @@ def test_on_odd_maps_where_nothing_is_uneven_it_is_plain_striding(prepared):
     fields = {"width": 4, "blocks": (1, 1), "downsample": "sbpool"}
     model, variables, images = prepared("resnet18", 2, 33, **fields)
     logits = forward(model, [])(variables, images, 0)
-    plain = forward(model.clone(downsample="stride"), [])(variables, images, 0)
+    plain = forward(models.vary(model, downsample="stride"), [])(variables, images, 0)
     np.testing.assert_allclose(logits, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -54,7 +55,7 @@ def test_on_odd_maps_where_nothing_is_uneven_it_is_plain_striding(prepared):
 @pytest.mark.parametrize("train", [True, False])
 def test_the_shortcut_of_a_block_takes_the_pixels_of_its_branch(padding, downsample, train):
     # Both convolutions pass the map on, so both branches hold the same pixels of an image of noise.
-    block = BasicBlock(4, 2, 3, Variant(padding, downsample, 1, None, np.float32))
+    block = BasicBlock(4, 2, 3, Variant(padding, downsample, blur_size=1))
     x = np.random.default_rng(0).random((2, 10, 10, 4)).astype(np.float32)
     variables = block.init(jax.random.key(0), x)
     params = variables["params"]

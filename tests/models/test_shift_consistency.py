@@ -4,6 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from kernsym_jax import models
+
 
 def logits_of_every_shift(prepared, name, size, **fields):
     """(shifts, images, classes): logits of each image rolled by every offset."""
@@ -47,10 +49,10 @@ def test_striding_or_zero_padding_alone_break_it(padding, downsample, prepared):
 def test_one_tap_of_blur_is_plain_striding_in_a_whole_network(prepared):
     strided, variables, x = prepared("cifar_resnet20", 2, 17, width=4, blocks=(1, 1, 1))
     x = x[:, :, 1:]
-    blurred = strided.clone(downsample="blur", blur_size=1)
+    blurred = models.vary(strided, downsample="blur", blur_size=1)
     plain, single, wide = (
         np.asarray(jax.jit(model.apply)(variables, x))
-        for model in (strided, blurred, blurred.clone(blur_size=4))
+        for model in (strided, blurred, models.vary(blurred, blur_size=4))
     )
     np.testing.assert_allclose(single, plain, atol=1e-4)
     assert np.abs(wide - plain).max() > 1e-2

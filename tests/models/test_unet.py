@@ -65,7 +65,7 @@ def test_what_lps_learns_lies_beside_the_layer_that_steps():
 @pytest.mark.parametrize("size", [(16, 24), (17, 13), (9, 30)])
 def test_every_size_gives_a_class_for_every_pixel(encoder, downsample, size):
     model, shapes, images = shapes_of(size, depth=3, encoder=encoder, downsample=downsample)
-    logits = jax.eval_shape(model.clone(dtype=jnp.bfloat16).apply, shapes, images)
+    logits = jax.eval_shape(models.vary(model, dtype=jnp.bfloat16).apply, shapes, images)
     assert (logits.shape, logits.dtype) == ((2, *size, 3), jnp.float32)
 
 

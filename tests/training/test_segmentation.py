@@ -13,7 +13,7 @@ import pytest
 from jax.tree_util import Partial
 from PIL import Image
 
-from kernsym_jax import data, evaluation, training
+from kernsym_jax import data, evaluation, models, training
 from kernsym_jax.training import loss
 from kernsym_jax.training.consistency import Consistency
 from kernsym_jax.training.recipe import complete
@@ -68,7 +68,7 @@ def by_hand(recipe, state, batch, parts=1, smoothing=0.0, weights=(1.0, 1.0)):
 
     @functools.partial(jax.jit, static_argnums=2)
     def loss_of(params, batch_stats, part):
-        logits, updates = recipe.model.clone(bn_axis_name=None).apply(
+        logits, updates = models.vary(recipe.model, bn_axis_name=None).apply(
             {"params": params, "batch_stats": batch_stats},
             images[part::parts],
             train=True,
@@ -228,7 +228,7 @@ def test_consistency_while_training_is_that_of_an_evaluation(folder, mode, place
         (found,) = Consistency(asked, run.backend, run.recipe, run.dataset).measure(state, Stop())
     taken = run.dataset.take_test(TEST)
     images = data.normalize(taken["image"], run.recipe.mean, run.recipe.std)
-    network = run.recipe.model.clone(bn_axis_name=None)
+    network = models.vary(run.recipe.model, bn_axis_name=None)
     answers = evaluation.measure(
         Partial(network.apply, jax.device_get(state.variables)),
         [{"image": images, "label": taken["label"]}],

@@ -180,9 +180,11 @@ def parse_json(
 
 
 _DIGITS = re.compile(r"(\d{1,18})")
-_LEAVES = frozenset(
-    ["weight", "kernel", "weights", "w", "weight_v", "weight_orig", "depthwise_kernel", "original"]
-)
+WEIGHT_LEAVES = frozenset((
+    "weight", "kernel", "weights", "w", "W", "weight_v", "weight_orig", "depthwise_kernel",
+    "original",
+))  # fmt: skip
+"""The last parts of names that kernels go by."""
 
 
 def leaf_name(name: str) -> str:
@@ -194,7 +196,7 @@ def layer_name(name: str) -> str:
     """The layer of a kernel's name: ``layer1.0.conv1`` of ``layer1.0.conv1.weight``."""
     leaf = leaf_name(name)
     layer = name[: len(name) - len(leaf) - 1]
-    return layer if leaf in _LEAVES and layer else name
+    return layer if leaf in WEIGHT_LEAVES and layer else name
 
 
 def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:

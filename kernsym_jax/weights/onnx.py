@@ -1,12 +1,22 @@
 """ONNX models: kernels with their strides, paddings, groups and order from the graph."""
 
 import contextlib
+import math
 import os
-import pathlib
-import re
-from collections.abc import Mapping
+from collections import ChainMap, Counter
+from collections.abc import Mapping, MutableMapping
 
-from kernsym_jax.formats.arrays import StoredArray, layer_name, map_file
+import numpy as np
+
+from kernsym_jax.formats.arrays import StoredArray
+from kernsym_jax.formats.onnx_graph import (
+    KERNEL_INPUT,
+    Graph,
+    Node,
+    is_channels_last,
+    read_model,
+)
+from kernsym_jax.weights import onnx_kernel
 from kernsym_jax.weights.conv_kernel import (
     CONV,
     DEPTHWISE,
@@ -18,53 +28,35 @@ from kernsym_jax.weights.conv_kernel import (
 from kernsym_jax.weights.fold import Norm
 from kernsym_jax.weights.kernels import POINTWISE, describe_axes
 from kernsym_jax.weights.layout import transposed_to_hwio
-from kernsym_jax.weights.onnx_graph import MAX_DEPTH, Graph, Node
-from kernsym_jax.weights.onnx_quantization import dequantize, dequantize_conv_integer
-from kernsym_jax.weights.onnx_tensor import (
-    ExternalFiles,
-    read_tensor,
-    tensor_name,
-    transposed,
+
+_MAX_USES = 64
+_OHWI = ("com.microsoft.NhwcConv",)
+_QUANTIZED = ("QLinearConv", "com.microsoft.QLinearConv")
+# Operators that leave a kernel as it is, or whose effect the reader of its integers undoes.
+_PASSES = (
+    *("Identity", "Cast", "QuantizeLinear", "DequantizeLinear"),
+    *("com.microsoft.QuantizeLinear", "com.microsoft.DequantizeLinear"),
 )
-from kernsym_jax.weights.protobuf import Message
-
-# Fields of ModelProto and GraphProto.
-_IR_VERSION, _GRAPH = 1, 7
-_NODE, _INITIALIZER = 1, 5
-
-# Where each kind of convolution has its kernel, among its inputs.
-_KERNEL_INPUT = {
-    "Conv": 1,
-    "FusedConv": 1,
-    "DeformConv": 1,
-    "ConvInteger": 1,
-    "ConvTranspose": 1,
-    "QLinearConv": 3,
-}
-_MADE_UP = re.compile(r"(onnx::.*|/.*|val_\d+|\d*)", re.DOTALL)
 
 
 def read(path: str | os.PathLike, fold_batchnorm: bool = False) -> Weights:
     """Reads the kernels of every convolution of an ONNX graph, in the order in which it runs.
 
-    The file is mapped and read as it is; neither the onnx library nor a runtime is needed.
+    No runtime is needed, and arrays stay in the mapped file.
 
     Args:
       path: the model; values in external files must lie in its folder or below.
-      fold_batchnorm: multiplies a kernel by the scale of a BatchNormalization that takes the
-        convolution's output and nothing else does.
+      fold_batchnorm: multiplies a kernel by the scale of a BatchNormalization that is the only
+        operator to take the convolution's output.
 
     Raises:
       ValueError: if it is no ONNX model, or is damaged.
 
     Reference: https://github.com/onnx/onnx/blob/main/docs/IR.md
     """
-    model = Message(map_file(path))
-    graphs = model.messages(_GRAPH)
-    if model.integer(_IR_VERSION) < 1 or len(graphs) != 1:
-        raise ValueError("a protocol buffer that is no ONNX model")
-    walk = _Walk(ExternalFiles(pathlib.Path(path).parent), fold_batchnorm)
-    walk.graph(graphs[0], {}, 0)
+    graph = read_model(path).graph
+    walk = _Walk(graph, fold_batchnorm)
+    walk.graph(graph, {})
     return Weights(
         kernels=walk.kernels,
         skipped=walk.skipped,
@@ -77,15 +69,23 @@ def read(path: str | os.PathLike, fold_batchnorm: bool = False) -> Weights:
 
 
 class _Walk:
-    """A pass over a graph and the graphs inside it, collecting kernels."""
+    """A pass over a graph and the graphs inside it that collects kernels."""
 
-    def __init__(self, files: ExternalFiles, fold_batchnorm: bool):
-        self.files = files
+    def __init__(self, graph: Graph, fold_batchnorm: bool):
+        stored = {name: array for name, array in graph.arrays.items() if array is not None}
         self.fold_batchnorm = fold_batchnorm
         self.kernels: dict[str, ConvKernel] = {}
         self.skipped: dict[str, str] = {}
         self.folded = 0
         self.unscaled = 0
+        self.uses: Counter[str] = Counter()
+        self.block = onnx_kernel.block_size(graph, stored)
+        # Integers become numbers of four times their size, once for each kernel.
+        self.room = (64 << 20) + 8 * sum(
+            math.prod(array.shape) * array.dtype.itemsize for array in stored.values()
+        )
+        self.spent: set[StoredArray] = set()
+        self.made: dict[tuple[StoredArray | None, ...], StoredArray | None] = {}
 
     def notes(self) -> tuple[str, ...]:
         notes = []
@@ -98,128 +98,178 @@ class _Walk:
             notes.append(f"BatchNorm folded into {self.folded} of {len(self.kernels)} kernels")
         return tuple(notes)
 
-    def graph(self, message: Message, outside: Mapping[str, StoredArray], depth: int) -> None:
-        if depth > MAX_DEPTH:
-            raise ValueError(f"graphs nested more than {MAX_DEPTH} deep")
-        values = dict(outside)
-        stored: list[str] = []
-        for tensor in message.messages(_INITIALIZER):
-            stored.append(tensor_name(tensor))
-            self.keep(tensor_name(tensor), read_tensor(tensor, self.files), values)
-        graph = Graph.of([Node.read(node) for node in message.messages(_NODE)], values)
+    def graph(self, graph: Graph, outside: MutableMapping[str, StoredArray]) -> None:
+        values: MutableMapping[str, StoredArray] = ChainMap({}, outside)
+        for name, array in graph.arrays.items():
+            self.keep(name, array, values)
         used: set[str] = set()
         for node in graph.nodes:
-            self.constant(node, graph)
-            if node.op in _KERNEL_INPUT:
-                used |= self.convolution(node, graph)
-            for inner in node.graphs():
-                self.graph(inner, values, depth + 1)
-        for name in stored:
-            if name in values and name not in used:
+            self.constant(node, values)
+            if node.layer is not None:
+                used |= self.convolution(node, node.layer, graph, values)
+            elif "Conv" in node.op:
+                for name in node.inputs:
+                    self.unknown(name, node, values)
+            for inner in node.graphs:
+                self.graph(inner, values)
+        for name in graph.arrays:
+            if name in values and name not in used and name not in self.skipped:
                 array = values[name]
                 unused = f"4-D array {array.shape}: no convolution's kernel"
                 self.skipped[name] = unused if len(array.shape) == 4 else describe_axes(array)
 
-    def keep(self, name: str, array: StoredArray | None, values: dict[str, StoredArray]) -> None:
+    def keep(
+        self, name: str, array: StoredArray | None, values: MutableMapping[str, StoredArray]
+    ) -> None:
         if array is None:
-            self.skipped[name] = "not an array of numbers"
+            self.skipped[name] = "not an array of numbers, or a sparse one that is too large"
         else:
             values[name] = array
 
-    def constant(self, node: Node, graph: Graph) -> None:
+    def unknown(self, name: str, node: Node, values: MutableMapping[str, StoredArray]) -> None:
+        if name in values and len(values[name].shape) == 4:
+            self.skipped[name] = f"a kernel of {node.op}, which is an unknown operator"
+
+    def constant(self, node: Node, values: MutableMapping[str, StoredArray]) -> None:
         """Follows the nodes that a kernel may pass on its way to its convolution."""
-        values = graph.values
         if node.op == "Constant" and node.outputs:
-            for tensor in node.tensors("value"):
-                self.keep(node.outputs[0], read_tensor(tensor, self.files), values)
+            for name in ("value", "sparse_value"):
+                if name in node.attributes:
+                    array = node.attributes[name]
+                    known = array if isinstance(array, StoredArray) else None
+                    self.keep(node.outputs[0], known, values)
         source = values.get(node.input(0)) if node.outputs else None
         if source is None:
             return
-        if node.op in ("Identity", "Cast", "QuantizeLinear"):
+        if node.op == "Transpose":
+            reverse = list(range(len(source.shape)))[::-1]
+            values[node.outputs[0]] = _transposed(source, tuple(node.integers("perm", reverse)))
+        elif node.op in _PASSES:
             values[node.outputs[0]] = source
-        elif node.op == "Transpose":
-            reverse = list(reversed(range(len(source.shape))))
-            values[node.outputs[0]] = transposed(source, tuple(node.integers("perm", reverse)))
-        elif node.op == "DequantizeLinear" and source.dtype.kind in "iu":
-            # Scales by blocks, as dense layers may have them, leave the value unknown.
-            with contextlib.suppress(ValueError):
-                axis = node.integer("axis", 1)
-                known = dequantize(source, graph, node.input(1), node.input(2), axis)
-                if known is not None:
-                    values[node.outputs[0]] = known
-        elif node.op == "DequantizeLinear":
-            values[node.outputs[0]] = source
+            if "Dequantize" in node.op and source.dtype.kind in "iu":
+                del values[node.outputs[0]]
+                # Scales by blocks, as dense layers may have them, leave the value unknown.
+                with contextlib.suppress(ValueError):
+                    axis = node.integer("axis", 1)
+                    numbers = onnx_kernel.dequantize(
+                        source, values, node.input(1), node.input(2), axis
+                    )
+                    if numbers is not None:
+                        values[node.outputs[0]] = numbers
 
-    def convolution(self, node: Node, graph: Graph) -> set[str]:
-        """Adds a convolution's kernel; gives the names of the values that were used for it."""
-        name = node.input(_KERNEL_INPUT[node.op])
-        array = graph.values.get(name)
+    def convolution(
+        self, node: Node, layer: str, graph: Graph, values: MutableMapping[str, StoredArray]
+    ) -> set[str]:
+        """Adds a convolution's kernel; returns the names of the values that it is made from."""
+        name = node.input(KERNEL_INPUT[node.op])
+        array = values.get(name)
         if array is None:
             self.skipped[name or node.name] = "a kernel that is computed, not stored"
             return set()
-        origin = graph.origin(name)
-        if len(array.shape) != 4:
-            self.skipped[origin] = f"{len(array.shape) - 2}-D convolution"
-        elif array.shape[2:] == (1, 1):
-            self.skipped[origin] = POINTWISE
-        elif 0 in array.shape:
-            self.skipped[origin] = "an empty array"
-        elif (numbers := self.numbers(node, array, graph)) is None:
-            self.skipped[origin] = "integers whose scale or zero is computed, not stored"
-        elif layer := self.unused_name(origin, node):
-            self.kernels[layer] = self.fold(_kernel(node, numbers, graph), node, graph)
+        origin = node.origin or name
+        self.uses[name] += 1
+        if self.uses[name] > _MAX_USES:
+            self.skipped[layer] = f"its kernel {origin} is used more than {_MAX_USES} times"
+            return {name, origin}
+        reason = self.reason(node, array)
+        numbers = None if reason else self.numbers(node, array, graph, values)
+        if numbers is None:
+            self.skipped[origin] = reason or "integers whose scale or zero is computed, not stored"
+        else:
+            self.spend(numbers)
+            self.kernels[layer] = self.kernel(node, numbers, graph, values)
         return {name, origin}
 
-    def numbers(self, node: Node, array: StoredArray, graph: Graph) -> StoredArray | None:
-        """A kernel's values, if need be from its integers; None if they cannot be known."""
-        if node.op == "QLinearConv":
-            return dequantize(array, graph, node.input(4), node.input(5), 0)
+    def reason(self, node: Node, array: StoredArray) -> str | None:
+        """Why a convolution's kernel is left out; None if it is not."""
+        if len(array.shape) != 4:
+            return f"{len(array.shape) - 2}-D convolution"
+        if _taps(node, array.shape) == (1, 1):
+            return POINTWISE
+        if 0 in array.shape:
+            return "an empty array"
+        if node.op.startswith(onnx_kernel.BLOCKED) and self.block is None:
+            return (
+                "stored by ONNX Runtime in blocks of channels, of 8 or of 16: save the model "
+                "without its layout optimization"
+            )
+        return None
+
+    def numbers(
+        self, node: Node, array: StoredArray, graph: Graph, values: Mapping[str, StoredArray]
+    ) -> StoredArray | None:
+        """A kernel's values, made from integers or blocks if need be; None if they are unknown."""
+        if node.op in _QUANTIZED:
+            scale, zero = node.input(4), node.input(5)
+            parts = (array, values.get(scale), values.get(zero))
+            if parts not in self.made:
+                self.made[parts] = onnx_kernel.dequantize(array, values, scale, zero, 0)
+            return self.made[parts]
         if node.op == "ConvInteger":
-            numbers, scaled = dequantize_conv_integer(node, array, graph)
+            numbers, scaled = onnx_kernel.dequantize_conv_integer(node, array, graph, values)
             self.unscaled += numbers is not None and not scaled
             return numbers
-        return array
+        if node.op.startswith(onnx_kernel.BLOCKED):
+            return onnx_kernel.unblocked(node, array, graph, self.block or 1)
+        return _transposed(array, (0, 3, 1, 2)) if node.op in _OHWI else array
 
-    def unused_name(self, origin: str, node: Node) -> str:
-        """The layer's name: its kernel's, or its node's where the exporter made the former up."""
-        layer = layer_name(origin)
-        if _MADE_UP.fullmatch(layer):
-            layer = node.name or layer or node.op
-        if layer in self.kernels:
-            layer = f"{layer} ({node.name or (node.outputs or [''])[0]})"
-        return layer
+    def kernel(
+        self, node: Node, array: StoredArray, graph: Graph, values: Mapping[str, StoredArray]
+    ) -> ConvKernel:
+        groups = node.integer("group", 1)
+        outputs, inputs = array.shape[:2]
+        channels = inputs if node.op == "ConvTranspose" else outputs
+        if groups < 1 or channels % groups:
+            raise ValueError(f"{node.layer} has {groups} groups for {channels} channels")
+        weight = array.read()
+        if node.op == "ConvTranspose":
+            kind = TRANSPOSED
+            weight = transposed_to_hwio(weight, groups)
+        else:
+            kind = DEPTHWISE if inputs == 1 < groups else CONV
+            weight = weight.transpose(2, 3, 1, 0)
+        kernel = ConvKernel(
+            weight,
+            kind,
+            stride=_pair(node.integers("strides", [1, 1])),
+            padding=_padding(node, graph, values),
+            dilation=_pair(node.integers("dilations", [1, 1])),
+            groups=groups,
+        )
+        return self.fold(kernel, node, graph, values) if self.fold_batchnorm else kernel
 
-    def fold(self, kernel: ConvKernel, node: Node, graph: Graph) -> ConvKernel:
+    def fold(
+        self, kernel: ConvKernel, node: Node, graph: Graph, values: Mapping[str, StoredArray]
+    ) -> ConvKernel:
         norm = graph.only_user(node)
-        if not self.fold_batchnorm or norm is None or norm.op != "BatchNormalization":
+        if norm is None or norm.op != "BatchNormalization":
             return kernel
-        scale, variance = graph.values.get(norm.inputs[1]), graph.values.get(norm.inputs[4])
+        scale, variance = values.get(norm.input(1)), values.get(norm.input(4))
         if scale is None or variance is None or variance.shape != kernel.shape[-1:]:
             return kernel
         self.folded += 1
+        self.spend(StoredArray(kernel.shape, np.dtype(np.float32), lambda: kernel.weight))
         return Norm(scale.read(), variance.read(), norm.floating("epsilon", 1e-5)).fold(kernel)
 
+    def spend(self, array: StoredArray) -> None:
+        """Counts the memory of an array, once, and refuses a file whose kernels need too much."""
+        if array not in self.spent:
+            self.spent.add(array)
+            self.room -= math.prod(array.shape) * array.dtype.itemsize
+        if self.room < 0:
+            raise ValueError("its kernels need many times the memory of its arrays")
 
-def _kernel(node: Node, array: StoredArray, graph: Graph) -> ConvKernel:
-    groups = node.integer("group", 1)
-    outputs, inputs = array.shape[:2]
-    if groups < 1 or outputs % groups:
-        raise ValueError(f"{node.name or node.op} has {groups} groups for {outputs} channels")
-    weight = array.read()
-    if node.op == "ConvTranspose":
-        kind = TRANSPOSED
-        weight = transposed_to_hwio(weight, groups)
-    else:
-        kind = DEPTHWISE if inputs == 1 < groups else CONV
-        weight = weight.transpose(2, 3, 1, 0)
-    return ConvKernel(
-        weight,
-        kind,
-        stride=_pair(node.integers("strides", [1, 1])),
-        padding=_padding(node, graph),
-        dilation=_pair(node.integers("dilations", [1, 1])),
-        groups=groups,
-    )
+
+def _taps(node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[1:3] if node.op in _OHWI else shape[2:]
+
+
+def _transposed(array: StoredArray, axes: tuple[int, ...]) -> StoredArray:
+    """The array with its axes in another order."""
+    if sorted(axes) != list(range(len(array.shape))):
+        raise ValueError(f"a transposition {axes} of an array {array.shape}")
+    shape = tuple(array.shape[axis] for axis in axes)
+    return StoredArray(shape, array.dtype, lambda: np.transpose(array.read(), axes))
 
 
 def _pair(numbers: list[int]) -> tuple[int, int]:
@@ -227,7 +277,7 @@ def _pair(numbers: list[int]) -> tuple[int, int]:
     return rows, columns
 
 
-def _padding(node: Node, graph: Graph) -> Padding | None:
+def _padding(node: Node, graph: Graph, values: Mapping[str, StoredArray]) -> Padding | None:
     rule = node.text("auto_pad")
     if rule in ("SAME_UPPER", "SAME_LOWER"):
         return rule.removesuffix("_UPPER")
@@ -235,12 +285,13 @@ def _padding(node: Node, graph: Graph) -> Padding | None:
     before = graph.makers.get(node.input(0))
     if before is not None and before.op == "Pad":
         pads = before.integers("pads", [])
-        if before.input(1) in graph.values:
-            pads = graph.values[before.input(1)].read().tolist()
-        if len(pads) != 8:
+        if before.input(1) in values:
+            pads = values[before.input(1)].read().reshape(-1).tolist()
+        if len(pads) != 8 or before.input(3):
             return None
+        first = 1 if is_channels_last(node) else 2
+        ends = (*pads[first : first + 2], *pads[first + 4 : first + 6])
         top, left, bottom, right = (
-            own + more
-            for own, more in zip((top, left, bottom, right), (*pads[2:4], *pads[6:]), strict=True)
+            own + more for own, more in zip((top, left, bottom, right), ends, strict=True)
         )
     return (top, bottom), (left, right)

@@ -1,5 +1,6 @@
 """Arrays as files hold them: mapped instead of read, and checked before they are looked at."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -8,7 +9,10 @@ import os
 import pathlib
 import re
 import reprlib
-from collections.abc import Callable, Iterable
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -205,3 +209,47 @@ def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
         (0, int(part), "") if part.isdecimal() and part.isascii() else (1, 0, part)
         for part in _DIGITS.split(name)
     )
+
+
+_DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+_LONGEST = 300
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Turns whatever a damaged file provokes into one line that names the file.
+
+    Args:
+      path: the file or directory that is read inside the context.
+
+    Raises:
+      ValueError: of at most 300 characters, for any error of damaged data.
+    """
+    try:
+        # Python's own parsers warn of odd escapes in what they read.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except FileNotFoundError:
+        raise
+    except (*_DAMAGE, IsADirectoryError) as error:
+        # Names from the file may hold anything, line breaks and terminal escapes too.
+        name = os.fspath(path)
+        text = str(error)[:_LONGEST]
+        text = "".join(char if char.isprintable() else "?" for char in text)
+        text = text or type(error).__name__
+        room = max(_LONGEST - len(name) - 2, 60)
+        text = text if len(text) <= room else f"{text[: room - 1]}…"
+        raise ValueError(f"{name}: {text}") from error

@@ -1,18 +1,14 @@
 """What kind of file this is, and the reading of it."""
 
-import contextlib
 import dataclasses
 import os
 import pathlib
-import struct
-import warnings
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kernsym_jax import run_directory
 from kernsym_jax.formats import flax_msgpack, npz, orbax, pytorch, safetensors
-from kernsym_jax.formats.arrays import Path, StoredArray, natural_order
+from kernsym_jax.formats.arrays import Path, StoredArray, naming, natural_order
 from kernsym_jax.formats.zip_archive import ZipMembers
 from kernsym_jax.weights import checkpoint, keras, onnx, tflite
 from kernsym_jax.weights.conv_kernel import ConvKernel, Padding, Pair, Weights
@@ -26,19 +22,6 @@ SUPPORTED = (
 )
 
 _INDEX = ".index.json"
-_DAMAGE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +71,7 @@ def read(
         be run, or the layout is unknown.
     """
     check_layout(layout)
-    with _naming(path):
+    with naming(path):
         location = _existing(path)
         graph = _graph_reader(location)
         if graph is not None:
@@ -122,24 +105,8 @@ def read_arrays(path: str | os.PathLike) -> dict[str, StoredArray]:
       FileNotFoundError: if there is nothing at the path.
       ValueError: if it cannot be read.
     """
-    with _naming(path):
+    with naming(path):
         return _array_file(_existing(path)).arrays
-
-
-@contextlib.contextmanager
-def _naming(path: str | os.PathLike) -> Iterator[None]:
-    """Turns whatever a damaged file provokes into one ValueError with the file's name."""
-    try:
-        # Python's own parsers warn of odd escapes in what they read.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except FileNotFoundError:
-        raise
-    except (*_DAMAGE, IsADirectoryError) as error:
-        # Names out of the file may hold anything, line breaks and terminal escapes too.
-        text = "".join(char if char.isprintable() else "?" for char in str(error))
-        raise ValueError(f"{os.fspath(path)}: {text or type(error).__name__}") from error
 
 
 def _existing(path: str | os.PathLike) -> pathlib.Path:

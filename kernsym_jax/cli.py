@@ -4,12 +4,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
 BAD_INPUT = 2
 PREEMPTED = 75
+PIPE_WIDTH = 200
+"""Columns of a table that is not printed to a terminal."""
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -70,6 +72,15 @@ def fail(message: str) -> NoReturn:
     """Prints one line on stderr and exits with status 2."""
     print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {message}", file=sys.stderr)
     raise SystemExit(BAD_INPUT)
+
+
+def console() -> Any:
+    """Returns the rich console on which every binary prints its tables."""
+    from rich.console import Console
+
+    terminal = Console()
+    # A pipe has no width of its own, and its reader wants every row on one line.
+    return terminal if terminal.is_terminal else Console(width=PIPE_WIDTH)
 
 
 def printable(text: str) -> str:

@@ -1,29 +1,24 @@
-"""How right a network's answers are, and how often they survive shifts, flips and rotations."""
+"""Accuracy of a network's answers, and their consistency under shifts, flips and rotations."""
 
-from kernsym_jax.evaluation.classes import Answers, Flips
-from kernsym_jax.evaluation.confusion import (
-    class_iou,
-    confusion_matrix,
-    margins,
-)
+from kernsym_jax.evaluation.answers import Answers, Flips, MaskAnswers, MaskFlips
+from kernsym_jax.evaluation.confusion import class_iou, confusion_matrix, margins
 from kernsym_jax.evaluation.console import print_consistency
-from kernsym_jax.evaluation.figure import write_map
-from kernsym_jax.evaluation.files import read_run, write_results
-from kernsym_jax.evaluation.flip import flip, unflip
-from kernsym_jax.evaluation.interval import Estimate, bootstrap, share, wilson
-from kernsym_jax.evaluation.mask_summary import mean_iou
-from kernsym_jax.evaluation.masks import MaskAnswers, MaskFlips
-from kernsym_jax.evaluation.measure import measure
-from kernsym_jax.evaluation.picture import example, write_picture
-from kernsym_jax.evaluation.shift import Shifts, parse_shifts, shift
-from kernsym_jax.evaluation.subject import Subject, evaluate, open_subject
-from kernsym_jax.evaluation.summary import (
+from kernsym_jax.evaluation.estimates import (
+    Estimate,
     accuracy,
     agreement_map,
+    bootstrap,
     flip_consistency,
+    mean_iou,
+    share,
     shift_consistency,
     summarize,
+    wilson,
 )
+from kernsym_jax.evaluation.figures import example, write_map, write_picture, write_results
+from kernsym_jax.evaluation.measure import measure
+from kernsym_jax.evaluation.subject import Subject, evaluate, open_subject, predictor, read_run
+from kernsym_jax.evaluation.transforms import Shifts, flip, parse_shifts, shift, unflip
 
 __all__ = [
     "Answers",
@@ -47,6 +42,7 @@ __all__ = [
     "measure",
     "open_subject",
     "parse_shifts",
+    "predictor",
     "print_consistency",
     "read_run",
     "share",

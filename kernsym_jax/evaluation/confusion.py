@@ -1,4 +1,4 @@
-"""Confusion matrices of masks, and what follows from them."""
+"""Confusion matrices of masks, and the accuracy and intersection over union that follow."""
 
 from typing import Any
 
@@ -8,18 +8,18 @@ import numpy as np
 
 
 def confusion_matrix(answers: jax.Array, masks: jax.Array, classes: int) -> jax.Array:
-    """How many pixels of each true class have been answered as each class.
+    """Counts the pixels of each true class by the class of the answer.
 
     Args:
       answers: (batch, height, width) integers, classes.
-      masks: (batch, height, width) uint8, true classes; ``data.VOID`` where pixels do not count.
-      classes: how many there are, at most 255.
+      masks: (batch, height, width) uint8, true classes; ``data.VOID`` for pixels without a label.
+      classes: number of classes, at most 255.
 
     Returns:
       (batch, classes, classes) int32, true classes in rows.
     """
     count = answers.shape[0]
-    # A label beyond the classes, as void is, has a row of zeros, which counts nowhere.
+    # The one-hot row of a label beyond the classes, such as void, is 0, so it is not counted.
     true, answered = (
         jax.nn.one_hot(labels.reshape(count, -1), classes, dtype=jnp.float32)
         for labels in (masks, answers)
@@ -28,14 +28,14 @@ def confusion_matrix(answers: jax.Array, masks: jax.Array, classes: int) -> jax.
 
 
 def margins(confusion: Any) -> np.ndarray:
-    """What accuracy and intersection over union need of a confusion matrix.
+    """Reduces confusion matrices to the counts that accuracy and intersection over union need.
 
     Args:
-      confusion: (…, classes, classes).
+      confusion: (…, classes, classes), true classes in rows.
 
     Returns:
-      (…, 3, classes): pixels of each class that are answered rightly, that are of it, and that are
-      answered as it.
+      (…, 3, classes): for each class the correct pixels, the pixels in the masks, and the pixels in
+      the answers.
     """
     matrix = np.asarray(confusion)
     hits = np.diagonal(matrix, axis1=-2, axis2=-1)
@@ -43,10 +43,10 @@ def margins(confusion: Any) -> np.ndarray:
 
 
 def pixel_accuracy(counts: Any) -> np.ndarray:
-    """The share of pixels that are answered rightly.
+    """Computes the share of correct pixels.
 
     Args:
-      counts: (…, 3, classes) of `margins`.
+      counts: (…, 3, classes) from `margins`.
 
     Returns:
       (…) float64; NaN without pixels.
@@ -57,13 +57,13 @@ def pixel_accuracy(counts: Any) -> np.ndarray:
 
 
 def class_iou(counts: Any) -> np.ndarray:
-    """Intersection over union of each class.
+    """Computes the intersection over union of each class.
 
     Args:
-      counts: (…, 3, classes) of `margins`.
+      counts: (…, 3, classes) from `margins`.
 
     Returns:
-      (…, classes) float64; NaN of a class that neither masks nor answers have.
+      (…, classes) float64; NaN for a class that appears neither in masks nor in answers.
 
     Reference: Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective",
     IJCV 2015, section 4.3.
@@ -73,16 +73,16 @@ def class_iou(counts: Any) -> np.ndarray:
         return hits / (true + answered - hits)
 
 
-def mean_iou(counts: Any) -> np.ndarray:
-    """The mean of `class_iou` over the classes that masks or answers have.
+def mean_class_iou(counts: Any) -> np.ndarray:
+    """Averages `class_iou` over the classes that appear in masks or answers.
 
     Args:
-      counts: (…, 3, classes) of `margins`.
+      counts: (…, 3, classes) from `margins`.
 
     Returns:
       (…) float64; NaN without pixels.
 
-    >>> print(mean_iou(margins([[3, 1, 0], [0, 4, 0], [0, 0, 0]])))
+    >>> print(mean_class_iou(margins([[3, 1, 0], [0, 4, 0], [0, 0, 0]])))
     0.775
     """
     shares = class_iou(counts)

@@ -3,22 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
+from kernsym_jax import cli
+
 _CLASSES_SHOWN = 20
 _KINDS = ("hard", "soft", "rolled_hard", "rolled_soft")
 
 
 def print_consistency(results: Mapping[str, Any]) -> None:
-    """Prints the table of an evaluation, and one by class.
+    """Prints the table of an evaluation, and a table by class.
 
     Args:
       results: from `evaluate`.
     """
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        # A pipe has no width; what reads it wants whole rows.
-        console = Console(width=120)
+    console = cli.console()
     console.print(_figures(results))
     if len(results["classes"]) > 1:
         console.print(_by_class(results["classes"]))
@@ -31,8 +28,8 @@ def _figures(results: Mapping[str, Any]) -> Any:
 
     settings = results["settings"]
     title = f"{settings['weights']} on {results['images']} images of {settings['data']}"
-    # Names come from the user's files: as Text they are shown, never taken as markup.
-    table = Table(title=Text(_printable(title)), box=box.SIMPLE_HEAD, title_justify="left")
+    # Names come from the user's files. Inside a Text they are shown as they are, not as markup.
+    table = Table(title=Text(cli.printable(title)), box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("%, with 95 % intervals")
     for name in _KINDS:
         table.add_column(name, justify="right")
@@ -57,31 +54,34 @@ def _by_class(classes: Mapping[str, Any]) -> Any:
     from rich.text import Text
 
     shown = list(classes.items())[:_CLASSES_SHOWN]
-    first = shown[0][1]
+    columns = _columns(shown[0][1])
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("class")
-    table.add_column("images", justify="right")
-    columns: list[tuple[str, tuple[str, ...]]] = [("accuracy", ("accuracy",))]
-    if "iou" in first:
-        columns.insert(0, ("IoU", ("iou",)))
-    if "shift_consistency" in first:
-        columns.append(("shifts", ("shift_consistency",)))
-    for name in ("fliplr", "flipud"):
-        if name in first.get("flip_consistency", {}):
-            columns.append((name, ("flip_consistency", name, "hard")))
-    for heading, _ in columns:
+    for heading in ("images", *columns):
         table.add_column(heading, justify="right")
     for name, figures in shown:
         cells = []
-        for _, path in columns:
+        for path in columns.values():
             found = figures
             for key in path:
                 found = found[key]
             cells.append(_interval(found))
-        table.add_row(Text(_printable(name)), str(figures["images"]), *cells)
+        table.add_row(Text(cli.printable(name)), str(figures["images"]), *cells)
     if len(classes) > len(shown):
         table.caption = f"{len(classes) - len(shown)} more classes in the file"
     return table
+
+
+def _columns(figures: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The headings of the table by class, with the path to each figure."""
+    columns: dict[str, tuple[str, ...]] = {"IoU": ("iou",)} if "iou" in figures else {}
+    columns["accuracy"] = ("accuracy",)
+    if "shift_consistency" in figures:
+        columns["shifts"] = ("shift_consistency",)
+    for name in ("fliplr", "flipud"):
+        if name in figures.get("flip_consistency", {}):
+            columns[name] = ("flip_consistency", name, "hard")
+    return columns
 
 
 def _shifts(found: Mapping[str, Any]) -> str:
@@ -94,7 +94,3 @@ def _shifts(found: Mapping[str, Any]) -> str:
 
 def _interval(found: Mapping[str, float]) -> str:
     return f"{100 * found['value']:.2f} ({100 * found['low']:.2f}–{100 * found['high']:.2f})"
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,59 +1,55 @@
-"""One pass over labelled images: how a network answers them, shifted and flipped."""
+"""One pass over labelled images: a network's answers to them, at rest, shifted and flipped."""
 
+import collections
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from kernsym_jax import symmetry
-from kernsym_jax.evaluation import classes, masks
-from kernsym_jax.evaluation.classes import Answer, Answers
-from kernsym_jax.evaluation.flip import flip, roll_matters
-from kernsym_jax.evaluation.masks import MaskAnswers
-from kernsym_jax.evaluation.placement import Placement, Predict
-from kernsym_jax.evaluation.shift import Shifts, draw_pair, shift
+from kernsym_jax.evaluation.answers import (
+    Answer,
+    Answers,
+    MaskAnswers,
+    answer,
+    collect,
+    compare_flipped,
+    compare_shifted,
+    judge,
+    require_fit,
+)
+from kernsym_jax.evaluation.transforms import (
+    Shifts,
+    draw_pair,
+    flip,
+    roll_matters,
+    shift,
+    shift_maps,
+)
 
+Predict = Callable[[jax.Array], jax.Array]
 
-class Kind(Protocol):
-    """How answers of one kind are compared: the modules `classes` and `masks`."""
-
-    def require_fit(self, truth: np.ndarray, rest: Answer, shifts: Shifts | None) -> None:
-        """Raises `ValueError` if labels and answers do not fit each other."""
-
-    def at_rest(self, rest: Answer, truth: jax.Array) -> dict[str, jax.Array]:
-        """What is kept of the answers to a batch as it is, per image."""
-
-    def moved(
-        self,
-        one: Answer,
-        other: Answer,
-        truth: jax.Array,
-        first: jax.Array,
-        difference: jax.Array,
-        mode: str,
-        view: tuple[int, int],
-    ) -> dict[str, jax.Array]:
-        """What a comparison of two shifts adds to each image, with its ``share`` of equals."""
-
-    def turned(self, rest: Answer, other: Answer, truth: jax.Array, name: str, rolled: bool) -> Any:
-        """What is kept of a comparison with an element of D4, per image."""
-
-    def collected(self, every: Mapping[str, Any], cells: np.ndarray, shifts: Shifts | None) -> Any:
-        """The answers of a whole pass."""
+# Passes of the network that may be under way at once; each holds a batch in device memory.
+_AHEAD = 2
 
 
 def measure(
     predict: Predict,
     batches: Iterable[Mapping[str, Any]],
     shifts: Shifts | None = None,
+    *,
     flips: bool = True,
+    rolled: bool = True,
     devices: Sequence[jax.Device] | None = None,
+    before_pass: Callable[[], None] | None = None,
 ) -> Answers | MaskAnswers:
-    """Compares a network's answers to images with those to the same images shifted and flipped.
+    """Compares a network's answers to images with its answers to the shifted and flipped images.
 
     The network is compiled once for all offsets and elements and runs on one batch at a time: once
     at rest, once for every further offset (twice for every drawn pair), and up to 13 times for the
@@ -64,118 +60,152 @@ def measure(
         of every pixel (batch, height, width, classes). The arrays of a `jax.tree_util.Partial`,
         such as ``Partial(model.apply, variables)``, stay out of the compiled program.
       batches: ``{"image", "label", "weight"}``: normalised float32 images, (batch,) int32 labels or
-        (batch, height, width) uint8 masks with ``data.VOID`` where pixels do not count, and, if
+        (batch, height, width) uint8 masks with ``data.VOID`` for pixels without a label, and, if
         some images do not count, (batch,) weights that are 0 for these.
-      shifts: which to compare; those of mode ``crop`` also crop the images at rest.
+      shifts: the shifts to compare; ``crop`` crops the images at rest too.
       flips: whether to compare the elements of D4: eight, or four if images are not square.
-      devices: over which a batch is split; by default all of this process.
+      rolled: whether to compare flips with the one-pixel roll too.
+      devices: devices that share each batch; all devices of this process by default.
+      before_pass: called before every pass of the network; an exception from it ends the
+        measurement.
 
     Returns:
-      The answers to the images that count, in the order of the batches: `Answers` to images with
-      labels, `MaskAnswers` to images with masks.
+      The answers to the images that count, in the order of the batches: `Answers` for images with
+      labels, `MaskAnswers` for images with masks.
 
     Raises:
       ValueError: if there are no images, a shift moves them out of sight, a label is beyond the
         logits, or logits are not finite or not of the kind of the labels.
     """
-    place, parts, first = Placement(predict, devices or jax.local_devices()), [], 0
-    side = len(shifts.differences) if shifts else 0
+    network = _Network(predict, devices or jax.local_devices(), before_pass)
+    parts: list[Any] = []
+    first, side = 0, len(shifts.differences) if shifts else 0
     cells = np.zeros((3, side * side))
-    kind: Kind = classes
     for batch in batches:
         labels = np.asarray(jax.device_get(batch["label"]))
         counts = np.asarray(jax.device_get(batch.get("weight", np.ones(len(labels))))) > 0
-        kind = masks if labels.ndim == 3 else classes
-        network = place.share(len(labels))
-        images, truth = place.split(batch["image"]), place.split(labels)
-        rest_images, rest_truth = _at_rest(images, truth, shifts, place)
-        rest = _answer(network, rest_images, of_pixels=kind is masks)
-        kind.require_fit(labels[counts], rest, shifts)
-        found: dict[str, Any] = {"finite": rest["finite"], **kind.at_rest(rest, rest_truth)}
+        network.fit(labels)
+        images, truth = network.split(batch["image"]), network.split(labels)
+        rest_images, rest_truth = _at_rest(images, truth, shifts, network)
+        rest = network.answer(rest_images)
+        require_fit(labels[counts], rest, shifts)
+        found: dict[str, Any] = {"finite": rest["finite"], **judge(rest, rest_truth)}
         if shifts is not None:
-            whole = (network, images, truth, rest, counts)
-            more, found["shift"] = _shifted(kind, *whole, shifts, first, place)
+            more, found["shift"] = _shifted(network, images, truth, rest, counts, shifts, first)
             cells += np.asarray(jax.device_get(more), np.float64)
         if flips:
             found["flips"], found["rolled"] = _flipped(
-                kind, network, rest_images, rest_truth, rest, place
+                network, rest_images, rest_truth, rest, rolled=rolled
             )
         found = jax.device_get(found)
         parts.append(jax.tree.map(lambda column, kept=counts: column[kept], found))
         first += len(labels)
-    return kind.collected(_joined(parts), cells.reshape(3, side, side), shifts)
+    return collect(_joined(parts), cells.reshape(3, side, side), shifts)
+
+
+class _Network:
+    """A network whole on every device, the batches split over the devices, and their pace.
+
+    Args:
+      predict: maps images to logits.
+      devices: devices to use; a batch that they cannot share evenly is split over fewer of them.
+      before_pass: called before every pass.
+    """
+
+    def __init__(
+        self,
+        predict: Predict,
+        devices: Sequence[jax.Device],
+        before_pass: Callable[[], None] | None,
+    ) -> None:
+        self._predict = predict if isinstance(predict, Partial) else Partial(predict)
+        self._devices, self._before_pass = list(devices), before_pass
+        self._running: collections.deque[Any] = collections.deque(maxlen=_AHEAD)
+        self._per_pixel = False
+        self._use(len(self._devices))
+
+    def fit(self, labels: np.ndarray) -> None:
+        """Chooses the devices that share a batch with these labels evenly."""
+        self._per_pixel = labels.ndim == 3
+        count = math.gcd(len(labels), len(self._devices))
+        if count != self._mesh.size:
+            self._use(count)
+
+    def answer(self, images: jax.Array) -> dict[str, jax.Array]:
+        """Runs one pass."""
+        if self._before_pass is not None:
+            self._before_pass()
+        return answer(self._placed, images, per_pixel=self._per_pixel)
+
+    def split(self, array: Any) -> jax.Array:
+        """Splits an array over the devices along its first axis."""
+        return jax.device_put(array, NamedSharding(self._mesh, PartitionSpec("data")))
+
+    def whole(self, tree: Any) -> Any:
+        """Copies arrays to every device."""
+        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
+
+    def keep_pace(self, result: Any) -> None:
+        """Waits for the pass before last, so that few batches are in device memory."""
+        if len(self._running) == _AHEAD:
+            jax.block_until_ready(self._running[0])
+        self._running.append(result)
+
+    def _use(self, count: int) -> None:
+        self._mesh = Mesh(np.array(self._devices[:count]), ("data",))
+        self._placed = self.whole(self._predict)
 
 
 def _at_rest(
-    images: jax.Array, truth: jax.Array, shifts: Shifts | None, place: Placement
+    images: jax.Array, truth: jax.Array, shifts: Shifts | None, network: _Network
 ) -> tuple[jax.Array, jax.Array]:
-    """What the network sees without a shift, and the labels of that."""
+    """The network's input without a shift, and its labels."""
     if shifts is None:
         return images, truth
     view = shifts.view_size(*images.shape[1:3])
     if shifts.mode != "crop":
         return images, truth
-    rest = place.whole(np.zeros(2, np.int32))
+    rest = network.whole(np.zeros(2, np.int32))
     if truth.ndim == 3:
-        truth = masks.move(truth, rest, "crop", view)
+        truth = shift_maps(truth, rest, "crop", view)
     return shift(images, rest, "crop", view), truth
 
 
-@functools.partial(jax.jit, static_argnames="of_pixels")
-def _answer(predict: Partial, images: jax.Array, of_pixels: bool) -> dict[str, jax.Array]:
-    logits = predict(images)
-    wanted = images.shape[: 3 if of_pixels else 1]
-    if logits.shape[:-1] != wanted:
-        shape = "(batch, height, width, classes)" if of_pixels else "(batch, classes)"
-        raise ValueError(
-            f"logits are {shape} for images with {'masks' if of_pixels else 'class labels'}, got "
-            f"{logits.shape} for {images.shape}"
-        )
-    return {
-        "class": jnp.argmax(logits, axis=-1).astype(jnp.int32),
-        "logits": logits,
-        "finite": jnp.all(jnp.isfinite(logits), axis=tuple(range(1, logits.ndim))),
-    }
-
-
 def _shifted(
-    kind: Kind,
-    network: Partial,
+    network: _Network,
     images: jax.Array,
     truth: jax.Array,
     rest: Answer,
     counts: np.ndarray,
     shifts: Shifts,
     first: int,
-    place: Placement,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """What a batch adds to the map, and what its comparisons add up to for each image."""
+    """The cells that a batch adds to the map, and each image's sums over its comparisons."""
     side, least = len(shifts.differences), shifts.differences.start
-    cells = place.whole(np.zeros((3, side * side), np.float32))
-    counted, view = place.split(counts), shifts.view_size(*images.shape[1:3])
+    cells = network.whole(np.zeros((3, side * side), np.float32))
+    counted, view = network.split(counts), shifts.view_size(*images.shape[1:3])
 
-    def answer(offset: jax.Array) -> Answer:
-        shifted = shift(images, offset, shifts.mode, view)
-        return _answer(network, shifted, of_pixels=kind is masks)
+    def answer_to(offset: jax.Array) -> Answer:
+        return network.answer(shift(images, offset, shifts.mode, view))
 
     def compared() -> Iterator[tuple[jax.Array, jax.Array, Answer, Answer]]:
         if not shifts.draws:
-            rested = place.whole(np.zeros(2, np.int32))
+            rested = network.whole(np.zeros(2, np.int32))
             for offset in shifts.grid:
-                own = place.whole(np.array(offset, np.int32))
-                # The image at rest agrees with itself; it takes no pass to know.
-                yield rested, own, rest, answer(own) if any(offset) else rest
+                own = network.whole(np.array(offset, np.int32))
+                # The image at rest agrees with itself, so its comparison needs no pass.
+                yield rested, own, rest, answer_to(own) if any(offset) else rest
         for draw in range(shifts.draws):
-            numbers = place.whole((np.int32(draw), np.int32(first)))
+            numbers = network.whole((np.int32(draw), np.int32(first)))
             one, other = draw_pair(shifts, *numbers, len(images))
-            yield one, other - one, answer(one), answer(other)
+            yield one, other - one, answer_to(one), answer_to(other)
 
     sums: dict[str, jax.Array] = {}
     for offset, difference, one, other in compared():
-        more = kind.moved(one, other, truth, offset, difference, shifts.mode, view)
+        more = compare_shifted(one, other, truth, offset, difference, mode=shifts.mode, view=view)
         cells = _count(cells, difference, more["share"], counted, least=least, side=side)
         sums = _add(sums, more) if sums else more
-        place.keep_pace(sums)
+        network.keep_pace(sums)
     return cells, sums
 
 
@@ -185,6 +215,7 @@ def _count(
     difference: jax.Array,
     share: jax.Array,
     counted: jax.Array,
+    *,
     least: int,
     side: int,
 ) -> jax.Array:
@@ -201,41 +232,36 @@ def _add(sums: dict[str, jax.Array], more: dict[str, jax.Array]) -> dict[str, ja
 
 
 def _flipped(
-    kind: Kind,
-    network: Partial,
-    images: jax.Array,
-    truth: jax.Array,
-    rest: Answer,
-    place: Placement,
+    network: _Network, images: jax.Array, truth: jax.Array, rest: Answer, *, rolled: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The agreement under each element, plain and with the one-pixel roll."""
     size = images.shape[1:3]
-    found: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    plain: dict[str, Any] = {}
+    with_roll: dict[str, Any] = {}
     for name in symmetry.elements(*size):
-        for rolled in (False, True):
-            if rolled and not roll_matters(name, *size):
+        for roll, found in ((False, plain), (True, with_roll)):
+            if roll and not (rolled and roll_matters(name, *size)):
                 continue
-            other: Answer = rest
+            other = rest
             if name != "e":
-                other = _answer(network, flip(images, name, rolled), of_pixels=kind is masks)
-            found[rolled][name] = kind.turned(rest, other, truth, name, rolled)
-            place.keep_pace(found[rolled][name])
-    return found
+                other = network.answer(flip(images, name, rolled=roll))
+            found[name] = compare_flipped(rest, other, truth, name=name, rolled=roll)
+            network.keep_pace(found[name])
+    return plain, with_roll
 
 
 def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the batches have come to, of all images, in the order of D4."""
+    """The results of the batches, concatenated over images, flips in the order of D4."""
     if not any(len(part["finite"]) for part in parts):
         raise ValueError("no images to evaluate on")
-    every = jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
-    if not every["finite"].all():
-        number = int(np.flatnonzero(~every["finite"])[0])
+    found = jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
+    if not found["finite"].all():
+        number = int(np.flatnonzero(~found["finite"])[0])
         raise ValueError(f"the network's logits are not finite, first those of image {number}")
-    if "shift" in every:
-        every["shift"] = {name: sums.astype(np.float64) for name, sums in every["shift"].items()}
     for flips in ("flips", "rolled"):
-        if flips in every:
-            # A jitted function hands dictionaries back sorted.
-            every[flips] = {
-                name: every[flips][name] for name in symmetry.D4 if name in every[flips]
+        if flips in found:
+            # `jax.tree.map` sorts the keys of dictionaries.
+            found[flips] = {
+                name: found[flips][name] for name in symmetry.D4 if name in found[flips]
             }
-    return every
+    return found

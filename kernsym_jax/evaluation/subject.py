@@ -1,28 +1,30 @@
-"""What is evaluated: a network with its trained weights, and the test images it is shown."""
+"""The subject of an evaluation: a trained network and its test images."""
 
 import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from kernsym_jax import data, models, weights
+from kernsym_jax import data, models, run_directory, weights
 from kernsym_jax.data.encoded_set import EncodedSet
 from kernsym_jax.data.picture import View
 from kernsym_jax.data.sources import decoded, find, resized
-from kernsym_jax.evaluation.measure import measure
-from kernsym_jax.evaluation.placement import Predict
-from kernsym_jax.evaluation.shift import Shifts
-from kernsym_jax.evaluation.summary import summarize
+from kernsym_jax.evaluation.estimates import summarize
+from kernsym_jax.evaluation.measure import Predict, measure
+from kernsym_jax.evaluation.transforms import Shifts
 from kernsym_jax.formats.orbax import read_tree
 
-# What a run knows about its data and foreign weights do not tell.
-_AS_THEY_ARE = {
+if TYPE_CHECKING:
+    import flax.linen as nn
+
+# The config of a run has these keys; weights from elsewhere leave the images unchanged.
+_UNCHANGED = {
     "scale_to": (), "image_size": 0, "crop_size": 0, "eval_crop": 1.0, "rotate": 0, "seed": 0,
     "on_broken": "fail", "void": (), "mask_values": (), "classes": (),
 }  # fmt: skip
@@ -30,14 +32,14 @@ _AS_THEY_ARE = {
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A network and the images it is shown.
+    """A network and its test images.
 
     Attributes:
       predict: maps normalised images to logits.
-      images: the test images, with labels or masks, of the size that shifts start from.
-      mean: of the network's training images, per channel, on the scale where white is 1.
-      std: their standard deviation.
-      settings: what was asked for, of JSON types.
+      images: the test images, with labels or masks, in the size before any shift.
+      mean: mean of the network's training images per channel, on the scale where white is 1.
+      std: their standard deviation per channel.
+      settings: the settings of the evaluation, of JSON types.
     """
 
     predict: Predict
@@ -47,11 +49,11 @@ class Subject:
     settings: dict[str, Any]
 
     def batches(self, batch_size: int) -> Iterator[dict[str, jax.Array]]:
-        """The images on this process's devices, normalised, each once.
+        """Yields the normalised images on this process's devices, each image once.
 
         Args:
-          batch_size: images per batch; rounded up so that the devices share them evenly. The last
-            batch is filled up with images of weight 0.
+          batch_size: images per batch; rounded up so that the devices share them evenly. Images of
+            weight 0 fill up the last batch.
         """
         devices = jax.local_devices()
         split = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
@@ -63,8 +65,56 @@ class Subject:
             yield {**batch, "image": self.normalized(batch["image"])}
 
     def normalized(self, images: Any) -> jax.Array:
-        """Images (batch, height, width, channels) uint8 as the network gets them, float32."""
+        """Normalises images (batch, height, width, channels) uint8 to float32."""
         return _normalize(images, self.mean, self.std)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Apply:
+    """A network in evaluation mode. Equal networks are equal functions, so they compile once."""
+
+    network: "nn.Module"
+
+    def __call__(self, variables: Any, images: jax.Array) -> jax.Array:
+        logits: Any = self.network.apply(variables, images, train=False)
+        return logits
+
+
+def predictor(network: "nn.Module", variables: Any) -> Predict:
+    """Makes the function from images to logits that `measure` takes.
+
+    Predictors of equal modules share one compiled program, because the variables are its arguments.
+
+    Args:
+      network: a module of ``kernsym_jax.models``.
+      variables: its variables.
+
+    Returns:
+      A function of normalised images (batch, height, width, channels) float32.
+    """
+    return Partial(_Apply(network), variables)
+
+
+def read_run(workdir: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads the settings of a run's network and images.
+
+    Args:
+      workdir: the run directory.
+
+    Returns:
+      The keys under ``config.model``, which are arguments of `models.create`, and the keys under
+      ``config.data``.
+
+    Raises:
+      FileNotFoundError: if it is not a run directory.
+      ValueError: if its config is damaged.
+    """
+    needed = ("data.source", "data.mean", "data.std")
+    config = run_directory.read_config(pathlib.Path(workdir), *needed)
+    photos = {**config["data"]}
+    for name in ("mean", "std"):
+        photos[name] = tuple(map(float, photos[name]))
+    return config["model"], photos
 
 
 def open_subject(
@@ -72,46 +122,38 @@ def open_subject(
     source: str | pathlib.Path,
     photos: Mapping[str, Any],
     shifts: Shifts | None = None,
+    *,
     input_size: int | tuple[int, int] | None = None,
     limit: int | None = None,
     ema: bool = False,
 ) -> Subject:
-    """Puts a network and its test images together.
+    """Reads a network's weights and its test images.
 
     Args:
-      model: arguments of `models.create`; without ``num_classes``, or with 0, as many as the images
-        have.
-      source: its weights, a run directory or any file that `weights.load_into` reads.
-      photos: ``source``, ``mean`` and ``std``, and whatever else of the keys under ``config.data``
-        of a run decides what it is evaluated on.
-      shifts: that the images have to be large enough for.
-      input_size: one number for squares from the middle of the images, or a height and a width to
-        which the whole of them is scaled; for shifts of mode ``crop`` the size of the window.
-        ``None`` for that of the run, or for images as they are.
-      limit: at most so many images, evenly spread over the set; ``None`` for all.
-      ema: whether to take the moving averages of a run's weights instead of the weights.
+      model: arguments of `models.create`; without ``num_classes``, or with 0, the network has as
+        many classes as the images.
+      source: the weights: a run directory or any file that `weights.load_into` reads.
+      photos: ``source``, ``mean`` and ``std``, and any other keys under ``config.data`` of a run
+        that change its test images.
+      shifts: the shifts that the images must be large enough for.
+      input_size: the network's input in pixels; for shifts of mode ``crop`` the size of the window.
+        One number takes squares from the middle of the images; a height and a width scale the whole
+        images. None takes the size of the run, or the images as they are.
+      limit: the largest number of images, evenly spread over the set; None for all images.
+      ema: evaluates the moving averages of a run's weights instead of the weights.
 
     Returns:
       The subject.
 
     Raises:
-      FileNotFoundError: if the weights or the images are not there.
+      FileNotFoundError: if the weights or the images do not exist.
       ValueError: if they cannot be read or do not fit each other, or the images are too small.
     """
-    photos = {**_AS_THEY_ARE, **photos}
+    photos = {**_UNCHANGED, **photos}
     mean, std = (tuple(map(float, photos[name])) for name in ("mean", "std"))
     if len(mean) != len(std) or len(mean) not in (1, 3) or min(std) <= 0:
         raise ValueError(f"mean and std are of 1 or 3 channels, std above 0; got {mean} and {std}")
-    images = _load(photos, _view(photos, len(mean), shifts, input_size))
-    if images.images.shape[-1] != len(mean):
-        raise ValueError(
-            f"{photos['source']}: images of {images.images.shape[-1]} channels, but {len(mean)} "
-            "numbers in mean and std"
-        )
-    if limit is not None and limit < len(images):
-        # Sets are sorted by class: the first ones would all be of one.
-        chosen = np.linspace(0, len(images) - 1, limit).round().astype(int)
-        images = data.ImageSet(images.images[chosen], images.labels[chosen], images.classes)
+    images = _read_images(photos, _view(photos, len(mean), shifts, input_size), len(mean), limit)
     height, width = images.images.shape[1:3]
     seen = shifts.view_size(height, width) if shifts else (height, width)
     fields = {**model, "num_classes": model.get("num_classes") or len(images.classes)}
@@ -121,7 +163,7 @@ def open_subject(
             f"{fields['num_classes']}"
         )
     network = models.create(**fields)
-    arrays = _averages(pathlib.Path(source)) if ema else source
+    arrays = _moving_averages(pathlib.Path(source)) if ema else source
     variables = weights.load_into(network, arrays, (1, *seen, len(mean)))
     settings = {
         "model": fields,
@@ -135,27 +177,31 @@ def open_subject(
         "limit": limit,
         "ema": ema,
     }
-    return Subject(Partial(network.apply, variables), images, mean, std, settings)
+    return Subject(predictor(network, variables), images, mean, std, settings)
 
 
 def evaluate(
-    subject: Subject, shifts: Shifts | None = None, flips: bool = True, batch_size: int = 256
+    subject: Subject,
+    shifts: Shifts | None = None,
+    *,
+    flips: bool = True,
+    batch_size: int = 256,
 ) -> dict[str, Any]:
-    """Everything that ``consistency.json`` holds.
+    """Measures the contents of ``consistency.json``.
 
     Args:
-      subject: what is evaluated.
-      shifts: which to compare.
+      subject: the network and its images.
+      shifts: the shifts to compare.
       flips: whether to compare the elements of D4.
       batch_size: images per batch.
 
     Returns:
-      What `summarize` returns, and the ``settings``.
+      The figures of `summarize`, and the ``settings``.
 
     Raises:
       ValueError: if the network's logits are not finite.
     """
-    answers = measure(subject.predict, subject.batches(batch_size), shifts, flips)
+    answers = measure(subject.predict, subject.batches(batch_size), shifts, flips=flips)
     settings = {**subject.settings, "batch_size": batch_size}
     return {"settings": settings, **summarize(answers, subject.images.classes)}
 
@@ -181,18 +227,31 @@ def _view(
     return View(**asked, scale_to=tuple(photos["scale_to"]))
 
 
-def _load(photos: Mapping[str, Any], view: View) -> data.ImageSet:
+def _read_images(
+    photos: Mapping[str, Any], view: View, channels: int, limit: int | None
+) -> data.ImageSet:
     found = find(photos["source"], "test", photos["seed"], data.MaskCoding.from_config(photos))
     if isinstance(found, EncodedSet):
-        return decoded(found, view, photos["on_broken"])
-    return resized(found, view)
+        images = decoded(found, view, photos["on_broken"])
+    else:
+        images = resized(found, view)
+    if images.images.shape[-1] != channels:
+        raise ValueError(
+            f"{photos['source']}: images of {images.images.shape[-1]} channels, but {channels} "
+            "numbers in mean and std"
+        )
+    if limit is not None and limit < len(images):
+        # Sets are sorted by class: the first images would all have the same one.
+        chosen = np.linspace(0, len(images) - 1, limit).round().astype(int)
+        images = data.ImageSet(images.images[chosen], images.labels[chosen], images.classes)
+    return images
 
 
-def _averages(workdir: pathlib.Path) -> Mapping[str, Any]:
+def _moving_averages(workdir: pathlib.Path) -> Mapping[str, Any]:
     """The moving averages in a run's newest checkpoint."""
-    folder = workdir / "checkpoints"
+    folder = workdir / run_directory.CHECKPOINTS
     if not folder.is_dir():
-        raise ValueError(f"{workdir}: moving averages are those of a run directory")
+        raise ValueError(f"{workdir}: only a run directory has moving averages")
     found = read_tree(folder).get("ema")
     if not found:
         raise ValueError(f"{workdir}: the run has no moving averages (config.ema_decay is 0)")

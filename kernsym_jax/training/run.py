@@ -252,7 +252,7 @@ def _evaluated(sums: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {
         "loss": loss / max(counts[1].sum(), 1),
         "accuracy": confusion.pixel_accuracy(counts),
-        "mean_iou": confusion.mean_iou(counts),
+        "mean_iou": confusion.mean_class_iou(counts),
     }
 
 

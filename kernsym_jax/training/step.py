@@ -10,7 +10,7 @@ import optax
 from kernsym_jax import symmetry
 from kernsym_jax.data import VOID, augment, normalize
 from kernsym_jax.evaluation.confusion import confusion_matrix
-from kernsym_jax.evaluation.shift import shift
+from kernsym_jax.evaluation.transforms import shift
 from kernsym_jax.training.loss import counted, cross_entropy, label_weights
 from kernsym_jax.training.optimizer import optimizer
 from kernsym_jax.training.recipe import Recipe

@@ -133,7 +133,9 @@ def test_flip_consistency_is_counted_by_hand_after_undoing_the_flip():
 def test_undoing_a_flip_gives_the_images_back(size, rolled):
     images = noise(2, *size)
     for name in symmetry.elements(*size):
-        back = evaluation.unflip(evaluation.flip(jnp.asarray(images), name, rolled), name, rolled)
+        back = evaluation.unflip(
+            evaluation.flip(jnp.asarray(images), name, rolled=rolled), name, rolled=rolled
+        )
         np.testing.assert_array_equal(back, images)
 
 

@@ -1,4 +1,7 @@
-"""Shifts of images: how pixels move, and which offsets a network's answers are compared at."""
+"""Shifts and flips of images: how pixels move, and which offsets are compared.
+
+A flip is any of the eight elements of D4, quarter turns included.
+"""
 
 import dataclasses
 import functools
@@ -8,26 +11,29 @@ import re
 import jax
 import jax.numpy as jnp
 
+from kernsym_jax.symmetry.group import D4, cell_permutations
+
 MODES = ("circular", "zero", "crop")
 PER = ("image", "batch")
 
 
 @dataclasses.dataclass(frozen=True)
 class Shifts:
-    """Which shifts of an image are compared; an offset (dy, dx) moves its content down and right.
+    """The shifts of an image to compare; an offset (dy, dx) moves its content down and right.
 
-    Without ``draws`` every offset is compared with the image at rest. With them, pairs of offsets
-    are drawn and their answers compared with each other.
+    Without ``draws`` the answer to every offset is compared with the answer to the image at rest.
+    With ``draws`` pairs of offsets are drawn and their answers are compared with each other.
 
     Attributes:
-      mode: ``circular``, what leaves at one side enters at the other; ``zero``, what enters is 0 in
-        the space of the network's input; ``crop``, a window that moves over a larger image.
-      low: least offset along each axis, in pixels.
-      high: largest offset.
+      mode: ``circular`` wraps around; ``zero`` fills with 0 in the space of the network's input;
+        ``crop`` moves a window over a larger image.
+      low: smallest offset along each axis, in pixels.
+      high: largest offset along each axis, in pixels.
       draws: pairs per image; 0 for the full grid of (high − low + 1)² offsets.
-      per: whether each ``image`` has offsets of its own, or all of a ``batch`` share them.
-      seed: of the draws.
-      window: height and width of the window of ``crop``; 0 for what all offsets leave.
+      per: ``image`` draws offsets for each image, ``batch`` one pair for all images of a batch.
+      seed: seed of the draws.
+      window: height and width of the window of ``crop`` in pixels; 0 for the largest window that
+        every offset keeps inside the image.
 
     Raises:
       ValueError: for an unknown mode or a value out of range.
@@ -74,28 +80,28 @@ class Shifts:
 
     @property
     def comparisons(self) -> int:
-        """How many there are for every image."""
+        """The number of comparisons per image."""
         return self.draws or len(self.grid)
 
     @property
     def differences(self) -> range:
-        """By how much the two images that are compared may differ along an axis."""
+        """The possible differences between two compared offsets along one axis, in pixels."""
         if self.draws:
             return range(self.low - self.high, self.high - self.low + 1)
         return range(self.low, self.high + 1)
 
     def view_size(self, height: int, width: int) -> tuple[int, int]:
-        """What a network sees of images of that size.
+        """Returns the height and width in pixels of the network's input.
 
         Args:
-          height: of the images in pixels.
-          width: of the images in pixels.
+          height: height of the images in pixels.
+          width: width of the images in pixels.
 
         Returns:
-          Height and width in pixels.
+          The size of the window for ``crop``, and (height, width) for the other modes.
 
         Raises:
-          ValueError: if a shift could move an image out of sight, or a window over its border.
+          ValueError: if a shift could move an image out of sight, or a window beyond the image.
         """
         if self.mode != "crop":
             if self.reach >= min(height, width):
@@ -116,23 +122,29 @@ class Shifts:
 
 
 def parse_shifts(
-    text: str, mode: str, draws: int = 0, per: str = "image", seed: int = 0, window: int = 0
+    text: str,
+    mode: str,
+    *,
+    draws: int = 0,
+    per: str = "image",
+    seed: int = 0,
+    window: int = 0,
 ) -> Shifts | None:
-    """Shifts as they are given on a command line.
+    """Parses the shifts that a command line gives.
 
     Args:
-      text: the largest shift, or the least and the largest: ``3`` or ``-3,2``.
+      text: the largest shift, or the smallest and the largest: ``3`` or ``-3,2``.
       mode: one of ``MODES``.
       draws: pairs per image; 0 for the full grid.
       per: ``image`` or ``batch``.
-      seed: of the draws.
-      window: of mode ``crop``; the others have none.
+      seed: seed of the draws.
+      window: side of the window for mode ``crop``; ignored for the other modes.
 
     Returns:
-      The shifts; ``None`` if the only one is 0.
+      The shifts, or None if the only shift is 0.
 
     Raises:
-      ValueError: for anything else.
+      ValueError: if the text is malformed or a value is out of range.
     """
     if not re.fullmatch(r"\d{1,6}|-?\d{1,6},-?\d{1,6}", text, re.ASCII):
         raise ValueError(f"a shift is given as 3, or as -3,2 for least and largest; got {text!r}")
@@ -155,7 +167,7 @@ def shift(
       view: height and width of the window of ``crop``, at rest in the middle of the image.
 
     Returns:
-      Images of the same dtype; of the size of the view if the mode is ``crop``.
+      Images of the same dtype; of the size of the view for ``crop``, of the same size otherwise.
     """
     if offset.ndim == 2:
         move = functools.partial(shift, mode=mode, view=view)
@@ -174,15 +186,23 @@ def shift(
     return jnp.where(rows_inside & columns_inside, moved, 0)
 
 
+@functools.partial(jax.jit, static_argnames=("mode", "view"))
+def shift_maps(
+    maps: jax.Array, offset: jax.Array, mode: str, view: tuple[int, int] | None = None
+) -> jax.Array:
+    """Shifts maps (batch, height, width) as `shift` shifts images."""
+    return shift(maps[..., None], offset, mode, view)[..., 0]
+
+
 @functools.partial(jax.jit, static_argnames=("shifts", "batch"))
 def draw_pair(shifts: Shifts, draw: jax.Array, first: jax.Array, batch: int) -> jax.Array:
-    """The two offsets of one draw, a pure function of the seed, the draw and the image's number.
+    """Draws the two offsets of one comparison, a pure function of seed, draw and image number.
 
     Args:
-      shifts: their range and seed, and who shares them.
+      shifts: the range, the seed, and whether images share offsets.
       draw: () int32, number of the draw.
       first: () int32, number of the batch's first image.
-      batch: images in the batch.
+      batch: number of images in the batch.
 
     Returns:
       int32 (2, batch, 2) for offsets per image, (2, 2) for offsets per batch.
@@ -196,3 +216,65 @@ def draw_pair(shifts: Shifts, draw: jax.Array, first: jax.Array, batch: int) -> 
     if shifts.per == "batch":
         return pair(first)
     return jax.vmap(pair, out_axes=1)(first + jnp.arange(batch, dtype=jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames=("name", "rolled"))
+def flip(images: jax.Array, name: str, *, rolled: bool = False) -> jax.Array:
+    """Applies an element of D4 to images, as `symmetry.transform` applies it to a kernel.
+
+    Args:
+      images: (batch, height, width, channels).
+      name: one of ``symmetry.D4``; for images that are not square one of ``symmetry.RECTANGLE``.
+      rolled: rolls the result by one pixel along every axis of even size that the element
+        reverses. Pixel 0 then stays pixel 0, so a stride of 2 samples the same pixels as before;
+        without the roll a flip swaps even and odd pixels.
+
+    Returns:
+      Images of the same shape and dtype.
+    """
+    swapped, reversed_axes = _axes_of(name)
+    result = jnp.flip(images.swapaxes(1, 2) if swapped else images, reversed_axes)
+    axes = _rolled_axes(name, *images.shape[1:3])
+    return jnp.roll(result, (1,) * len(axes), axes) if rolled and axes else result
+
+
+@functools.partial(jax.jit, static_argnames=("name", "rolled"))
+def unflip(maps: jax.Array, name: str, *, rolled: bool = False) -> jax.Array:
+    """Undoes `flip`.
+
+    Args:
+      maps: (batch, height, width, channels), flipped images or a network's answers to them.
+      name: the element that `flip` applied.
+      rolled: whether `flip` rolled its result.
+
+    Returns:
+      Maps of the same shape and dtype, aligned with the images before the flip.
+    """
+    axes = _rolled_axes(name, *maps.shape[1:3])
+    if rolled and axes:
+        maps = jnp.roll(maps, (-1,) * len(axes), axes)
+    swapped, reversed_axes = _axes_of(name)
+    result = jnp.flip(maps, reversed_axes)
+    return result.swapaxes(1, 2) if swapped else result
+
+
+def roll_matters(name: str, height: int, width: int) -> bool:
+    """Returns whether the one-pixel roll changes an element's result for images of that size."""
+    return bool(_rolled_axes(name, height, width))
+
+
+def _rolled_axes(name: str, height: int, width: int) -> tuple[int, ...]:
+    sizes = {1: height, 2: width}
+    return tuple(axis for axis in _axes_of(name)[1] if sizes[axis] % 2 == 0)
+
+
+def _axes_of(name: str) -> tuple[bool, tuple[int, ...]]:
+    """Whether an element swaps rows and columns, and which axes of its result it reverses.
+
+    Reversals compile to faster code than a gather by `cell_permutations`, from which they follow.
+    """
+    (corner, right), (below, _) = cell_permutations(2, 2)[D4.index(name)].reshape(2, 2).tolist()
+    # Cells of a 2×2 grid are numbered row by row: a step of 2 goes along a column.
+    swapped = abs(right - corner) == 2
+    steps = {1: below - corner, 2: right - corner}
+    return swapped, tuple(axis for axis, step in steps.items() if step < 0)

@@ -62,3 +62,17 @@ def test_a_network_may_have_more_classes_than_its_images(classes, channels, tmp_
 def test_without_shifts_there_is_no_picture(tmp_path):
     assert not evaluation.write_picture(subject(30), None, tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    "shifts", [Shifts("zero", -1, 1), Shifts("circular", -2, 2, draws=1), Shifts("zero", 0, 0)]
+)
+@pytest.mark.parametrize("constant", [True, False])
+def test_the_map_is_drawn_the_same_every_time(results, shifts, constant, tmp_path):
+    found = results(shifts, flips=False, constant=constant)
+    for name in ("a", "b"):
+        evaluation.write_map(found["shift_consistency"], "$a$", tmp_path / f"{name}.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    text = (tmp_path / "a.svg").read_text()
+    assert "$a$" in text
+    assert f"{100 * found['shift_consistency']['value']:.2f} %" in text

@@ -1,10 +1,11 @@
+import json
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from kernsym_jax.evaluation import bootstrap, share, wilson
+from kernsym_jax.evaluation import Shifts, bootstrap, share, wilson
 
 
 @pytest.mark.parametrize(
@@ -42,3 +43,28 @@ def test_values_without_spread_have_no_width():
     (estimate,) = bootstrap(np.full((7, 1), 0.1))
     assert estimate.as_dict() == pytest.approx({"value": 0.1, "low": 0.1, "high": 0.1})
     assert estimate.low <= estimate.value <= estimate.high
+
+
+def test_the_figures_of_classes_add_up_to_those_of_all_images(results):
+    found = results(Shifts("zero", -2, 2))
+    classes = found["classes"]
+    assert list(classes) == ["[bold]cat", "\x1b[31mdog"]
+    for path in (["accuracy"], ["shift_consistency"], ["flip_consistency", "r90", "soft"]):
+        values = []
+        for figures in (found, *classes.values()):
+            for key in path:
+                figures = figures[key]
+            assert figures["low"] <= figures["value"] <= figures["high"]
+            values.append(figures["value"])
+        assert values[0] == pytest.approx((4 * values[1] + 2 * values[2]) / 6)
+    agreement = np.array(found["shift_consistency"]["map"]["agreement"])
+    assert found["shift_consistency"]["value"] == pytest.approx(agreement.mean())
+
+
+def test_only_what_was_asked_for_is_there_and_all_of_it_is_json(results):
+    found = results(None, flips=False)
+    assert not {"shift_consistency", "flip_consistency"} & set(found)
+    found = results(Shifts("circular", -1, 1, draws=2, per="batch"))
+    # As text, since a difference that no pair has is NaN, which equals nothing.
+    assert json.dumps(json.loads(json.dumps(found))) == json.dumps(found)
+    assert found["shift_consistency"]["settings"]["per"] == "batch"

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import glob
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from kernsym_jax.cli import path_name
 from kernsym_jax.geometry import CONVOLUTIONS, LayerGeometry
 from kernsym_jax.report.consistency import read_consistency
 from kernsym_jax.report.layer_table import NetworkTable, RowsAt, network_table
-from kernsym_jax.weights import Weights
+from kernsym_jax.weights import Weights, flax_layer
 
 _SUFFIXES = (
     ".safetensors", ".safetensors.index.json", ".npz", ".msgpack", ".pt", ".pth", ".th", ".bin",
@@ -90,7 +89,7 @@ def read_table(path: str | pathlib.Path, options: Options | None = None) -> Netw
     from kernsym_jax import weights
 
     path, options = pathlib.Path(path), options or Options()
-    found = weights.read(path, options.layout, options.fold_batchnorm)
+    found = weights.read(path, layout=options.layout, fold_batchnorm=options.fold_batchnorm)
     if not found.kernels:
         raise ValueError(
             f"{path_name(path)}: no spatial convolution among its {len(found.skipped)} entries, "
@@ -201,8 +200,7 @@ def _fit(
 
 
 def _path(name: str) -> str:
-    """``module.layer1.0.conv1`` of PyTorch as our models name it, ``layer1_0/conv1``."""
-    return re.sub(r"\.(\d+)(?=\.|$)", r"_\1", name.removeprefix("module.")).replace(".", "/")
+    return flax_layer(name.removeprefix("module."))
 
 
 def _symmetry_lines(workdir: pathlib.Path) -> list[dict[str, Any]]:

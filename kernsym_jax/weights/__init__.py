@@ -1,14 +1,14 @@
 """Readers of trained weights from any framework, without the framework.
 
-``read`` gives the convolution kernels of a file or directory, each as (kh, kw, in, out) with what
-the file says of its stride, padding and groups; ``load_into`` gives the variables of one of our
-models. A file is data: nothing in it is run, its sizes are checked before anything is allocated,
-and what is wrong with it is one `ValueError` that names it.
+`read` returns the convolution kernels of a file or directory, each as (kh, kw, in, out) with the
+stride, padding and groups that the file states. `load_into` returns the variables of one of our
+models. The readers treat a file as data: they run nothing in it, check its sizes before they
+allocate memory, and report any damage as one `ValueError` that names the file.
 """
 
 from kernsym_jax.weights.conv_kernel import ConvKernel, Weights
 from kernsym_jax.weights.layout import LAYOUTS
-from kernsym_jax.weights.load_into import load_into
+from kernsym_jax.weights.load_into import flax_layer, load_into
 from kernsym_jax.weights.read import read, read_arrays
 
-__all__ = ["LAYOUTS", "ConvKernel", "Weights", "load_into", "read", "read_arrays"]
+__all__ = ["LAYOUTS", "ConvKernel", "Weights", "flax_layer", "load_into", "read", "read_arrays"]

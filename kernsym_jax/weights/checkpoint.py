@@ -1,4 +1,4 @@
-"""Which arrays of a checkpoint are the network's: not the optimizer's, not a moving average's."""
+"""Finds the network's arrays in a checkpoint that also holds an optimizer or moving averages."""
 
 import dataclasses
 import re
@@ -48,12 +48,12 @@ _BOXES = ("value", "raw_value")
 
 @dataclasses.dataclass(frozen=True)
 class ModelArrays:
-    """The network's own arrays of a checkpoint.
+    """The arrays of a checkpoint that belong to the network.
 
     Attributes:
-      arrays: path -> array, wrapping containers such as ``params`` or ``state_dict`` left out.
-      skipped: name of an array group that is not the network's -> why it was left out.
-      notes: remarks, such as that only a moving average was found.
+      arrays: path -> array, without wrapping containers such as ``params`` or ``state_dict``.
+      skipped: name of a group of other arrays -> the reason why it is left out.
+      notes: remarks, such as that the file holds only a moving average.
     """
 
     arrays: dict[Path, StoredArray]
@@ -82,7 +82,7 @@ def model_arrays(arrays: Mapping[Path, StoredArray]) -> ModelArrays:
 
 
 def leaves(tree: Any) -> dict[Path, StoredArray]:
-    """Every array of a nested container by its path, each container visited once.
+    """Returns every array of a nested container by its path; visits each container once.
 
     Raises:
       ValueError: if the containers are nested more than `MAX_DEPTH` deep.
@@ -95,17 +95,17 @@ def _leaves(node: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Store
         node = node.array
     if isinstance(node, StoredArray):
         yield path, node
-    elif hasattr(node, "__array__"):  # of NumPy, JAX, or anything that can become one
+    elif hasattr(node, "__array__"):  # an array of NumPy, JAX or another library
         yield path, StoredArray.of(node)
     elif isinstance(node, Inert | Mapping | Sequence) and not isinstance(node, str | bytes):
-        # Shared containers can make a small file unfold without end.
+        # A small file can name one container many times, and would unfold without end.
         if id(node) in seen:
             return
         seen.add(id(node))
         if len(path) >= MAX_DEPTH:
             raise ValueError(f"containers nested more than {MAX_DEPTH} deep")
         for key, child in _children(node):
-            # Every array below would carry the name along.
+            # The path of every array below repeats the name.
             if len(key) > MAX_NAME:
                 raise ValueError(f"a name of {len(key)} characters: {key[:40]!r}…")
             yield from _leaves(child, (*path, key), seen)
@@ -120,7 +120,7 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def group(path: Path) -> str:
-    """Whose an array is by its path: ``model``, ``optimizer`` or ``average``."""
+    """Returns what the array at a path belongs to: ``model``, ``optimizer`` or ``average``."""
     for key in path[:-1]:
         if _OPTIMIZER.match(key):
             return "optimizer"
@@ -130,7 +130,7 @@ def group(path: Path) -> str:
 
 
 def is_needed(path: Path) -> bool:
-    """Returns whether a reader wants the array at a path: not the optimizer's."""
+    """Returns whether the array at a path is read: every array but the optimizer's."""
     return group(path) != "optimizer"
 
 
@@ -148,7 +148,7 @@ def _summarize(arrays: Mapping[Path, StoredArray], reason: str) -> dict[str, str
 
 
 def _without_wrappers(arrays: dict[Path, StoredArray]) -> dict[Path, StoredArray]:
-    """Drops boxes at the end of paths, and wrapping containers that all kernels share."""
+    """Drops boxes at the end of paths, and the wrapping containers of all kernels."""
     arrays = {
         (path[:-1] if len(path) > 1 and path[-1] in _BOXES else path): array
         for path, array in arrays.items()

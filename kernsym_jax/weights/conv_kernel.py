@@ -1,4 +1,4 @@
-"""The record that every reader makes: a convolution kernel and what its file says about it."""
+"""A convolution kernel with what its file states about it: the record that every reader makes."""
 
 import dataclasses
 from typing import Any
@@ -12,27 +12,27 @@ CONV, DEPTHWISE, TRANSPOSED = "conv", "depthwise", "transposed"
 
 
 class _Float32:
-    """A field that keeps an array as its file holds it and gives it as float32."""
+    """A dataclass field that stores an array with its own dtype and returns it as float32."""
 
     def __get__(self, instance: Any, owner: type | None = None) -> np.ndarray:
         if instance is None:
-            raise AttributeError("a field without a default")
+            raise AttributeError("weight")  # dataclasses reads this as: there is no default
         with np.errstate(over="ignore", invalid="ignore"):
             return instance.__dict__["weight"].astype(np.float32, copy=False)
 
     def __set__(self, instance: Any, value: Any) -> None:
         array = np.asarray(value)
         if array.ndim != 4:
-            raise ValueError(f"a kernel has the axes (kh, kw, in, out); got shape {array.shape}")
+            raise ValueError(f"a kernel has the axes (kh, kw, in, out); got {array.shape}")
         instance.__dict__["weight"] = array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ConvKernel:
-    """One two-dimensional convolution kernel; what the file does not say is None.
+    """One two-dimensional convolution kernel; a fact that the file does not state is None.
 
-    A weight stored as float32 is a read-only view into its file; one stored otherwise is converted
-    anew each time it is asked for, so that a network costs no more memory than its file.
+    A weight that its file stores as float32 is a read-only view of the file. A weight of another
+    dtype is converted at each access, so that a network takes no more memory than its file.
 
     Attributes:
       weight: (kh, kw, in, out) float32, `in` counted per group: a depthwise kernel has in = 1.
@@ -59,7 +59,7 @@ class ConvKernel:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """What was found in one file or directory.
+    """The kernels of one file or directory.
 
     Attributes:
       kernels: layer name -> kernel, for every convolution with kh·kw > 1, in forward order where
@@ -67,10 +67,11 @@ class Weights:
       skipped: name -> why it is not among the kernels, for every other array or group of arrays.
       source: the path that was read.
       format: the format's name, such as ``safetensors``.
-      order: where the order of `kernels` comes from: ``forward`` (a graph, or our run's layers),
-        ``file`` (the order of definition), or ``name`` (nothing: names in natural order).
-      layout: the stored axes and how they are known, such as ``OIHW (PyTorch)``.
-      notes: remarks for the reader of a report, such as which BatchNorms were folded.
+      order: the order of `kernels`: ``forward`` (from a graph, or from our run's layers), ``file``
+        (the order of definition), or ``name`` (the natural order of names, where nothing tells
+        another).
+      layout: the stored axes and how the reader knows them, such as ``OIHW (recognised)``.
+      notes: remarks for the reader of a report, such as the number of folded BatchNorms.
     """
 
     kernels: dict[str, ConvKernel]

@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolution before it, where a file shows which belongs to which."""
+"""Folds into a kernel what a file keeps apart from it: BatchNorm's scale, weight norm's length."""
 
 import dataclasses
 import re
@@ -10,7 +10,7 @@ from kernsym_jax.formats.arrays import StoredArray
 from kernsym_jax.weights.conv_kernel import ConvKernel
 
 EPSILON = 1e-5
-"""PyTorch's and Flax's default; their files do not hold it."""
+"""The default of PyTorch and Flax, whose files do not hold epsilon."""
 
 _LEAVES = {
     "scale": ("weight", "scale", "gamma"),
@@ -22,12 +22,12 @@ _PARTNERS = ("bn", "norm", "BatchNorm", "batchnorm", "batch_norm", "batch_normal
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """A BatchNorm's scale per channel as it is used after training.
+    """The part of a BatchNorm that scales the channels after training.
 
     Attributes:
-      scale: (channels,) learned scale, or None for one without.
+      scale: (channels,) learned scale, or None if the layer has none.
       variance: (channels,) running variance.
-      epsilon: what is added to the variance.
+      epsilon: the constant that is added to the variance.
     """
 
     scale: np.ndarray | None
@@ -35,7 +35,7 @@ class Norm:
     epsilon: float = EPSILON
 
     def fold(self, kernel: ConvKernel) -> ConvKernel:
-        """The kernel with each output channel multiplied by the norm's factor for it."""
+        """Returns the kernel with each output channel multiplied by the norm's factor for it."""
         factor = 1 / np.sqrt(self.variance.astype(np.float32) + np.float32(self.epsilon))
         if self.scale is not None:
             factor = factor * self.scale.astype(np.float32)
@@ -48,20 +48,21 @@ def fold(
     in_order: bool,
     epsilon: float = EPSILON,
 ) -> tuple[dict[str, ConvKernel], tuple[str, ...]]:
-    """Folds each kernel's BatchNorm into it, where there is one that goes by its name or place.
+    """Folds into each kernel the BatchNorm that belongs to it by name or by place.
 
-    A convolution's partner has its name with ``bn`` or ``norm`` for ``conv`` or behind it, or the
-    next number in a sequence, or, where the order of definition is known, is the next layer of the
-    same block. It has as many channels, and is never defined before the convolution.
+    The BatchNorm of a convolution has the convolution's name with ``bn`` or ``norm`` in place of
+    ``conv`` or behind it, or has the next number in a sequence; where the order of definition is
+    known it may also be the next layer of the same block. It has as many channels as the
+    convolution has outputs, and the network never defines it before the convolution.
 
     Args:
       kernels: layer name -> kernel.
       arrays: name -> array, of the same file.
-      in_order: whether the arrays' order is that of the network's definition.
-      epsilon: what the network adds to each variance.
+      in_order: whether the arrays come in the order of the network's definition.
+      epsilon: the constant that the network adds to each variance.
 
     Returns:
-      The kernels, folded where possible, and a remark on how many were.
+      The kernels, folded where possible, and a remark that tells how many were folded.
     """
     layers = list(dict.fromkeys(_layer(name) for name in arrays))
     norms = _norms(arrays, epsilon)
@@ -101,7 +102,7 @@ def _layer(name: str) -> str:
 
 
 def _candidates(layer: str, layers: Sequence[str]) -> list[str]:
-    """Where a convolution's BatchNorm may be, the likeliest first."""
+    """Returns the names that a convolution's BatchNorm may have, the likeliest first."""
     last = re.split(r"[./]", layer)[-1]
     head = layer[: len(layer) - len(last)]
     found = [f"{layer}_{word}" for word in _PARTNERS]
@@ -119,7 +120,7 @@ def _candidates(layer: str, layers: Sequence[str]) -> list[str]:
     return found
 
 
-# PyTorch's older and newer way of naming (length, direction), and the weight's own name.
+# PyTorch's older and newer names of (length, direction), and the weight's own name.
 _WEIGHT_NORM = (
     ("weight_g", "weight_v", "weight"),
     ("parametrizations.weight.original0", "parametrizations.weight.original1", "weight"),
@@ -135,8 +136,8 @@ def merge_weight_norm(
       arrays: name -> array.
 
     Returns:
-      The arrays with ``weight`` in place of its direction, and the lengths' names -> why they are
-      left out.
+      The arrays with each ``weight`` in place of its two parts, and the names of the lengths -> the
+      reason why they are left out.
 
     Reference: Salimans & Kingma, "Weight Normalization", 2016.
     """

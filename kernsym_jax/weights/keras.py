@@ -1,4 +1,4 @@
-"""Keras models and weights: ``.keras``, ``.h5`` and ``.weights.h5``, of Keras 2 and 3."""
+"""Reads models and weights of Keras 2 and 3: ``.keras``, ``.h5`` and ``.weights.h5``."""
 
 import dataclasses
 import os
@@ -54,11 +54,12 @@ class _Layer:
     """A layer as the configuration describes it.
 
     Attributes:
-      path: its name, after those of the models around it: ``backbone/conv1``.
-      kind: the class, such as ``Conv2D``.
+      path: its name behind the names of the models around it: ``backbone/conv1``.
+      kind: its class, such as ``Conv2D``.
       settings: its arguments.
       inputs: paths of the layers that feed it.
-      key: what a ``.weights.h5`` file calls it, such as ``conv2d_1``, after those around it.
+      key: its name in a ``.weights.h5`` file, such as ``conv2d_1``, behind those of the models
+        around it.
     """
 
     path: str
@@ -68,7 +69,7 @@ class _Layer:
     key: str
 
     def pair(self, setting: str) -> Pair | None:
-        """A setting that has a number for rows and one for columns, or one for both."""
+        """Returns a setting that holds (rows, columns), or one number for both."""
         value = self.settings.get(setting)
         if isinstance(value, int):
             return value, value
@@ -78,11 +79,11 @@ class _Layer:
 
 
 def is_keras_archive(names: list[str]) -> bool:
-    """Whether the members of a zip archive are those of a ``.keras`` file."""
+    """Returns whether a zip archive with these members is a ``.keras`` file."""
     return _CONFIG in names and _WEIGHTS in names
 
 
-def read_archive(path: str | os.PathLike, fold_batchnorm: bool = False) -> Weights:
+def read_archive(path: str | os.PathLike, *, fold_batchnorm: bool = False) -> Weights:
     """Reads a ``.keras`` file.
 
     Args:
@@ -105,16 +106,16 @@ def read_archive(path: str | os.PathLike, fold_batchnorm: bool = False) -> Weigh
     return _weights(content, _numbered(content, layers), layers, "Keras", path, fold_batchnorm)
 
 
-def read_hdf5(path: str | os.PathLike, fold_batchnorm: bool = False) -> Weights:
+def read_hdf5(path: str | os.PathLike, *, fold_batchnorm: bool = False) -> Weights:
     """Reads an ``.h5`` or ``.weights.h5`` file.
 
     Args:
       path: the file.
-      fold_batchnorm: multiplies a kernel by the scale of the BatchNormalization that follows it, or
-        goes by its name where the file has no configuration.
+      fold_batchnorm: multiplies a kernel by the scale of the BatchNormalization that follows it; in
+        a file without a configuration, of the one that its name tells.
 
     Raises:
-      ValueError: if it is damaged, or from something else than Keras.
+      ValueError: if it is damaged, or not from Keras.
     """
     content = hdf5.read(path)
     config = content.groups[""].get("model_config")
@@ -131,7 +132,7 @@ def read_hdf5(path: str | os.PathLike, fold_batchnorm: bool = False) -> Weights:
 
 @dataclasses.dataclass(frozen=True)
 class _Variable:
-    """An array of a layer, with the layer's class and settings as far as they are known."""
+    """An array of a layer, with the layer's class and settings where the file tells them."""
 
     layer: str
     name: str
@@ -141,7 +142,7 @@ class _Variable:
 
 
 def _named(content: Hdf5, root: str, layers: Mapping[str, _Layer]) -> list[_Variable]:
-    """The variables of a file that lists their names, layer by layer."""
+    """Returns the variables of a file that lists their names layer by layer."""
     by_name = {path.rsplit("/", 1)[-1]: layer for path, layer in layers.items()}
     found = []
     for group in content.groups[root.rstrip("/")]["layer_names"]:
@@ -159,7 +160,7 @@ def _named(content: Hdf5, root: str, layers: Mapping[str, _Layer]) -> list[_Vari
 
 
 def _numbered(content: Hdf5, layers: Mapping[str, _Layer]) -> list[_Variable]:
-    """The variables of a file that numbers them, in the order of the layers if they are known."""
+    """Returns the variables of a file that numbers them, in the order of the layers if known."""
     keys = {layer.key: layer for layer in layers.values()}
     place = {layer.path: index for index, layer in enumerate(layers.values())}
     found = []
@@ -181,7 +182,7 @@ def _numbered(content: Hdf5, layers: Mapping[str, _Layer]) -> list[_Variable]:
 
 
 def _given_name(content: Hdf5, group: str) -> str:
-    """The names that the file notes for a layer and those around it."""
+    """Returns the name that the file notes for a layer, after those of the models around it."""
     parts = group.split("/")
     names = []
     for index, part in enumerate(parts):
@@ -250,7 +251,7 @@ def _why_not(variable: _Variable) -> str | None:
     if 0 in shape:
         return "an empty array"
     if "Conv" not in variable.kind and not looks_like_kernel(HWIO, shape):
-        return f"4-D array {shape}: no two axes are a kernel's height and width"
+        return f"4-D array {shape}: no two axes can be a kernel's height and width"
     return POINTWISE if shape[:2] == (1, 1) else None
 
 
@@ -309,22 +310,23 @@ def _fold(
 
 
 def _read_layers(config: Any) -> dict[str, _Layer]:
-    """The layers of a model in the order of its configuration, models inside it opened.
+    """Returns the layers of a model and of the models inside it, in the configuration's order.
 
     Args:
-      config: what ``config.json`` of a ``.keras`` file or the attribute ``model_config`` holds.
+      config: the content of ``config.json`` in a ``.keras`` file, or of the attribute
+        ``model_config``.
 
     Returns:
       path -> layer.
 
     Raises:
-      ValueError: if it is no configuration of a model.
+      ValueError: if it is not the configuration of a model.
     """
     return {layer.path: layer for layer in _layers(config, "", "", 0)}
 
 
 def _padding_before(layer: _Layer, layers: Mapping[str, _Layer]) -> Padding | None:
-    """The padding of a convolution, with that of a ZeroPadding2D in front of it."""
+    """Returns the padding of a convolution, including that of a ZeroPadding2D in front of it."""
     rule = layer.settings.get("padding")
     if rule == "same":
         return "SAME"
@@ -345,7 +347,7 @@ def _layers(config: Any, path: str, key: str, depth: int) -> Iterator[_Layer]:
     inner = config.get("config") if isinstance(config, dict) else None
     entries = inner if isinstance(inner, list) else inner.get("layers") if inner else None
     if not isinstance(entries, list) or depth > MAX_DEPTH:
-        raise ValueError("a Keras configuration that is none of a model with layers")
+        raise ValueError("a Keras configuration, but not of a model with layers")
     counts: dict[str, int] = {}
     previous: tuple[str, ...] = ()
     for entry in entries:
@@ -363,7 +365,7 @@ def _layers(config: Any, path: str, key: str, depth: int) -> Iterator[_Layer]:
 
 
 def _sources(nodes: Any) -> list[str]:
-    """The names of the layers in a layer's inbound nodes, as Keras 2 and Keras 3 write them."""
+    """Returns the names of the layers that feed a layer, as Keras 2 or Keras 3 lists them."""
     found: list[str] = []
     pending = [nodes]
     while pending:
@@ -382,7 +384,7 @@ def _sources(nodes: Any) -> list[str]:
 
 
 def _snake(name: str) -> str:
-    """``DepthwiseConv2D`` as ``depthwise_conv2d``, the way Keras names groups after classes."""
+    """Turns ``DepthwiseConv2D`` into ``depthwise_conv2d``, as Keras does to name a group."""
     name = re.sub(r"\W+", "", name)
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()

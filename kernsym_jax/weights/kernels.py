@@ -1,4 +1,4 @@
-"""From a file's named arrays to the convolution kernels among them."""
+"""Finds the convolution kernels among the named arrays of a file."""
 
 import dataclasses
 import re
@@ -41,12 +41,12 @@ _AXES = {
 
 @dataclasses.dataclass(frozen=True)
 class FoundKernels:
-    """The kernels of a file and what was left out.
+    """The kernels of a file, and the reasons why its other arrays are left out.
 
     Attributes:
       kernels: layer name -> kernel.
       skipped: array name -> reason.
-      layout: how the kernels' axes are stored and how that is known.
+      layout: the stored axes of the kernels and how they are known.
       notes: remarks on folding.
     """
 
@@ -58,19 +58,21 @@ class FoundKernels:
 
 def find_kernels(
     arrays: Mapping[str, StoredArray],
+    *,
     rule: str | None,
     layout: str | None,
     fold_batchnorm: bool,
     in_order: bool,
 ) -> FoundKernels:
-    """Tells a network's convolution kernels from its other arrays.
+    """Separates a network's convolution kernels from its other arrays.
 
     Args:
       arrays: name -> array, in the order of the layers as far as that is known.
-      rule: the layout that the format prescribes, or None to recognise it.
-      layout: the layout that the user says an open format has, or None.
+      rule: the layout that the format prescribes, or None.
+      layout: the layout that the user gives for a format without such a rule, or None to recognise
+        the layout of each array.
       fold_batchnorm: multiplies each kernel by the scale of the BatchNorm that follows it.
-      in_order: whether the arrays' order is that of the network's definition.
+      in_order: whether the arrays come in the order of the network's definition.
     """
     arrays = _without_prefix(arrays)
     arrays, skipped = fold.merge_weight_norm(arrays)
@@ -99,7 +101,7 @@ def find_kernels(
 
 
 def _without_prefix(arrays: Mapping[str, StoredArray]) -> dict[str, StoredArray]:
-    """The arrays without the name of a container that every kernel of theirs is in."""
+    """Removes the name of a container that holds every kernel."""
     kernels = [name for name, array in arrays.items() if len(array.shape) == 4]
     for prefix in _PREFIXES:
         if kernels and all(name.startswith(prefix) for name in kernels):
@@ -108,7 +110,7 @@ def _without_prefix(arrays: Mapping[str, StoredArray]) -> dict[str, StoredArray]
 
 
 def describe_axes(array: StoredArray) -> str:
-    """What an array that is no two-dimensional convolution's kernel may be."""
+    """Says what an array may be that is not the kernel of a two-dimensional convolution."""
     if not is_floating(array.dtype):
         return f"{array.dtype} array: not floating-point weights"
     axes = len(array.shape)
@@ -124,7 +126,7 @@ def _layouts(arrays: Mapping[str, StoredArray], known: str | None) -> dict[str, 
 
 
 def _why_not(name: str, array: StoredArray, layout: str | None, by_rule: bool) -> str | None:
-    """Why an array is no convolution kernel; None if it is one."""
+    """Returns the reason why an array is not a convolution kernel; None if it is one."""
     shape = array.shape
     if not is_floating(array.dtype) or len(shape) != 4:
         return describe_axes(array)
@@ -134,13 +136,15 @@ def _why_not(name: str, array: StoredArray, layout: str | None, by_rule: bool) -
     if leaf in _FIXED_FILTERS:
         return "a fixed blurring filter, not trained"
     if leaf not in _KERNEL_LEAVES and _NOT_KERNELS.search(leaf):
-        return f"4-D array {shape}: {leaf!r} names something other than a kernel"
+        return f"4-D array {shape}: its name {leaf!r} is not one of a kernel"
     if layout is None and any(looks_like_kernel(choice, shape) for choice in LAYOUTS):
-        return f"the axes of {shape} are open: HWIO or OIHW? --layout decides"
+        return f"the axes of {shape} may be HWIO or OIHW: --layout decides"
     plausible = layout is not None and (
         looks_like_kernel(layout, shape) or (by_rule and leaf in _KERNEL_LEAVES)
     )
-    return None if plausible else f"4-D array {shape}: no two axes are a kernel's height and width"
+    return (
+        None if plausible else f"4-D array {shape}: no two axes can be a kernel's height and width"
+    )
 
 
 def _kernel(name: str, arrays: Mapping[str, StoredArray], layout: str, first: bool) -> ConvKernel:
@@ -152,11 +156,11 @@ def _kernel(name: str, arrays: Mapping[str, StoredArray], layout: str, first: bo
         return ConvKernel(weight.reshape(kh, kw, 1, inputs * outputs), DEPTHWISE, groups=inputs)
     bias = arrays.get(f"{name.removesuffix(leaf)}bias")
     if bias is not None and len(bias.shape) == 1 and bias.shape != (outputs,):
-        # Only a transposed convolution has its output channels where others have their input.
+        # A transposed convolution stores its output channels where others store their inputs.
         groups, rest = divmod(bias.shape[0], inputs)
         if layout == OIHW and groups and not rest and outputs % groups == 0:
             return ConvKernel(transposed_to_hwio(stored, groups), TRANSPOSED, groups=groups)
         if layout == HWIO and bias.shape == (inputs,):
             return ConvKernel(np.swapaxes(weight, 2, 3), TRANSPOSED, groups=1)
-    # The first convolution of a network for grey images has one input channel as well.
+    # The first convolution of a network for grey images has one input channel too.
     return ConvKernel(weight, DEPTHWISE if inputs == 1 < outputs and not first else CONV)

@@ -1,4 +1,4 @@
-"""Which axes of a stored four-dimensional array are the kernel's rows and columns."""
+"""Recognises which axes of a stored four-dimensional array are a kernel's rows and columns."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ import numpy as np
 
 HWIO, OIHW, OHWI = "HWIO", "OIHW", "OHWI"
 LAYOUTS = (HWIO, OIHW, OHWI)
-"""The axes that a kernel may be stored in: height, width, in (per group) and out channels."""
+"""The orders of axes in which kernels are stored: H height, W width, I in (per group), O out."""
 
 # Vision transformers cut patches of up to 32; the largest dense kernels are 31 wide.
 _LARGEST = 32
@@ -16,13 +16,13 @@ Shape = tuple[int, ...]
 
 
 def axes_to_hwio(layout: str) -> tuple[int, int, int, int]:
-    """The permutation that brings a layout's axes to (height, width, in, out)."""
+    """Returns the permutation that brings a layout's axes to (height, width, in, out)."""
     height, width, inputs, outputs = (layout.index(letter) for letter in HWIO)
     return height, width, inputs, outputs
 
 
 def transposed_to_hwio(weight: np.ndarray, groups: int) -> np.ndarray:
-    """A transposed convolution's weight as PyTorch and ONNX store it, in our axes.
+    """Brings a transposed convolution's weight from the axes of PyTorch and ONNX to ours.
 
     Args:
       weight: (in, out / groups, kh, kw).
@@ -43,7 +43,7 @@ def check_layout(layout: str | None) -> None:
 
 
 def looks_like_kernel(layout: str, shape: Shape) -> int:
-    """How much an array read in a layout looks like a kernel.
+    """Rates how much an array looks like a kernel if its axes have a given layout.
 
     Args:
       layout: one of `LAYOUTS`.
@@ -51,7 +51,7 @@ def looks_like_kernel(layout: str, shape: Shape) -> int:
 
     Returns:
       3 for the usual square sizes, 2 for other squares up to 32, 1 for odd oblongs such as 1×7,
-      0 where the two axes are no kernel's height and width.
+      0 for sizes that no kernel has.
     """
     height, width, *_ = axes_to_hwio(layout)
     kh, kw = shape[height], shape[width]
@@ -60,7 +60,7 @@ def looks_like_kernel(layout: str, shape: Shape) -> int:
     if kh == kw:
         if kh <= 4 or (kh % 2 and kh <= _LARGEST_USUAL):
             return 3
-        # Batches of small images look like this, patches of vision transformers too.
+        # Batches of small images have such shapes, and so have patches of vision transformers.
         return 0 if layout == OHWI else 2
     return 1 if kh % 2 and kw % 2 and max(kh, kw) <= _LARGEST_USUAL else 0
 
@@ -68,15 +68,15 @@ def looks_like_kernel(layout: str, shape: Shape) -> int:
 def recognise(arrays: Mapping[str, Shape]) -> dict[str, str | None]:
     """Finds the layout of each four-dimensional array of a file whose format has no rule.
 
-    An array of which one reading is the most plausible is read so. The others follow the layout
-    that suits the whole file best, or else their names: ``weight`` as PyTorch has it, ``kernel``
-    as Flax and Keras do.
+    If one layout is the most plausible for an array, the array has that layout. The other arrays
+    follow the layout that suits the whole file best, or else their names: PyTorch says ``weight``,
+    Flax and Keras say ``kernel``.
 
     Args:
       arrays: name -> shape of four axes.
 
     Returns:
-      name -> layout; None where the file leaves it open or no axes look like a kernel's.
+      name -> layout; None if the file does not tell, or no axes look like a kernel's.
     """
     ratings = {
         name: {layout: looks_like_kernel(layout, shape) for layout in LAYOUTS}
@@ -92,7 +92,7 @@ def recognise(arrays: Mapping[str, Shape]) -> dict[str, str | None]:
             choice = whole or _by_name(name)
             found[name] = choice if choice and rating[choice] else None
     if whole == OHWI:
-        # Next to such arrays, a reading that ties with the usual layouts is this one too.
+        # In a file of such arrays, one that could have a usual layout as well has this one.
         found |= {name: OHWI for name, each in ratings.items() if each[OHWI] == max(each.values())}
     return found
 

@@ -1,4 +1,4 @@
-"""Trained weights as the variables of one of our models."""
+"""Loads trained weights into one of our models."""
 
 import os
 import re
@@ -32,28 +32,26 @@ def load_into(
     source: str | os.PathLike | Mapping[str, Any],
     input_shape: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Fits trained weights to a model.
+    """Loads trained weights as the variables of a model.
 
-    The source has the names of torchvision's model of the same name, or of akamaster's CIFAR
-    ResNets (``layer1.0.conv1.weight``, perhaps after ``module.``), with kernels as (out, in, kh,
-    kw)
-    and dense layers as (out, in); or the names of our own models (``layer1_0/conv1/kernel``) with
-    arrays as they are.
+    The source has the names of torchvision's model or of akamaster's CIFAR ResNets
+    (``layer1.0.conv1.weight``, also behind ``module.``), with kernels (out, in, kh, kw) and dense
+    layers (out, in); or it has the names and layouts of our own models (``layer1_0/conv1/kernel``).
 
     Args:
       model: a module of ``kernsym_jax.models``.
       source: any file or directory that keeps arrays by name (PyTorch, safetensors, npz, msgpack,
         orbax, a run directory), or a mapping of arrays, nested or not.
-      input_shape: (batch, height, width, channels) of images that the model takes; None for
-        224×224 images of as many channels as the source's first kernel has.
+      input_shape: (batch, height, width, channels) of the images that the model takes; None for
+        224×224 images with as many channels as the source's first kernel.
 
     Returns:
-      ``{"params": …, "batch_stats": …}`` for ``model.apply``, of the model's own dtypes.
+      ``{"params": …, "batch_stats": …}`` for ``model.apply``, in the model's own dtypes.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if the source cannot be read, or does not fit: with the paths that are missing,
-        left over, or of another shape.
+      FileNotFoundError: if the source does not exist.
+      ValueError: if the source cannot be read, or does not fit; the message names the paths that
+        are missing, that the model lacks, or that have another shape.
     """
     import jax.numpy as jnp
 
@@ -75,14 +73,14 @@ def load_into(
         node = tree
         for key in path[:-1]:
             node = node.setdefault(key, {})
-        # A copy: the array may be a view of a mapped file, which must not be donated.
+        # Copied, because JAX may donate the buffer, and the array may be a view of a mapped file.
         node[path[-1]] = jnp.array(found[path].read().astype(target.dtype), copy=True)
     return tree
 
 
 def _renamed(arrays: Arrays) -> dict[Path, StoredArray]:
-    """The arrays under the paths, and in the layout, of our models' variables."""
-    # Scalars are counters: of batches, of steps.
+    """Returns the arrays under the paths and in the layouts of our models' variables."""
+    # Scalars count batches or steps.
     arrays = {name: array for name, array in arrays.items() if array.shape}
     if any(re.search(r"(^|[./])kernel$", name) for name in arrays):
         return dict(_from_flax(name, array) for name, array in arrays.items())
@@ -96,9 +94,9 @@ def _from_flax(name: str, array: StoredArray) -> tuple[Path, StoredArray]:
 
 
 def _from_torch(name: str, array: StoredArray) -> tuple[Path, StoredArray]:
-    """``layer1.0.conv1.weight`` (out, in, kh, kw) becomes ``layer1_0/conv1/kernel``, turned."""
+    """Turns ``layer1.0.conv1.weight`` (out, in, kh, kw) into ``layer1_0/conv1/kernel`` of ours."""
     layer, _, leaf = name.replace("/", ".").rpartition(".")
-    path = tuple(re.sub(r"\.([0-9]+)(?=\.|$)", r"_\1", layer).split("."))
+    path = tuple(flax_layer(layer).split("/"))
     if leaf != "weight":
         collection, leaf = _TORCH_LEAVES.get(leaf, ("params", leaf))
         return (collection, *path, leaf), array
@@ -108,6 +106,18 @@ def _from_torch(name: str, array: StoredArray) -> tuple[Path, StoredArray]:
     shape = tuple(array.shape[axis] for axis in axes)
     kernel = StoredArray(shape, array.dtype, lambda: np.transpose(array.read(), axes))
     return ("params", *path, "kernel"), kernel
+
+
+def flax_layer(name: str) -> str:
+    """Returns the path in our models of a layer with PyTorch's name.
+
+    Args:
+      name: such as ``layer1.0.conv1``.
+
+    Returns:
+      Such as ``layer1_0/conv1``: a number joins the name before it, and a slash replaces each dot.
+    """
+    return re.sub(r"\.([0-9]+)(?=\.|$)", r"_\1", name).replace(".", "/")
 
 
 def _variable_shapes(model: "nn.Module", input_shape: Sequence[int]) -> dict[Path, Any]:
@@ -121,7 +131,7 @@ def _variable_shapes(model: "nn.Module", input_shape: Sequence[int]) -> dict[Pat
 
 
 def _input_channels(wanted: Mapping[Path, Any], found: Mapping[Path, StoredArray]) -> int:
-    """The source's channels at the one kernel that differs from the model's in nothing else."""
+    """Returns the input channels of the one kernel that differs from the model's only in them."""
     other = [
         found[path].shape[2]
         for path, target in wanted.items()

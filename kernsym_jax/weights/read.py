@@ -1,9 +1,9 @@
-"""What kind of file this is, and the reading of it."""
+"""Reads the convolution kernels of a file of any supported format, told by its content."""
 
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from kernsym_jax import run_directory
@@ -26,14 +26,14 @@ _INDEX = ".index.json"
 
 @dataclasses.dataclass(frozen=True)
 class _ArrayFile:
-    """The arrays of a network in one file or directory.
+    """The named arrays of a network in one file or directory.
 
     Attributes:
       format: the format's name.
       arrays: name -> array, in the file's order, or in natural order of the names if it has none.
       rule: the layout of kernels that the format prescribes, or None.
-      ordered: whether the order is that of the network's definition.
-      skipped: name of an array group that is not the network's -> why.
+      ordered: whether the arrays come in the order of the network's definition.
+      skipped: name of an array or a group of arrays that does not belong to the network -> why.
       notes: remarks for the reader of a report.
     """
 
@@ -46,64 +46,67 @@ class _ArrayFile:
 
 
 def read(
-    path: str | os.PathLike, layout: str | None = None, fold_batchnorm: bool = False
+    path: str | os.PathLike, *, layout: str | None = None, fold_batchnorm: bool = False
 ) -> Weights:
     """Reads the convolution kernels of any supported file or directory.
 
-    No framework is needed and nothing in the file is run. Arrays stay where they are, mapped into
-    memory, until they are looked at.
+    The reader needs no framework and runs nothing in the file. It maps arrays into memory and
+    leaves their values on disk until they are used.
 
     Args:
       path: a run directory, an orbax checkpoint, or a file; its content tells the format, not its
         name.
-      layout: ``HWIO``, ``OIHW`` or ``OHWI``: the axes of kernels in a file that leaves them open
-        (``.npz``, ``.npy``, ``.safetensors``).
+      layout: ``HWIO``, ``OIHW`` or ``OHWI``: the axes of kernels in a format that does not
+        prescribe them (``.npz``, ``.npy``, ``.safetensors``).
       fold_batchnorm: multiplies each kernel by the scale of the BatchNorm after it, where the file
-        shows which that is.
+        shows which BatchNorm that is.
 
     Returns:
-      The kernels in forward order where the format keeps it, and why every other array was left
-      out.
+      The kernels, in forward order where the format keeps it, and the reason why each other array
+      is not among them.
 
     Raises:
-      FileNotFoundError: if there is nothing at the path.
-      ValueError: if it is damaged, of an unsupported format, refused because it asks for code to
-        be run, or the layout is unknown.
+      FileNotFoundError: if the path does not exist.
+      ValueError: if the file is damaged, has an unsupported format, or asks for code to be run; if
+        the layout is unknown.
     """
     check_layout(layout)
     with naming(path):
         location = _existing(path)
-        graph = _graph_reader(location)
-        if graph is not None:
-            return graph(path, fold_batchnorm)
-        file = _array_file(location)
-        found = find_kernels(file.arrays, file.rule, layout, fold_batchnorm, file.ordered)
-        weights = Weights(
-            kernels=found.kernels,
-            skipped=found.skipped | file.skipped,
-            source=os.fspath(path),
-            format=file.format,
-            order="file" if file.ordered else "name",
-            layout=found.layout,
-            notes=file.notes + found.notes,
-        )
-        if run_directory.is_run(location):
-            weights = _with_geometry(weights, location)
-        return weights
+        weights = _read_graph(location, fold_batchnorm)
+        if weights is None:
+            file = _array_file(location)
+            found = find_kernels(
+                file.arrays,
+                rule=file.rule,
+                layout=layout,
+                fold_batchnorm=fold_batchnorm,
+                in_order=file.ordered,
+            )
+            weights = Weights(
+                kernels=found.kernels,
+                skipped=found.skipped | file.skipped,
+                source=os.fspath(path),
+                format=file.format,
+                order="file" if file.ordered else "name",
+                layout=found.layout,
+                notes=file.notes + found.notes,
+            )
+    return _with_geometry(weights, location) if run_directory.is_run(location) else weights
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, StoredArray]:
-    """Reads a network's named arrays, kernels or not, as a file has them.
+    """Reads all named arrays of a network, kernels or not.
 
     Args:
-      path: as for `read`, of a format that keeps arrays by their names in the network.
+      path: as for `read`, in a format that names arrays as the network does.
 
     Returns:
-      name -> array; the optimizer's state and moving averages are left out.
+      name -> array, without the optimizer's state and without moving averages.
 
     Raises:
-      FileNotFoundError: if there is nothing at the path.
-      ValueError: if it cannot be read.
+      FileNotFoundError: if the path does not exist.
+      ValueError: if the file cannot be read.
     """
     with naming(path):
         return _array_file(_existing(path)).arrays
@@ -118,33 +121,32 @@ def _existing(path: str | os.PathLike) -> pathlib.Path:
     return location
 
 
-def _graph_reader(path: pathlib.Path) -> Callable[..., Weights] | None:
-    """The reader of a format that keeps the network's graph; None for the other formats."""
+def _read_graph(path: pathlib.Path, fold_batchnorm: bool) -> Weights | None:
+    """Reads a file that keeps the network's graph; returns None if its format keeps none."""
     if path.is_dir():
         return None
-    with path.open("rb") as file:
-        head = file.read(16)
-    # An offset or a size comes first in these two; it may begin as other formats do.
+    head = _head(path)
+    # These two formats begin with an offset or a size, which may look like another format.
     if head[4:8] == b"TFL3":
-        return tflite.read
+        return tflite.read(path)
     if _is_safetensors(head):
         return None
     if head[:1] == b"\x08" or path.suffix.lower() == ".onnx":
-        return onnx.read
+        return onnx.read(path, fold_batchnorm=fold_batchnorm)
     if head[:8] == b"\x89HDF\r\n\x1a\n":
-        return keras.read_hdf5
+        return keras.read_hdf5(path, fold_batchnorm=fold_batchnorm)
     if head[:2] == b"PK" and keras.is_keras_archive(ZipMembers(path).names):
-        return keras.read_archive
+        return keras.read_archive(path, fold_batchnorm=fold_batchnorm)
     return None
 
 
 def _array_file(path: pathlib.Path) -> _ArrayFile:
+    """Reads the named arrays of a file or directory."""
     if path.is_dir():
         return _directory(path)
     if path.name.endswith(_INDEX):
         return _sharded(path)
-    with path.open("rb") as file:
-        head = file.read(16)
+    head = _head(path)
     if _is_safetensors(head):
         return _by_name("safetensors", safetensors.read_arrays(path))
     if head[:2] == b"PK":
@@ -155,7 +157,12 @@ def _array_file(path: pathlib.Path) -> _ArrayFile:
         return _ArrayFile("npy", npz.read_npy(path), ordered=True)
     if head[:1] and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
         return _checkpoint("Flax msgpack", flax_msgpack.read_tree(path), HWIO, "/", ordered=False)
-    raise ValueError(f"not a format that is known; {SUPPORTED}" if head else "the file is empty")
+    raise ValueError(f"unknown format; {SUPPORTED}" if head else "the file is empty")
+
+
+def _head(path: pathlib.Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(16)
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -185,14 +192,15 @@ def _zip(path: pathlib.Path) -> _ArrayFile:
         return _checkpoint(name, pytorch.read_archive(path), OIHW, ".", ordered=True)
     if names and all(name.endswith(".npy") for name in names):
         arrays, skipped = npz.read_npz(path)
-        # Names from A to Z are a sorted tree's, whatever the order of its layers.
+        # Names from A to Z come from a sorted tree and say nothing about the order of its layers.
         if list(arrays) == sorted(arrays):
             return dataclasses.replace(_by_name("npz", arrays), skipped=skipped)
         return _ArrayFile("npz", arrays, ordered=True, skipped=skipped)
-    raise ValueError(f"a zip archive of something else; {SUPPORTED}")
+    raise ValueError(f"a zip archive, but of no supported format; {SUPPORTED}")
 
 
 def _sharded(path: pathlib.Path) -> _ArrayFile:
+    """Reads a checkpoint in several files through its index."""
     arrays: dict[str, StoredArray] = {}
     shards: dict[str, Mapping[str, StoredArray]] = {}
     weight_map = safetensors.read_weight_map(path)
@@ -200,7 +208,7 @@ def _sharded(path: pathlib.Path) -> _ArrayFile:
         if file not in shards:
             shards[file] = _array_file(_existing(path.parent / file)).arrays
         if name not in shards[file]:
-            raise ValueError(f"{file} has no array {name!r}, which the index places there")
+            raise ValueError(f"{file} lacks the array {name!r}, which the index expects there")
         arrays[name] = shards[file][name]
     if all(file.endswith(".safetensors") for file in shards):
         return _by_name("safetensors, sharded", arrays)
@@ -224,29 +232,31 @@ def _tree(
     return file if ordered else dataclasses.replace(file, arrays=_by_name(name, arrays).arrays)
 
 
-def _with_geometry(weights: Weights, path: pathlib.Path) -> Weights:
-    """Adds what ``layers.json`` says: the forward order, strides, paddings, dilations and groups.
+def _with_geometry(weights: Weights, workdir: pathlib.Path) -> Weights:
+    """Adds the forward order, strides, paddings, dilations and groups that ``layers.json`` holds.
 
     Args:
-      weights: as read from the run's checkpoint.
-      path: the run directory.
+      weights: the kernels of the run's checkpoint.
+      workdir: the run directory.
 
     Returns:
       The same kernels, those of ``layers.json`` first and in its order.
 
     Raises:
-      ValueError: if ``layers.json`` is not what training writes.
+      ValueError: if ``layers.json`` is damaged.
     """
-    if not (path / run_directory.LAYERS).exists():
+    try:
+        rows = run_directory.read_layers(workdir)
+    except FileNotFoundError:
         return weights
-    rows = run_directory.read_layers(path)
     found = {row["layer"]: row for row in reversed(rows)}
     order = dict.fromkeys(row["layer"] for row in rows)
-    kernels = {
-        name: _described(weights.kernels[name], found[name])
-        for name in order
-        if name in weights.kernels
-    }
+    with naming(workdir / run_directory.LAYERS):
+        kernels = {
+            name: _described(weights.kernels[name], found[name])
+            for name in order
+            if name in weights.kernels
+        }
     missing = {name: kernel for name, kernel in weights.kernels.items() if name not in kernels}
     return dataclasses.replace(
         weights, kernels=kernels | missing, order="forward" if kernels else weights.order
@@ -274,7 +284,6 @@ def _pair(value: Any) -> Pair | None:
 def _padding(value: Any) -> Padding | None:
     if value is None or isinstance(value, str):
         return value
-    rows, columns = (_pair(ends) for ends in value)
-    assert rows is not None
-    assert columns is not None
-    return rows, columns
+    rows, columns = value
+    (top, bottom), (left, right) = rows, columns
+    return (int(top), int(bottom)), (int(left), int(right))

@@ -1,4 +1,4 @@
-"""TensorFlow Lite models: kernels dequantised, with their strides and paddings from the graph."""
+"""Reads TensorFlow Lite models: dequantised kernels with strides and paddings from the graph."""
 
 import dataclasses
 import math
@@ -43,22 +43,20 @@ _CONV_2D, _DEPTHWISE_2D, _DEQUANTIZE, _PAD, _TRANSPOSE_CONV, _DENSIFY = 3, 4, 6,
 _INT32 = np.dtype("<i4")
 
 
-def read(path: str | os.PathLike, fold_batchnorm: bool = False) -> Weights:
+def read(path: str | os.PathLike) -> Weights:
     """Reads the kernels of every convolution of a TensorFlow Lite model, in graph order.
 
     Args:
-      path: the model.
-      fold_batchnorm: no matter: the converter has folded every BatchNorm already.
+      path: the model, in which the converter has folded every BatchNorm already.
 
     Raises:
-      ValueError: if it is no such model, or is damaged.
+      ValueError: if the file is not such a model, or is damaged.
 
     Reference: tensorflow/compiler/mlir/lite/schema/schema.fbs
     """
-    del fold_batchnorm
     data = map_file(path)
     if data[4:8].tobytes() != b"TFL3":
-        raise ValueError("no TensorFlow Lite model")
+        raise ValueError("not a TensorFlow Lite model")
     model = Table.root(data)
     codes = [
         max(code.number(_OLD_CODE, "<b"), code.number(_CODE, "<i")) for code in model.tables(_CODES)
@@ -127,7 +125,7 @@ class _Graph:
             array = self.array(index) if index not in used else None
             if array is not None and array.shape:
                 plain = describe_axes(array)
-                unused = f"4-D array {array.shape}: no convolution's kernel"
+                unused = f"4-D array {array.shape}: not the kernel of a convolution"
                 skipped[self.name(index)] = unused if len(array.shape) == 4 else plain
 
     def kernel(self, operator: _Operator, array: StoredArray) -> ConvKernel:
@@ -154,7 +152,7 @@ class _Graph:
         )
 
     def padding(self, operator: _Operator) -> Padding | None:
-        """The layer's rule, with that of a PAD in front of it."""
+        """Returns the padding of a layer, including that of a PAD in front of it."""
         if operator.option(0, "<b") == 0:
             return "SAME"
         images = operator.inputs[-1] if operator.code == _TRANSPOSE_CONV else operator.inputs[0]
@@ -168,7 +166,7 @@ class _Graph:
         return (rows[0], rows[1]), (columns[0], columns[1])
 
     def source(self, index: int) -> int:
-        """The stored tensor that a tensor was made whole and dequantised from."""
+        """Returns the stored tensor that DENSIFY and DEQUANTIZE turn into a given tensor."""
         for code in (_DEQUANTIZE, _DENSIFY):
             maker = self.makers.get(index)
             if maker is not None and maker.code == code:
@@ -184,7 +182,7 @@ class _Graph:
         return self.tensors[index]
 
     def array(self, index: int) -> StoredArray | None:
-        """A tensor's stored values, dequantised; None if it has none."""
+        """Returns a tensor's stored values, dequantised; None if it stores none."""
         tensor = self.tensor(index)
         buffer = self.buffers[tensor.number(_BUFFER, "<I")]
         shape = tuple(tensor.numbers(_SHAPE, _INT32).tolist())
@@ -218,7 +216,7 @@ def _dequantized(array: StoredArray, quantization: Table) -> StoredArray:
 
 
 MAX_SPARSE = 1 << 24
-"""A few stored values can claim any shape; no convolution's kernel is near as large as this."""
+"""Elements of a sparse tensor: a few stored values can claim any shape, and kernels are smaller."""
 
 # Fields of SparsityParameters, DimensionMetadata and the vectors of indices.
 _TREE_ORDER, _BLOCKS, _LEVELS = 0, 1, 2
@@ -230,19 +228,20 @@ _INDEX_TYPES: dict[int, np.dtype] = {1: _INT32, 2: np.dtype("<u2"), 3: np.dtype(
 def _dense(values: np.ndarray, sparsity: Table, shape: tuple[int, ...]) -> np.ndarray:
     """Puts the stored values of a sparse tensor into their places among zeros.
 
-    The tensor is a tree: each level gives one axis, or the axis inside the blocks that another is
-    cut into, either whole or as a list of the indices that are there.
+    The format describes the tensor as a tree with a level for each axis, and a further level for
+    each axis that is cut into blocks. A level either has all indices of its axis or lists those
+    that occur.
 
     Args:
       values: (n,), in the order of the tree's leaves.
       sparsity: the tensor's ``SparsityParameters``.
-      shape: of the whole tensor.
+      shape: the shape of the dense tensor.
 
     Returns:
-      The whole tensor.
+      The dense tensor.
 
     Raises:
-      ValueError: if the tree does not fit the shape, or its leaves are not as many as the values.
+      ValueError: if the tree does not fit the shape, or has more or fewer leaves than values.
 
     Reference: ``SparsityParameters`` in tensorflow/compiler/mlir/lite/schema/schema.fbs
     """
@@ -252,7 +251,7 @@ def _dense(values: np.ndarray, sparsity: Table, shape: tuple[int, ...]) -> np.nd
     blocks = sparsity.numbers(_BLOCKS, _INT32).tolist()
     levels = sparsity.tables(_LEVELS)
     extents = _extents(order, blocks, levels, shape)
-    # Counted before it is built: no more nodes than the file has values or segments for.
+    # Count the nodes before building them: the file must have the values or segments for them.
     counts = [1]
     for level, extent in zip(levels, extents, strict=True):
         counts.append(_count(level, counts[-1], extent))
@@ -274,7 +273,7 @@ def _dense(values: np.ndarray, sparsity: Table, shape: tuple[int, ...]) -> np.nd
 def _extents(
     order: list[int], blocks: list[int], levels: list[Table], shape: tuple[int, ...]
 ) -> list[int]:
-    """How many indices each level can have."""
+    """Returns how many indices each level can have."""
     axes = len(shape)
     fits = sorted(order) == list(range(axes + len(blocks))) and len(levels) == len(order)
     if not fits or sorted(order[:axes]) != list(range(axes)) or not set(blocks) <= set(range(axes)):
@@ -290,7 +289,7 @@ def _extents(
 
 
 def _count(level: Table, above: int, extent: int) -> int:
-    """How many nodes a level has."""
+    """Returns how many nodes a level has."""
     if not _lists_indices(level):
         if level.number(_SIZE, "<i") != extent:
             raise ValueError(f"a level of {level.number(_SIZE, '<i')} instead of {extent}")
@@ -302,7 +301,7 @@ def _count(level: Table, above: int, extent: int) -> int:
 
 
 def _level(level: Table, above: int, extent: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each node of a level the node above it, and its own index along the level's axis."""
+    """Returns, for each node of a level, the node above it and its index along the level's axis."""
     if not _lists_indices(level):
         return np.repeat(np.arange(above), extent), np.tile(np.arange(extent), above)
     lengths = np.diff(_vector(level, *_SEGMENTS))

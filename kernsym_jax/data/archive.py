@@ -1,167 +1,278 @@
-"""Tar files of class folders, read without writing anything to disk."""
+"""Tar files, read without writing anything to disk and with bounded memory, whoever made them."""
 
+import bz2
+import contextlib
 import functools
+import gzip
 import lzma
 import pathlib
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
+from typing import IO, Any, NamedTuple
 
-from kernsym_jax.data import folder
-from kernsym_jax.data.encoded_set import EncodedSet, Files
+from kernsym_jax.data.decode import BrokenImage
+
+MOST_BYTES = 2**28
+"""Size of the largest image file that is read."""
 
 _BLOCK = 512
-_MOST_BYTES = 2**28
-_MOST_HELD = 8 * 2**30
+_CHUNK = 2**20
+# Longer than any path that Linux can open.
+_MOST_NAME = 4096
+# Of a header with a long name or, in pax archives, with attributes of the next member.
+_MOST_HEADER_BYTES, _MOST_HEADER_FIELDS = 2**20, 1000
+# A compressed archive is read from the front and held in memory. Image files hardly shrink when
+# they are compressed, so an archive that grows beyond this holds something else.
+_MOST_GROWTH, _GROWS_TO = 4, 2**28
+# Many members in few bytes are not images either, and each takes its time.
+_LEAST_BYTES_PER_HEADER, _HEADERS_IN_ANY = 64, 10_000
+# Folders are listed to this depth: a common folder, a split, and a class or a kind.
+_FOLDER_DEPTH = 3
+
+_PAX, _PAX_SOLARIS, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"x", b"X", b"g", b"L", b"K"
+_FILES, _FOLDER = (b"0", b"\0", b"7"), b"5"
+_OPENERS: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+    b"\x5d\x00\x00\x80": lzma.open,
+}
 
 Path = pathlib.PurePosixPath
-# Gives a file's bytes; None stands for a folder.
+# Returns the bytes of a file, or raises `BrokenImage`; None stands for a folder.
 Read = Callable[[], bytes] | None
 
 
-def load(place: str, split: str) -> EncodedSet:
-    """Lists ``<split>/<class>/<image>`` in a tar file, perhaps below one common folder.
-
-    An uncompressed file is read image by image where it lies; of a compressed one the split's
-    images are held in memory, encoded as they are.
-
-    Args:
-      place: the tar file, plain or compressed by gzip, bzip2 or xz.
-      split: ``train`` or ``test``.
-
-    Returns:
-      The images in the order of their paths; what is wrong is found when they are listed.
-
-    Raises (when listed):
-      FileNotFoundError: if the split or its images are not there.
-      ValueError: if the file is no tar file or damaged, a member's name leads out of the archive,
-        a member is neither a file nor a folder, or the splits do not have the same classes.
-    """
-    path = pathlib.Path(place)
-    identity = state(path)
-    return EncodedSet(
-        place=f"{path.resolve()}, {split} split",
-        identity=lambda: identity,
-        list=lambda: _files(path, split),
-    )
-
-
 def members(path: pathlib.Path) -> dict[Path, Read]:
-    """What is in a tar file, below a folder that all have in common.
+    """Lists the files and folders in a tar file.
+
+    A plain tar file stays on disk and is read member by member. The files of a compressed one are
+    held in memory, each as it is encoded.
 
     Args:
-      path: the tar file, plain or compressed.
+      path: the tar file, plain or compressed by gzip, bzip2 or xz.
 
     Returns:
-      Every file with what gives its bytes, and every folder with ``None``.
+      A function that returns the bytes for every file, and None for every folder of the first three
+      levels, also if only the name of a file tells of it. Files and folders whose names start with
+      a dot are left out.
 
     Raises:
-      ValueError: as `load` does.
+      ValueError: if the file is no tar file or damaged, if a member leads out of the archive, is
+        neither a file nor a folder or has too long a header, and if a compressed archive grows to
+        more than four times its size and 256 MiB.
     """
+    found: dict[Path, Read] = {}
     try:
-        found = dict(_members(path))
+        with _open(path) as archive:
+            for member in _members(archive):
+                _add(archive, member, found)
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{path}: not a readable tar file ({error})") from error
-    return _without_common_folder(found)
+    return found
 
 
 def state(path: pathlib.Path) -> tuple[int, int]:
-    """Size and time of change of an archive: other ones if it has changed."""
+    """Returns size and time of change of an archive."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns
 
 
-def _files(path: pathlib.Path, split: str) -> Files:
-    found = members(path)
-    folders = {member.parts[0] for member, read in found.items() if read is None}
-    name = folder.split_folder(str(path), folders, split)
-    classes = _class_names(found, name)
-    for other in folder.split_folders(folders) if name else ():
-        folder.require_same_classes(str(path), classes, _class_names(found, other))
-    depth = 1 if name else 0
-    images = [
-        (member, read, classes.index(member.parts[depth]))
-        for member, read in sorted(found.items(), key=lambda item: item[0].parts)
-        if read is not None and len(member.parts) > depth + 1 and _inside(member, name)
-    ]
-    if not images:
-        raise FileNotFoundError(f"{path}: no images in the class folders of {name or 'it'}")
-    return Files(
-        size=len(images),
-        classes=classes,
-        record=lambda index: (images[index][1](), images[index][2]),
-        name=lambda index: f"{path}/{images[index][0]}",
+class _Member(NamedTuple):
+    """What a header says of the member behind it."""
+
+    name: str
+    kind: bytes
+    size: int
+    sparse: bool
+
+
+class _Archive:
+    """The bytes of a tar file from the front to the end, and no more than are allowed.
+
+    Attributes:
+      path: the tar file.
+      size: its size in bytes, as it lies on disk.
+      compressed: whether the bytes cannot be read again.
+      offset: bytes that have been read or skipped.
+    """
+
+    def __init__(self, path: pathlib.Path, file: IO[bytes], *, compressed: bool) -> None:
+        self.path, self.size, self.compressed = path, path.stat().st_size, compressed
+        self.offset = 0
+        self._file = file
+        self._most = _MOST_GROWTH * self.size + _GROWS_TO
+
+    def read(self, size: int, what: str) -> bytes:
+        """Returns the next bytes, fewer at the end of the file; ``what`` names them in errors."""
+        self._require(size, what)
+        content = self._file.read(size)
+        self.offset += len(content)
+        return content
+
+    def skip(self, size: int, what: str) -> None:
+        """Goes on behind the next bytes."""
+        self._require(size, what)
+        if not self.compressed:
+            if self.offset + size > self.size:
+                raise tarfile.ReadError("unexpected end of data")
+            self._file.seek(size, 1)
+            self.offset += size
+            return
+        end = self.offset + size
+        while self.offset < end:
+            if not self.read(min(end - self.offset, _CHUNK), what):
+                raise tarfile.ReadError("unexpected end of data")
+
+    def _require(self, size: int, what: str) -> None:
+        if self.compressed and self.offset + size > self._most:
+            raise ValueError(
+                f"{self.path}: {what} makes it grow to more than {_MOST_GROWTH} times its size and "
+                f"{_GROWS_TO >> 20} MiB; a compressed archive is held in memory, decompress it to "
+                "a plain .tar first"
+            )
+
+
+@contextlib.contextmanager
+def _open(path: pathlib.Path) -> Iterator[_Archive]:
+    with path.open("rb") as file:
+        start = file.read(_BLOCK)
+        file.seek(0)
+        opener = next(
+            (opener for magic, opener in _OPENERS.items() if start.startswith(magic)), None
+        )
+        if opener is None:
+            yield _Archive(path, file, compressed=False)
+            return
+    with opener(path) as file:
+        yield _Archive(path, file, compressed=True)
+
+
+def _members(archive: _Archive) -> Iterator[_Member]:
+    """Yields the members in their order; the caller reads or skips the content of each."""
+    most = _HEADERS_IN_ANY + archive.size // _LEAST_BYTES_PER_HEADER
+    extra: dict[str, str] = {}
+    name = "its start"
+    for count in range(most):
+        block = archive.read(_BLOCK, f"the header behind {name}")
+        # Two empty blocks end an archive; some programs write one or none.
+        if not block.strip(b"\0"):
+            if not count and len(block) < _BLOCK:
+                raise tarfile.ReadError("empty file")
+            return
+        # Raises `tarfile.HeaderError` for a block that is no header.
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        name = _shown(extra.get("path", header.name))
+        if header.type in (_PAX, _PAX_SOLARIS, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK):
+            extra |= _extra_header(archive, header, name)
+            continue
+        yield _Member(
+            extra.get("path", header.name),
+            header.type,
+            _size(extra.get("size", str(header.size)), name),
+            header.issparse() or any(key.startswith("GNU.sparse.") for key in extra),
+        )
+        extra = {}
+    raise ValueError(f"{archive.path}: more than {most} members in {archive.size} bytes: no images")
+
+
+def _extra_header(archive: _Archive, header: tarfile.TarInfo, name: str) -> dict[str, str]:
+    """Reads a header that says more of the next member than its own header has room for."""
+    if not 0 <= header.size <= _MOST_HEADER_BYTES:
+        raise tarfile.ReadError(
+            f"the header of the member {name} has {header.size} bytes, more than "
+            f"{_MOST_HEADER_BYTES}"
+        )
+    content = archive.read(header.size, f"the header of the member {name}")
+    if len(content) < header.size:
+        raise tarfile.ReadError("unexpected end of data")
+    archive.skip(-header.size % _BLOCK, f"the header of the member {name}")
+    if header.type == _LONG_LINK:
+        return {}
+    if header.type == _LONG_NAME:
+        return {"path": content.rstrip(b"\0").decode("utf-8", "surrogateescape")}
+    fields = _pax_fields(content, name)
+    if header.type != _PAX_GLOBAL:
+        return fields
+    if fields.keys() & {"path", "size"}:
+        raise tarfile.ReadError(f"{name} gives all members one name or size")
+    return {}
+
+
+def _pax_fields(content: bytes, name: str) -> dict[str, str]:
+    """Reads the fields of a pax header, each ``<length> <key>=<value>`` and a line break."""
+    fields: dict[str, str] = {}
+    content = content.rstrip(b"\0")
+    start = 0
+    for _ in range(_MOST_HEADER_FIELDS):
+        if start == len(content):
+            return fields
+        length = content[start : start + 8].split(b" ")[0]
+        end = start + int(length) if length.isdigit() else 0
+        field = content[start + len(length) + 1 : end - 1]
+        if not start < end <= len(content) or content[end - 1 : end] != b"\n" or b"=" not in field:
+            raise tarfile.ReadError(f"the header of the member {name} is damaged")
+        key, _, value = field.partition(b"=")
+        fields[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        start = end
+    raise tarfile.ReadError(
+        f"the header of the member {name} has more than {_MOST_HEADER_FIELDS} fields"
     )
 
 
-def _members(path: pathlib.Path) -> Iterator[tuple[Path, Read]]:
-    """Every folder, also those that only a file's name tells of, and every file that shows."""
-    held, compressed = 0, not _is_plain(path)
-    with tarfile.open(path, "r|*" if compressed else "r:") as archive:
-        if not compressed and path.stat().st_size % _BLOCK:
-            raise tarfile.ReadError("unexpected end of data")
-        for member in archive:
-            name = Path(member.name)
-            if name.is_absolute() or ".." in name.parts:
-                raise ValueError(f"{path}: the member {member.name!r} leads out of the archive")
-            if not (member.isdir() or member.isreg()) or member.issparse():
-                raise ValueError(f"{path}: the member {member.name!r} is no plain file or folder")
-            if any(part.startswith(".") for part in name.parts):
-                continue
-            for above in (name, *name.parents)[0 if member.isdir() else 1 : -1]:
-                yield above, None
-            if member.isreg():
-                if member.size > _MOST_BYTES:
-                    raise ValueError(f"{path}: {member.name!r} has {member.size} bytes: no image")
-                if not compressed:
-                    yield name, functools.partial(_read_at, path, member.offset_data, member.size)
-                    continue
-                # It can only be read from the front: what it holds is kept.
-                held += member.size
-                if held > _MOST_HELD:
-                    raise ValueError(
-                        f"{path}: more than {_MOST_HELD >> 30} GiB; a compressed archive is held "
-                        "in memory, decompress it to a plain .tar first"
-                    )
-                content = archive.extractfile(member)
-                assert content is not None, "only members that are no files have no content"
-                yield name, functools.partial(bytes, content.read())
+def _add(archive: _Archive, member: _Member, found: dict[Path, Read]) -> None:
+    """Adds a member and the folders above it, and goes on behind its content."""
+    path, shown = archive.path, _shown(member.name)
+    if len(member.name) > _MOST_NAME:
+        raise ValueError(f"{path}: the member {shown} has a name of {len(member.name)} characters")
+    name = Path(member.name)
+    if name.is_absolute() or ".." in name.parts:
+        raise ValueError(f"{path}: the member {shown} leads out of the archive")
+    if member.sparse or member.kind not in (*_FILES, _FOLDER):
+        raise ValueError(f"{path}: the member {shown} is no plain file or folder")
+    is_folder = member.kind == _FOLDER
+    if not name.parts and not is_folder:
+        raise ValueError(f"{path}: the member {shown} is a file without a name")
+    hidden = any(part.startswith(".") for part in name.parts)
+    if not hidden:
+        folders = name.parts if is_folder else name.parts[:-1]
+        for depth in range(1, min(len(folders), _FOLDER_DEPTH) + 1):
+            above = Path(*folders[:depth])
+            if found.setdefault(above, None) is not None:
+                raise ValueError(f"{path}: {_shown(str(above))} is a file and a folder")
+        if not is_folder and name in found and found[name] is None:
+            raise ValueError(f"{path}: {shown} is a file and a folder")
+    if is_folder:
+        return
+    padded, what = member.size + -member.size % _BLOCK, f"the member {shown}"
+    if hidden or not archive.compressed or member.size > MOST_BYTES:
+        if not hidden:
+            found[name] = functools.partial(_read_at, path, shown, archive.offset, member.size)
+        archive.skip(padded, what)
+        return
+    # It can only be read from the front, so its content is kept.
+    content = archive.read(member.size, what)
+    if len(content) < member.size:
+        raise tarfile.ReadError("unexpected end of data")
+    archive.skip(padded - member.size, what)
+    found[name] = functools.partial(bytes, content)
 
 
-def _is_plain(path: pathlib.Path) -> bool:
-    try:
-        with tarfile.open(path, "r:"):
-            return True
-    except tarfile.ReadError:
-        return False
-
-
-def _read_at(path: pathlib.Path, offset: int, size: int) -> bytes:
+def _read_at(path: pathlib.Path, name: str, offset: int, size: int) -> bytes:
+    if size > MOST_BYTES:
+        raise BrokenImage(f"{path}: the member {name} has {size} bytes, more than {MOST_BYTES}")
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(size)
 
 
-def _without_common_folder(members: dict[Path, Read]) -> dict[Path, Read]:
-    """The members with their common first folder taken off, unless that is itself a split."""
-    first = {member.parts[0] for member in members}
-    if len(first) != 1 or first & folder.SPLIT_NAMES:
-        return members
-    return {
-        Path(*member.parts[1:]): read for member, read in members.items() if len(member.parts) > 1
-    }
+def _size(text: str, name: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 20:
+        raise tarfile.ReadError(f"the member {name} has the size {text[:20]}")
+    return int(text)
 
 
-def _class_names(members: dict[Path, Read], split: str) -> tuple[str, ...]:
-    depth = 1 if split else 0
-    return tuple(
-        sorted(
-            member.parts[depth]
-            for member, read in members.items()
-            if read is None and len(member.parts) == depth + 1 and _inside(member, split)
-        )
-    )
-
-
-def _inside(member: Path, split: str) -> bool:
-    return not split or member.parts[0] == split
+def _shown(name: str) -> str:
+    """Returns a name for messages, in quotes and not too long."""
+    return repr(name if len(name) <= 100 else f"{name[:100]}…")

@@ -1,13 +1,13 @@
 """Random variation of training images, and their normalisation, inside the jitted step."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 
-from kernsym_jax.data.crop import crop
+from kernsym_jax.data.decode import DRAWS, random_box
 from kernsym_jax.data.image_set import VOID
 
 FLIPS = ("none", "horizontal", "vertical", "d4")
@@ -15,15 +15,16 @@ FLIPS = ("none", "horizontal", "vertical", "d4")
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """How training images are varied; static, so that a step is compiled for it.
+    """The random variation of training images; static, so that a step is compiled for it.
 
-    What is done comes in this order.
+    Images are cropped, then shifted, then flipped.
 
     Attributes:
       crop_size: a random window of every image is scaled to a square of that size; 0 for none.
       crop_scale: least and largest share of the area of a window.
       crop_ratio: least and largest width over height of a window.
-      shift: largest shift in pixels, per axis and image; what enters is black, in masks void.
+      shift: largest shift in pixels, per axis and image; pixels that enter are black, or void in
+        masks.
       flip: ``none``, ``horizontal``, ``vertical``, each applied to half of the images, or ``d4``,
         one of the eight symmetries of the square per image.
 
@@ -45,7 +46,7 @@ class Augment:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Augment":
-        """What the keys under ``config.data`` of a resolved config ask for."""
+        """Returns the variation that ``config.data`` of a resolved config asks for."""
         return cls(
             shift=config["shift"],
             flip=config["flip"],
@@ -68,7 +69,7 @@ def augment(
 def augment(
     images: jax.Array, key: jax.Array, how: Augment, masks: jax.Array | None = None
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Crops, shifts and flips every image by itself, and its mask with it.
+    """Crops, shifts and flips each image independently, and its mask like it.
 
     Args:
       images: (batch, height, width, channels), any dtype.
@@ -78,11 +79,11 @@ def augment(
 
     Returns:
       Images of the same dtype, and of the same shape unless they are cropped; with masks, a pair of
-      the images and their masks. Every pixel of a mask is one of the mask before, or `VOID`.
+      the images and their masks. A mask gets no values that it did not have, except `VOID`.
 
     Raises:
-      ValueError: if a shift could move an image out of sight, or ``d4`` meets images that are not
-        square.
+      ValueError: if a shift could move an image out of sight, or if ``d4`` is asked for and the
+        images are not square.
     """
     if masks is None:
         return _varied(images, key, how, fill=0)
@@ -91,10 +92,64 @@ def augment(
     return _varied(images, key, how, fill=0), varied[..., 0]
 
 
+def crop(
+    images: jax.Array,
+    key: jax.Array,
+    size: int,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+    *,
+    nearest: bool = False,
+) -> jax.Array:
+    """Cuts a random window out of every image and scales it to a square.
+
+    Args:
+      images: (batch, height, width, channels), any dtype.
+      key: a JAX random key.
+      size: of the square in pixels.
+      scale: least and largest share of the area.
+      ratio: least and largest width over height.
+      nearest: whether to take the nearest pixels, as masks need it, instead of interpolating.
+
+    Returns:
+      (batch, size, size, channels) of the same dtype, interpolated linearly, or averaged if a
+      window shrinks; whole numbers are rounded. The same key cuts the same windows out of masks.
+    """
+    batch, height, width, channels = images.shape
+    draws = jax.random.uniform(key, (batch, DRAWS), jnp.float32)
+
+    def one(image: jax.Array, drawn: jax.Array) -> jax.Array:
+        top, left, tall, wide = random_box(drawn, height, width, scale, ratio)
+        zoom = jnp.stack([size / tall, size / wide])
+        return jax.image.scale_and_translate(
+            image.astype(jnp.float32),
+            (size, size, channels),
+            (0, 1),
+            zoom,
+            -jnp.stack([top, left]) * zoom,
+            "linear",
+        )
+
+    def nearest_one(image: jax.Array, drawn: jax.Array) -> jax.Array:
+        top, left, tall, wide = random_box(drawn, height, width, scale, ratio)
+        middles = (jnp.arange(size, dtype=jnp.float32) + 0.5) / size
+        rows = jnp.clip(jnp.floor(top + middles * tall), 0, height - 1).astype(jnp.int32)
+        columns = jnp.clip(jnp.floor(left + middles * wide), 0, width - 1).astype(jnp.int32)
+        return image[rows][:, columns]
+
+    if nearest:
+        return jax.vmap(nearest_one)(images, draws)
+    windows = jax.vmap(one)(images, draws)
+    if jnp.issubdtype(images.dtype, jnp.integer):
+        # Interpolated values lie between their neighbours up to rounding errors.
+        windows = jnp.clip(jnp.round(windows), 0, jnp.iinfo(images.dtype).max)
+    return windows.astype(images.dtype)
+
+
 def normalize(
     images: jax.Array, mean: tuple[float, ...], deviation: tuple[float, ...]
 ) -> jax.Array:
-    """Turns bytes into what a network sees, (pixel / 255 − mean) / deviation per channel.
+    """Turns bytes into a network's input, (pixel / 255 − mean) / deviation per channel.
 
     Args:
       images: (batch, height, width, channels) uint8.
@@ -110,11 +165,12 @@ def normalize(
 
 
 def _varied(
-    images: jax.Array, key: jax.Array, how: Augment, fill: int, nearest: bool = False
+    images: jax.Array, key: jax.Array, how: Augment, *, fill: int, nearest: bool = False
 ) -> jax.Array:
     shift_key, flip_key, crop_key = jax.random.split(key, 3)
     if how.crop_size:
-        images = crop(images, crop_key, how.crop_size, how.crop_scale, how.crop_ratio, nearest)
+        scale, ratio = how.crop_scale, how.crop_ratio
+        images = crop(images, crop_key, how.crop_size, scale, ratio, nearest=nearest)
     _, height, width, _ = images.shape
     if how.shift >= min(height, width):
         raise ValueError(f"a shift of {how.shift} pixels leaves nothing of {height}×{width} images")

@@ -1,4 +1,4 @@
-"""Everything that a run asks of its data, whatever their source."""
+"""The data set of a run: both splits of its source, kept on the device or streamed."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -7,16 +7,19 @@ from typing import Any, Protocol
 import numpy as np
 
 from kernsym_jax.data.augment import Augment
-from kernsym_jax.data.cache import lookup
-from kernsym_jax.data.encoded_set import EncodedSet, check_on_broken
-from kernsym_jax.data.image_set import ImageSet, channel_statistics
-from kernsym_jax.data.mask import MaskCoding
-from kernsym_jax.data.order import Batch, DataBackend, DeviceBatches, evaluation_batches
-from kernsym_jax.data.picture import View
-from kernsym_jax.data.random_words import Purpose, permutation
-from kernsym_jax.data.reader import Reader, sample
-from kernsym_jax.data.sources import SPLITS, decoded, find, resized
-from kernsym_jax.data.stream import StreamBatches, stream_evaluation
+from kernsym_jax.data.batches import (
+    Batch,
+    DataBackend,
+    DeviceBatches,
+    StreamBatches,
+    evaluation_batches,
+    stream_evaluation,
+)
+from kernsym_jax.data.decode import View
+from kernsym_jax.data.generated import Purpose, permutation
+from kernsym_jax.data.image_set import EncodedSet, ImageSet, MaskCoding, channel_statistics
+from kernsym_jax.data.reading import Reader, check_on_broken, find_cached, read_all, sample
+from kernsym_jax.data.sources import SPLITS, find, resized
 
 Source = ImageSet | EncodedSet
 
@@ -26,36 +29,36 @@ class TrainBatches(Protocol):
 
     Attributes:
       steps_per_epoch: full batches in an epoch.
-      waited: seconds that callers have spent waiting for a batch so far. What a device waits for
-        its input is at most this, since the host runs ahead of it.
+      waited: seconds that callers have spent waiting for a batch so far. A device waits for its
+        input at most this long, because the host runs ahead of it.
     """
 
     steps_per_epoch: int
     waited: float
 
     def start(self, step: int) -> Iterator[Batch]:
-        """The batches after that many completed steps, for ever."""
+        """Yields the batches after that number of completed steps, without end."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """The two splits of a source, ready for a run.
+    """Both splits of a source, ready for a run.
 
     Attributes:
       classes: the names of the classes.
       masks: whether every pixel has a label, rather than every image.
-      image_shape: (height, width, channels) of the images that a network gets.
+      image_shape: (height, width, channels) of the network's input.
       mean: of the training images per channel, on the scale where white is 1.
       std: their standard deviation.
-      augment: what is left for the training step to vary.
+      augment: the random variation that is left to the training step.
       train: the batches of the training split.
-      evaluation: gives the batches of the test split, each image once; the last batch is filled up
-        with images of weight 0.
+      evaluation: returns the batches of the test split, each image once; the last batch is filled
+        up with images of weight 0.
       train_size: images in the training split.
       test_size: images in the test split.
-      take_static: the first training images as a network gets them, as host arrays ``image`` and
+      take_static: returns the first training images, not varied, as host arrays ``image`` and
         ``label``: for tracing a step, and for timing one without its input.
-      take_test: that many test images, evenly spread over the split, likewise.
+      take_test: returns that number of test images, evenly spread over the split, in the same form.
     """
 
     classes: tuple[str, ...]
@@ -114,11 +117,11 @@ class _Run:
 
 
 def _keep(run: _Run, train_source: Source, test_source: Source) -> Dataset:
-    """A data set that is decoded before the run, and cropped in the training step."""
+    """Opens a data set that is decoded before the run and cropped in the training step."""
     whole = _whole(run.view)
     window = dataclasses.replace(run.view, rotate=0, scale_to=(), image_size=0)
     train, test = (
-        decoded(source, whole, run.config["on_broken"])
+        read_all(source, whole, run.config["on_broken"])
         if isinstance(source, EncodedSet)
         else resized(source, whole)
         for source in (train_source, test_source)
@@ -170,9 +173,9 @@ def _keep(run: _Run, train_source: Source, test_source: Source) -> Dataset:
 
 
 def _stream(run: _Run, train_source: Source, test_source: Source) -> Dataset:
-    """A data set that is read, decoded and cropped while the network trains."""
+    """Opens a data set that is read, decoded and cropped while the network trains."""
     on_broken, workers = run.config["on_broken"], run.config["workers"]
-    # Statistics, shape and channels are those of a sample: reading all would take hours.
+    # Statistics, shape and channels come from a sample: reading all images would take hours.
     known = sample(Reader(train_source, run.view, on_broken))
     view = dataclasses.replace(run.view, channels=known.shape[-1])
     train, test = (
@@ -181,7 +184,7 @@ def _stream(run: _Run, train_source: Source, test_source: Source) -> Dataset:
     )
     if run.config["random_labels"]:
         train = dataclasses.replace(train, label_order=_label_order(run.config, len(train)))
-    # A test split of other images is refused now, not after the first epoch.
+    # Test images of another shape are refused now, not after the first epoch.
     test.read_or_next(0)
     mean, std = _statistics(run.config, known)
 
@@ -195,7 +198,7 @@ def _stream(run: _Run, train_source: Source, test_source: Source) -> Dataset:
         image_shape=known.shape[1:],
         mean=mean,
         std=std,
-        # Windows are cut as the images are read; the rest is left to the step.
+        # Images are cropped as they are read; the rest is left to the step.
         augment=dataclasses.replace(Augment.from_config(run.config), crop_size=0),
         train=StreamBatches(train, run.batch_size, run.backend, workers=workers),
         evaluation=lambda: stream_evaluation(
@@ -209,20 +212,20 @@ def _stream(run: _Run, train_source: Source, test_source: Source) -> Dataset:
 
 
 def _evenly(size: int, total: int) -> np.ndarray:
-    """As many indices, evenly spread: sets are often sorted by class."""
+    """Returns indices that are evenly spread over a set, because sets are often sorted by class."""
     return np.linspace(0, total - 1, size).round().astype(int)
 
 
 def _label_order(config: Mapping[str, Any], size: int) -> np.ndarray:
-    """Which image's label each training image has, where they are shuffled."""
+    """Returns the image whose label each training image has if labels are shuffled."""
     return permutation(size, Purpose.LABELS, config["seed"], 0)
 
 
 def _decoded_bytes(source: Source, config: Mapping[str, Any]) -> int:
-    """How many bytes the images of a set, and their masks, take when they are decoded."""
+    """Returns the size of a set's images and masks when they are decoded."""
     view = _whole(View.from_config(config))
     if isinstance(source, EncodedSet):
-        cached = lookup(source, view, config["on_broken"])
+        cached = find_cached(source, view, config["on_broken"])
         if cached is not None:
             found = cached.images
             return found.images.nbytes + (found.labels.nbytes if found.masks else 0)
@@ -232,12 +235,12 @@ def _decoded_bytes(source: Source, config: Mapping[str, Any]) -> int:
 
 
 def _whole(view: View) -> View:
-    """What of a view is done before the run, whatever is cropped later."""
+    """Returns the steps of a view that precede any crop."""
     return View(rotate=view.rotate, scale_to=view.scale_to, image_size=view.image_size)
 
 
 def _with_channels(images: ImageSet, other: ImageSet) -> ImageSet:
-    """The images as colour images if those of the other split are."""
+    """Returns the images, as colour images if those of the other split are."""
     if images.images.shape[-1] == 1 and other.images.shape[-1] == 3:
         return dataclasses.replace(images, images=np.repeat(images.images, 3, axis=-1))
     return images

@@ -1,37 +1,137 @@
-"""Every source of images under one name, ``kind`` or ``kind:place``."""
+"""Every source of images by its name, ``kind`` or ``kind:place``."""
 
+import gzip
+import math
+import os
 import pathlib
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kernsym_jax.data import archive, cache, digits, folder, idx, mask_folder, noise, textures, tfds
-from kernsym_jax.data.encoded_set import EncodedSet, check_on_broken, report_skipped
-from kernsym_jax.data.image_set import ImageSet
-from kernsym_jax.data.mask import MaskCoding
-from kernsym_jax.data.picture import View, changes, look_at, look_at_mask
+from kernsym_jax.data import folder, generated, tfds
+from kernsym_jax.data.decode import View, changes, look_at, look_at_mask
+from kernsym_jax.data.image_set import EncodedSet, ImageSet, MaskCoding
+from kernsym_jax.data.reading import check_on_broken, read_all
+
+SPLITS = ("train", "test")
+
+_DIGITS_TO_TEST_PER_CLASS = 36
+_IDX_PREFIX = {"train": "train", "test": "t10k"}
+_UNSIGNED_BYTE = 0x08
+# Real images shrink to about a fifth. What grows far beyond this fills the memory with nothing.
+_IDX_MOST_GROWTH, _IDX_GROWS_TO = 16, 2**28
 
 
-def _load_tree(place: str, split: str) -> EncodedSet:
-    return (archive if pathlib.Path(place).is_file() else folder).load(place, split)
+def load_digits(split: str) -> ImageSet:
+    """Loads scikit-learn's digits; 36 of each class, spread over the writers, are for testing.
+
+    Args:
+      split: ``train`` (1437 images) or ``test`` (360).
+
+    Returns:
+      (n, 8, 8, 1) images; the scans' 17 grey levels are spread over 0 to 255.
+    """
+    from sklearn import datasets
+
+    scans, labels = datasets.load_digits(return_X_y=True)
+    images = np.round(scans.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    # The file is sorted by writer: evenly spaced images are of all writers.
+    test = np.zeros(len(labels), bool)
+    for digit in range(10):
+        members = np.flatnonzero(labels == digit)
+        spaced = np.linspace(0, len(members) - 1, _DIGITS_TO_TEST_PER_CLASS).round().astype(int)
+        test[members[spaced]] = True
+    chosen = test if split == "test" else ~test
+    classes = tuple(str(digit) for digit in range(10))
+    return ImageSet(images[chosen], labels[chosen].astype(np.int32), classes)
+
+
+def load_idx(place: str, split: str) -> ImageSet:
+    """Loads the files of MNIST's format, ``{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]``.
+
+    Args:
+      place: the folder of the four files.
+      split: ``train`` or ``test``.
+
+    Returns:
+      (n, height, width, 1) images. The classes are 0 to the largest training label.
+
+    Raises:
+      FileNotFoundError: if a file is not there.
+      ValueError: if a file is damaged, or the files do not fit each other.
+    """
+    root = pathlib.Path(place)
+    images = read_idx(_find_idx(root, f"{_IDX_PREFIX[split]}-images-idx3-ubyte"), axes=3)
+    labels = read_idx(_find_idx(root, f"{_IDX_PREFIX[split]}-labels-idx1-ubyte"), axes=1)
+    known = labels
+    if split != "train":
+        known = read_idx(_find_idx(root, f"{_IDX_PREFIX['train']}-labels-idx1-ubyte"), axes=1)
+    classes = tuple(str(label) for label in range(int(known.max()) + 1))
+    try:
+        return ImageSet(images[..., None], labels.astype(np.int32), classes)
+    except ValueError as error:
+        raise ValueError(f"{root}, {split} split: {error}") from error
+
+
+def read_idx(path: pathlib.Path, axes: int) -> np.ndarray:
+    """Reads one IDX file of unsigned bytes.
+
+    Args:
+      path: the file, gzipped if its name ends in ``.gz``.
+      axes: wanted number of axes.
+
+    Returns:
+      uint8 array of the declared shape.
+
+    Raises:
+      ValueError: if the file has another format, or is shorter or longer than it declares.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            header = file.read(4 + 4 * axes)
+            if len(header) < 4 + 4 * axes or header[:3] != bytes([0, 0, _UNSIGNED_BYTE]):
+                raise ValueError(f"{path}: not an IDX file of unsigned bytes")
+            if header[3] != axes:
+                raise ValueError(f"{path}: {header[3]} axes where {axes} were wanted")
+            shape = struct.unpack(f">{axes}I", header[4:])
+            wanted, size = math.prod(shape), os.path.getsize(path)
+            most = _IDX_MOST_GROWTH * size + _IDX_GROWS_TO if path.suffix == ".gz" else size
+            # One byte more than wanted shows a file that is too long without reading all of it.
+            limit = min(wanted, most)
+            values = file.read(limit + 1)
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: damaged ({error})") from error
+    if len(values) != wanted or not wanted:
+        holds = f"more than {limit}" if len(values) > limit else str(len(values))
+        raise ValueError(f"{path}: declares {wanted} bytes of shape {shape}, holds {holds}")
+    return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def _find_idx(root: pathlib.Path, name: str) -> pathlib.Path:
+    for candidate in (root / name, root / f"{name}.gz"):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(f"{root}: no {name} or {name}.gz there")
 
 
 _STORED: dict[str, Callable[[str, str], ImageSet | EncodedSet]] = {
-    "digits": digits.load,
-    "folder": _load_tree,
-    "idx": idx.load,
+    "folder": folder.load,
+    "idx": load_idx,
     "tfds": tfds.load,
 }
 _MASKED: dict[str, Callable[[str, str, MaskCoding], EncodedSet]] = {
-    "masks": mask_folder.load,
+    "masks": folder.load_masks,
     "tfds-masks": tfds.load_masks,
 }
 _GENERATED: dict[str, Callable[[str, str, int], ImageSet]] = {
-    "textures": textures.load,
-    "noise": noise.load,
-    "fake": noise.load_fake,
+    "textures": generated.load_textures,
+    "noise": generated.load_noise,
+    "fake": generated.load_fake,
 }
-SPLITS = ("train", "test")
 
 
 def load(
@@ -40,6 +140,7 @@ def load(
     *,
     image_size: int = 0,
     scale_to: Sequence[int] = (),
+    view: View | None = None,
     on_broken: str = "fail",
     seed: int = 0,
     coding: MaskCoding | None = None,
@@ -55,14 +156,16 @@ def load(
         ``<split>/masks`` with files of equal names, or a tar file of it) or ``tfds-masks:<name>``
         (a set of TensorFlow Datasets with one image and one mask per example).
       split: ``train`` or ``test``.
-      image_size: the largest square in the middle of each image is scaled to that size; 0 to leave
-        images as they are.
+      image_size: side in pixels to which the largest central square of each image is scaled; 0 to
+        leave images as they are.
       scale_to: height and width to which the whole of each image is scaled, in place of
         ``image_size``.
-      on_broken: ``fail`` or ``skip``, for files that are no readable images; what is skipped is
+      view: all steps from a decoded image to the result, in place of ``image_size`` and
+        ``scale_to``.
+      on_broken: ``fail`` or ``skip``, for files that are no readable images; skipped files are
         logged.
       seed: of generated images.
-      coding: what the values of masks mean, of a source of masks only.
+      coding: the meaning of the masks' values; only for a source of masks.
 
     Returns:
       The images and labels, always in the same order.
@@ -72,23 +175,23 @@ def load(
       FileNotFoundError: if the place does not exist.
     """
     check_on_broken(on_broken)
-    view = View(image_size=image_size, scale_to=tuple(scale_to))
+    view = view or View(image_size=image_size, scale_to=tuple(scale_to))
     found = find(source, split, seed, coding)
     if isinstance(found, EncodedSet):
-        return decoded(found, view, on_broken)
+        return read_all(found, view, on_broken)
     return resized(found, view)
 
 
 def find(
     source: str, split: str, seed: int = 0, coding: MaskCoding | None = None
 ) -> ImageSet | EncodedSet:
-    """Finds one split of a source: in memory, or as files still to be decoded.
+    """Returns one split of a source: in memory, or as files that are not decoded yet.
 
     Args:
       source: as `load` takes it.
       split: ``train`` or ``test``.
       seed: of generated images.
-      coding: what the values of masks mean; ``None`` for values that are classes, all of them.
+      coding: the meaning of the masks' values; None if every value is a class.
 
     Returns:
       The split.
@@ -98,10 +201,11 @@ def find(
       FileNotFoundError: if the place does not exist.
     """
     kind, _, place = source.partition(":")
-    known_kinds = [*_STORED, *_MASKED, *_GENERATED]
-    if kind not in known_kinds:
-        known = ", ".join(known_kinds)
-        raise ValueError(f"unknown data source {source!r}; known are {known} (as kind:place)")
+    known = ["digits", *_STORED, *_MASKED, *_GENERATED]
+    if kind not in known:
+        raise ValueError(
+            f"unknown data source {source!r}; known are {', '.join(known)} (as kind:place)"
+        )
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; wanted one of {', '.join(SPLITS)}")
     coding = coding or MaskCoding()
@@ -109,22 +213,19 @@ def find(
         return _MASKED[kind](place, split, coding)
     if coding != MaskCoding():
         raise ValueError(
-            f"config.data.void, mask_values and classes are of masks; {source!r} has class labels"
+            f"config.data.void, mask_values and classes are for masks; {source!r} has class labels"
         )
     if kind in _GENERATED:
         return _GENERATED[kind](place, split, seed)
-    return _STORED[kind](place, split)
-
-
-def decoded(encoded: EncodedSet, view: View, on_broken: str) -> ImageSet:
-    """A set decoded into memory, through the cache; what was skipped is logged."""
-    result = cache.decoded(encoded, view, on_broken)
-    report_skipped(encoded.place, result)
-    return result.images
+    if kind in _STORED:
+        return _STORED[kind](place, split)
+    if place:
+        raise ValueError(f"the source digits takes no place, got {place!r}")
+    return load_digits(split)
 
 
 def resized(images: ImageSet, view: View) -> ImageSet:
-    """A set seen through a view of the middle; the set itself if that changes nothing."""
+    """Returns a set in a view of the middle; the set itself if that changes nothing."""
     if not changes(view, *images.images.shape[1:3]):
         return images
     labels = images.labels
@@ -135,21 +236,19 @@ def resized(images: ImageSet, view: View) -> ImageSet:
 
 
 def prepare(source: str) -> None:
-    """Does what has to be done once before runs: a TFDS set is downloaded and written.
-
-    Of any other source it finds out whether it is there and whole.
+    """Downloads and writes a TFDS set; checks any other source that it is there and complete.
 
     Args:
       source: as `load` takes it.
 
     Raises:
-      ValueError: if that needs what is not installed, or the data cannot be used.
+      ValueError: if a library is missing, or the data cannot be used.
       OSError: if the data are not there, or cannot be downloaded or written.
     """
     kind, _, place = source.partition(":")
     if kind in ("tfds", "tfds-masks"):
         tfds.prepare(place)
-    # Which values of masks count is for a run to say; here none of them is looked at.
+    # The config of a run gives the values of masks. With any value given, no mask is read here.
     coding = MaskCoding(values=(0,)) if kind in _MASKED else None
     for split in SPLITS:
         found = find(source, split, coding=coding)

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets: read without TensorFlow, once they are prepared."""
+"""TensorFlow Datasets, read without TensorFlow once they are prepared."""
 
 import contextlib
 import difflib
@@ -12,8 +12,7 @@ from typing import Any
 
 from absl import logging
 
-from kernsym_jax.data.encoded_set import EncodedSet, Files, Masks
-from kernsym_jax.data.mask import MaskCoding
+from kernsym_jax.data.image_set import EncodedSet, Files, MaskCoding, Masks
 
 _FORMAT = "array_record"
 _CANDIDATES = {"train": ("train",), "test": ("test", "validation")}
@@ -24,9 +23,9 @@ def load(place: str, split: str) -> EncodedSet:
     """Opens a split of a prepared set.
 
     Args:
-      place: the set's name as TFDS writes it, ``name[/config][:version]``; it is looked for in
+      place: the set's name as TFDS writes it, ``name[/config][:version]``; the set lies in
         ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
-      split: ``train``, or ``test``: the set's own test split if that has labels, else its
+      split: ``train`` or ``test``. For ``test`` the set's test split if it has labels, else its
         validation split.
 
     Returns:
@@ -34,7 +33,7 @@ def load(place: str, split: str) -> EncodedSet:
 
     Raises:
       FileNotFoundError: if the set is not prepared.
-      ValueError: if the name is unknown, or the set is not one of labelled images.
+      ValueError: if the name is unknown, or the set has no labelled images.
     """
     builder = _prepared(place)
     image_key, label_key = _keys(builder, place)
@@ -53,15 +52,16 @@ def load_masks(place: str, split: str, coding: MaskCoding) -> EncodedSet:
 
     Args:
       place: as `load` takes it.
-      split: ``train``, or ``test`` for the test split, or the validation split if there is none.
-      coding: what the values of the masks mean.
+      split: ``train`` or ``test``. For ``test`` the test split, or the validation split if there is
+        none.
+      coding: the meaning of the masks' values.
 
     Returns:
-      The images in the order of their records; masks are looked at when they are listed.
+      The images in the order of their records; masks are read when the set is listed.
 
     Raises:
       FileNotFoundError: if the set is not prepared.
-      ValueError: if the name is unknown, or the examples are not of an image and a mask.
+      ValueError: if the name is unknown, or the examples do not have one image and one mask.
     """
     builder = _prepared(place)
     image_key, mask_key = _mask_keys(builder, place)
@@ -90,7 +90,7 @@ def _class_labelled(builder: Any, records: "_Records") -> EncodedSet:
 def _masked_files(builder: Any, place: str, records: "_Records", coding: MaskCoding) -> Files:
     names = getattr(builder.info.features[records.label_key], "names", None) or ()
     coding = coding.with_names(tuple(names))
-    # All splits have the classes of the training masks, where there are any.
+    # All splits have the classes of the training masks, if there are any.
     train = next(iter(_splits(builder, "train")), records.split)
     known = _Records(builder, place, train, records.image_key, records.label_key)
     coding = coding.completed(
@@ -108,7 +108,7 @@ def _masked_files(builder: Any, place: str, records: "_Records", coding: MaskCod
 
 
 def prepare(place: str) -> None:
-    """Downloads a set and writes it where `load` looks for it, unless it is there.
+    """Downloads a set and writes it to the folder that `load` reads, unless it is there.
 
     Args:
       place: the set's name as TFDS writes it.
@@ -121,8 +121,8 @@ def prepare(place: str) -> None:
     if builder.is_prepared():
         return
     needs = f"preparing tfds:{place} needs TensorFlow (reading it does not): {_EXTRA}"
-    # The sets of TFDS itself use it while they are written, after what may be a long download; one
-    # of the user's own that gives encoded images does not.
+    # The sets of TFDS itself use TensorFlow when they are written, which may be after a long
+    # download. A set of the user's own that returns encoded images does not need it.
     own = not type(builder).__module__.startswith("tensorflow_datasets.")
     if not own and importlib.util.find_spec("tensorflow") is None:
         raise ValueError(needs)
@@ -131,7 +131,7 @@ def prepare(place: str) -> None:
     except ImportError as error:
         raise ValueError(f"{needs} ({error})") from error
     except AssertionError as error:
-        # How TFDS says that files have to be downloaded by hand, and where to put them.
+        # TFDS raises it to say which files have to be downloaded by hand, and where to put them.
         raise ValueError(f"tfds:{place}: {error}") from error
 
 
@@ -164,7 +164,7 @@ def _builder(place: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Holds back what TFDS prints about optional libraries and empty folders."""
+    """Suppresses what TFDS prints about optional libraries and empty folders."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
@@ -175,14 +175,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _keys(builder: Any, place: str) -> tuple[str, str]:
-    """The names of the one image and the one class label of an example."""
+    """Returns the names of the one image and the one class label of an example."""
     from tensorflow_datasets import features
 
     found = []
     supervised = builder.info.supervised_keys or ()
     for kind, word in ((features.Image, "image"), (features.ClassLabel, "class label")):
         names = [name for name, feature in builder.info.features.items() if type(feature) is kind]
-        # Where there are several, those that TFDS itself would train on.
+        # If there are several, the one that TFDS itself would train on.
         chosen = [name for name in names if name in supervised] or names
         if len(chosen) != 1:
             raise ValueError(
@@ -193,7 +193,7 @@ def _keys(builder: Any, place: str) -> tuple[str, str]:
 
 
 def _mask_keys(builder: Any, place: str) -> tuple[str, str]:
-    """The names of the one image and the one mask of an example."""
+    """Returns the names of the one image and the one mask of an example."""
     from tensorflow_datasets import features
 
     images = {n: f for n, f in builder.info.features.items() if isinstance(f, features.Image)}
@@ -220,7 +220,7 @@ def _prepared(place: str) -> Any:
 
 
 def _splits(builder: Any, split: str) -> list[str]:
-    """The splits with examples that can be meant, the best first."""
+    """Returns the splits with examples that fit the request, the best one first."""
     present = builder.info.splits
     wanted = _CANDIDATES[split]
     return [name for name in wanted if name in present and present[name].num_examples]
@@ -234,7 +234,7 @@ def _no_split(builder: Any, place: str, split: str, kind: str) -> ValueError:
 
 
 class _Records:
-    """The examples of a split, images and masks as they are encoded."""
+    """The examples of a split, with encoded images and masks."""
 
     def __init__(
         self, builder: Any, place: str, split: str, image_key: str, label_key: str
@@ -257,7 +257,7 @@ class _Records:
         return len(self._records)
 
     def __getitem__(self, index: int) -> tuple[bytes, Any]:
-        # The reader of records raises RuntimeError for damaged files, TFDS whatever it runs into.
+        # The reader of records raises RuntimeError for a damaged file, and TFDS other errors.
         try:
             example = self._records[index]
         except Exception as error:
@@ -265,10 +265,10 @@ class _Records:
         return example[self.image_key], example[self.label_key]
 
     def labelled(self, index: int) -> tuple[bytes, int]:
-        """The image, and its class label as a plain number."""
+        """Returns the image, and its class label as a plain number."""
         image, label = self[index]
         return image, int(label)
 
     def identity(self) -> tuple[int, int, int]:
-        """Another value if the set is written anew."""
+        """Returns another value if the set is written anew."""
         return self._identity

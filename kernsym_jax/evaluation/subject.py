@@ -11,10 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from kernsym_jax import data, run_directory
-from kernsym_jax.data.encoded_set import EncodedSet
-from kernsym_jax.data.picture import View
-from kernsym_jax.data.sources import decoded, find, resized
+from kernsym_jax import data, models, run_directory, weights
+from kernsym_jax.data import View
 from kernsym_jax.evaluation.estimates import summarize
 from kernsym_jax.evaluation.measure import Predict, measure
 from kernsym_jax.evaluation.transforms import Shifts
@@ -149,9 +147,6 @@ def open_subject(
       FileNotFoundError: if the weights or the images do not exist.
       ValueError: if they cannot be read or do not fit each other, or the images are too small.
     """
-    # Here, because Linen takes a quarter of a second to import and figures need no network.
-    from kernsym_jax import models, weights
-
     photos = {**_UNCHANGED, **photos}
     mean, std = (tuple(map(float, photos[name])) for name in ("mean", "std"))
     if len(mean) != len(std) or len(mean) not in (1, 3) or min(std) <= 0:
@@ -233,11 +228,14 @@ def _view(
 def _read_images(
     photos: Mapping[str, Any], view: View, channels: int, limit: int | None
 ) -> data.ImageSet:
-    found = find(photos["source"], "test", photos["seed"], data.MaskCoding.from_config(photos))
-    if isinstance(found, EncodedSet):
-        images = decoded(found, view, photos["on_broken"])
-    else:
-        images = resized(found, view)
+    images = data.load(
+        photos["source"],
+        "test",
+        view=view,
+        on_broken=photos["on_broken"],
+        seed=photos["seed"],
+        coding=data.MaskCoding.from_config(photos),
+    )
     if images.images.shape[-1] != channels:
         raise ValueError(
             f"{photos['source']}: images of {images.images.shape[-1]} channels, but {channels} "

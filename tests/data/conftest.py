@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from kernsym_jax import data, training
-from kernsym_jax.data import cache
+from kernsym_jax.data import reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def opened(one_device):
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     place = tmp_path_factory.mktemp("cache") / "kernsym_jax"
-    monkeypatch.setenv(cache.VARIABLE, str(place))
+    monkeypatch.setenv(reading.CACHE_VARIABLE, str(place))
     return place
 
 

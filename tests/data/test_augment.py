@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from kernsym_jax import data, training
+from kernsym_jax.data import decode
+from kernsym_jax.data.augment import crop
 
 
 def varied(images, how, seed=0):
@@ -140,3 +142,29 @@ def test_impossible_variations_are_refused(images):
         varied(images, data.Augment(shift=5))
     with pytest.raises(ValueError, match="square"):
         varied(images[:, :4], data.Augment(flip="d4"))
+
+
+@pytest.mark.parametrize("size", [12, 40])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_device_cuts_the_windows_that_the_host_cuts(size, channels):
+    images = np.random.default_rng(0).integers(0, 256, (6, 30, 21, channels), np.uint8)
+    key = jax.random.key(3)
+    cut = jax.jit(crop, static_argnums=(2, 3, 4))(images, key, size, (0.08, 1.0), (3 / 4, 4 / 3))
+    assert cut.shape == (6, size, size, channels)
+    assert cut.dtype == np.uint8
+    draws = np.asarray(jax.random.uniform(key, (6, decode.DRAWS)), np.float64)
+    view = decode.View(crop_size=size)
+    expected = np.stack([decode.look_at(*pair) for pair in _with(view, images, draws)])
+    assert np.abs(np.asarray(cut, int) - expected).max() <= 1
+
+
+def _with(view, images, draws):
+    return [(image, view, row) for image, row in zip(images, draws, strict=True)]
+
+
+def test_a_window_of_the_whole_image_leaves_it_as_it_is():
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    whole = jax.jit(lambda array: crop(array, jax.random.key(0), 8, (1.0, 1.0), (1.0, 1.0)))
+    np.testing.assert_array_equal(whole(images), images)
+    floats = images.astype(np.float32) / 255
+    np.testing.assert_allclose(whole(floats), floats, atol=1e-6)

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from kernsym_jax import data
-from kernsym_jax.data import cache
-from kernsym_jax.data.picture import View, look_at
+from kernsym_jax.data import reading
+from kernsym_jax.data.decode import View, look_at
 from kernsym_jax.data.sources import find
 
 COUNTS = {"train": 6, "val": 3}
@@ -268,7 +268,7 @@ def test_splits_share_one_size_and_a_broken_pair_is_skipped_or_fatal_by_name(
 def test_what_is_decoded_once_is_found_again_unless_the_coding_is_another(folder, own_cache):
     def decoded(coding):
         encoded = find(f"masks:{folder}", "train", coding=coding)
-        return cache.decoded(encoded, View(), "fail", worth_seconds=0.0).images
+        return reading.decode_cached(encoded, View(), "fail", worth_seconds=0.0).images
 
     first, again = decoded(CODING), decoded(CODING)
     assert isinstance(again.labels, np.memmap)
@@ -346,7 +346,7 @@ def test_what_does_not_fit_is_refused_by_name_in_one_line(masked, folder, stream
         ({"random_labels": True}, "random_labels shuffles class labels; 'masks:.*' has masks"),
         ({"scale_to": (4,)}, "scale_to: height and width in pixels"),
         ({"scale_to": (4, 6), "image_size": 4}, "scale_to and image_size exclude each other"),
-        ({"source": "digits"}, "void, mask_values and classes are of masks; 'digits' has class"),
+        ({"source": "digits"}, "void, mask_values and classes are for masks; 'digits' has class"),
         ({"source": "masks:/nowhere"}, "/nowhere: no such folder or archive"),
     ],
 )

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from kernsym_jax import data
-from kernsym_jax.data import cache, folder
-from kernsym_jax.data.picture import View
+from kernsym_jax.data import folder, reading
+from kernsym_jax.data.decode import View
 
 
 def decoded(place, on_broken="fail", worth_seconds=0.0, **view):
-    return cache.decoded(folder.load(str(place), "train"), View(**view), on_broken, worth_seconds)
+    return reading.decode_cached(
+        folder.load(str(place), "train"), View(**view), on_broken, worth_seconds
+    )
 
 
 def from_cache(result):
@@ -98,7 +100,7 @@ def test_a_damaged_entry_is_told_of_and_made_anew(image_folder, own_cache, caplo
 
 def test_a_cache_that_cannot_be_written_is_a_warning(image_folder, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "file" / "below"))
+    monkeypatch.setenv(reading.CACHE_VARIABLE, str(tmp_path / "file" / "below"))
     with caplog.at_level(logging.WARNING, "absl"):
         found = decoded(image_folder)
     assert len(found.images) == 8
@@ -108,21 +110,21 @@ def test_a_cache_that_cannot_be_written_is_a_warning(image_folder, tmp_path, mon
 def test_quick_sets_are_not_cached_nor_anything_where_the_variable_is_empty(
     image_folder, own_cache, monkeypatch
 ):
-    decoded(image_folder, worth_seconds=cache.WORTH_SECONDS)
+    decoded(image_folder, worth_seconds=reading.WORTH_SECONDS)
     assert entries(own_cache) == []
-    monkeypatch.setenv(cache.VARIABLE, "")
+    monkeypatch.setenv(reading.CACHE_VARIABLE, "")
     decoded(image_folder)
     assert not from_cache(decoded(image_folder))
-    assert cache.place() is None
+    assert reading.cache_folder() is None
 
 
 def test_the_cache_is_the_users_unless_the_variable_names_another(monkeypatch, tmp_path):
-    monkeypatch.delenv(cache.VARIABLE)
+    monkeypatch.delenv(reading.CACHE_VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache.place() == tmp_path / "kernsym_jax"
+    assert reading.cache_folder() == tmp_path / "kernsym_jax"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache.place() == tmp_path / ".cache" / "kernsym_jax"
+    assert reading.cache_folder() == tmp_path / ".cache" / "kernsym_jax"
 
 
 def test_what_was_skipped_is_told_of_again_when_it_comes_from_the_cache(image_folder, caplog):

@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kernsym_jax import studies
-from kernsym_jax.report.measured import null_scores
+from kernsym_jax.report.layer_table import chance_scores
 from kernsym_jax.studies import Claim, Contrast, FinishedRun, Measure, Network, Study, statistics
 from kernsym_jax.studies import measures as m
 
@@ -94,7 +94,7 @@ def centered_over_chance(row: Row) -> float | None:
     if row["score_centered"] is None:
         return None
     kh, kw = map(int, row["shape"].split("×")[:2])
-    _, centred = null_scores(kh, kw)
+    _, centred = chance_scores(kh, kw)
     return row["score_centered"] - float(centred.mean())
 
 

@@ -1,4 +1,8 @@
-"""Arrays as files hold them: mapped instead of read, and checked before they are looked at."""
+"""What every reader of a format stands on.
+
+Arrays that stay in a mapped file until they are used, checks of the sizes that a file claims,
+JSON of bounded size, the names of arrays, and the one error that a damaged file ends in.
+"""
 
 import contextlib
 import dataclasses
@@ -19,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 MAX_AXES = 32
-"""NumPy's own limit is higher; no weight comes near either."""
+"""Axes that an array in a file may have; NumPy's limit is higher."""
 
 DTYPES: dict[str, np.dtype] = {
     name: np.dtype(getattr(ml_dtypes, name))
@@ -47,7 +51,7 @@ _FLOATING = frozenset(name for name in DTYPES if name.startswith(("float", "bflo
 
 
 def is_floating(dtype: np.dtype) -> bool:
-    """Whether an element type is one that weights are trained in."""
+    """Returns whether weights can be trained in an element type."""
     return dtype.newbyteorder("=").name in _FLOATING
 
 
@@ -57,12 +61,12 @@ Path = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class StoredArray:
-    """An array in a file, with everything known but its values.
+    """An array in a file: its shape and type are known, its values not read yet.
 
     Attributes:
-      shape: its axes.
+      shape: the sizes of its axes.
       dtype: its element type.
-      read: gives the values, as a view into the file where the format allows that.
+      read: returns the values, as a view of the file where the format allows it.
     """
 
     shape: tuple[int, ...]
@@ -71,13 +75,13 @@ class StoredArray:
 
     @classmethod
     def of(cls, array: Any) -> "StoredArray":
-        """An array that is already in memory, or a view of a mapped file."""
+        """Wraps an array in memory or a view of a mapped file."""
         array = np.asarray(array)
         return cls(array.shape, array.dtype, lambda: array)
 
 
 def map_file(path: str | os.PathLike) -> np.ndarray:
-    """Maps a file into memory as bytes, which costs nothing until they are looked at.
+    """Maps a file into memory as uint8 (bytes,); the system reads the parts that are used.
 
     Raises:
       ValueError: if the file is empty.
@@ -89,10 +93,10 @@ def map_file(path: str | os.PathLike) -> np.ndarray:
 
 
 def element_count(shape: Iterable[Any]) -> int:
-    """The number of elements of a shape that came out of a file.
+    """Returns the number of elements of a shape that a file claims.
 
     Raises:
-      ValueError: if it is no shape at all.
+      ValueError: if it is not a shape.
     """
     sizes = tuple(shape)
     if len(sizes) > MAX_AXES or not all(_is_size(size) for size in sizes):
@@ -101,37 +105,39 @@ def element_count(shape: Iterable[Any]) -> int:
 
 
 def view(data: np.ndarray, start: int, dtype: np.dtype, shape: Iterable[int]) -> np.ndarray:
-    """A part of a mapped file as an array.
+    """Returns a part of a mapped file as an array.
 
     Args:
       data: uint8 (bytes,).
       start: offset of the first element in bytes.
       dtype: the element type.
-      shape: the axes, row-major.
+      shape: the sizes of the axes, in row-major order.
 
     Raises:
-      ValueError: if any of it lies outside the data.
+      ValueError: if it reaches outside the data.
     """
     shape = tuple(shape)
     end = start + element_count(shape) * dtype.itemsize
     if not 0 <= start <= end <= data.size:
-        raise ValueError(f"array at bytes {start} to {end} of {data.size}: the file is cut or bent")
+        raise ValueError(
+            f"array at bytes {start} to {end} of {data.size}: the file is cut or damaged"
+        )
     return data[start:end].view(dtype).reshape(shape)
 
 
 def strided_view(
     elements: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> np.ndarray:
-    """A strided window on a flat array, as PyTorch's tensors are on their storages.
+    """Returns a strided window on a flat array, as a PyTorch tensor is on its storage.
 
     Args:
       elements: (n,).
       offset: index of the first element.
-      shape: the axes.
-      strides: the distance of neighbours along each axis, in elements.
+      shape: the sizes of the axes.
+      strides: the distance between neighbours along each axis, in elements.
 
     Raises:
-      ValueError: if any of it lies outside the array.
+      ValueError: if it reaches outside the array.
     """
     check_strided(elements.size, offset, shape, strides)
     if math.prod(shape) == 0:
@@ -151,7 +157,7 @@ def check_strided(size: int, offset: Any, shape: Any, strides: Any) -> None:
             f"at offset {reprlib.repr(offset)}"
         )
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    # An expanded tensor repeats its elements: harmless while small, a bomb when not.
+    # An expanded tensor repeats its elements and may claim any size with a tiny storage.
     if count > max(size, 1 << 20) or (count and last >= size):
         raise ValueError(
             f"a tensor of shape {tuple(shape)}, strides {tuple(strides)} and offset {offset} "
@@ -166,6 +172,38 @@ def _is_size(value: Any) -> bool:
 MAX_JSON = 32 << 20
 
 
+def dequantized(
+    array: StoredArray, scale: np.ndarray, zero: np.ndarray | None, axis: int
+) -> StoredArray:
+    """Returns the array (array − zero) · scale in float32, computed when it is read.
+
+    Args:
+      array: integers.
+      scale: (1,), or (n,) with one number for each index of the axis.
+      zero: the integers that stand for 0, of the same shapes; None for 0 itself.
+      axis: the axis along which scales and zeros differ.
+
+    Raises:
+      ValueError: if the number of scales or zeros is neither 1 nor the length of the axis.
+    """
+    zero = np.zeros(1) if zero is None or not zero.size else zero
+    for values in (scale, zero):
+        fits = -len(array.shape) <= axis < len(array.shape) and array.shape[axis] == values.size
+        if values.size != 1 and not fits:
+            raise ValueError(f"{values.size} scales for axis {axis} of an array {array.shape}")
+
+    def along(values: np.ndarray) -> np.ndarray:
+        sizes = [1] * len(array.shape)
+        if values.size > 1:
+            sizes[axis] = values.size
+        return values.astype(np.float32).reshape(sizes)
+
+    def read() -> np.ndarray:
+        return (array.read().astype(np.float32) - along(zero)) * along(scale)
+
+    return StoredArray(array.shape, np.dtype(np.float32), read)
+
+
 def parse_json(
     content: bytes | str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
 ) -> Any:
@@ -173,13 +211,13 @@ def parse_json(
 
     Args:
       content: UTF-8, or text.
-      pairs: makes an object of its (name, value) pairs.
+      pairs: builds an object from its (name, value) pairs.
 
     Raises:
-      ValueError: if it is no JSON, or larger than any listing of arrays.
+      ValueError: if it is not JSON, or larger than any listing of arrays.
     """
     if len(content) > MAX_JSON:
-        raise ValueError(f"{len(content)} bytes of JSON, where at most {MAX_JSON} are expected")
+        raise ValueError(f"{len(content)} bytes of JSON, more than the limit of {MAX_JSON}")
     return json.loads(content, object_pairs_hook=pairs)
 
 
@@ -192,7 +230,7 @@ WEIGHT_LEAVES = frozenset((
 
 
 def leaf_name(name: str) -> str:
-    """The last part of a name: ``weight`` of ``layer1.0.conv1.weight``."""
+    """Returns the last part of a name: ``weight`` of ``layer1.0.conv1.weight``."""
     return re.split(r"[./]", name)[-1]
 
 
@@ -204,7 +242,7 @@ def layer_name(name: str) -> str:
 
 
 def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
-    """A sort key that puts ``layer2`` before ``layer10``."""
+    """Returns a sort key that puts ``layer2`` before ``layer10``."""
     return tuple(
         (0, int(part), "") if part.isdecimal() and part.isascii() else (1, 0, part)
         for part in _DIGITS.split(name)
@@ -229,7 +267,7 @@ _LONGEST = 300
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Turns whatever a damaged file provokes into one line that names the file.
+    """Turns every error that a damaged file causes into one line that names the file.
 
     Args:
       path: the file or directory that is read inside the context.
@@ -238,7 +276,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
       ValueError: of at most 300 characters, for any error of damaged data.
     """
     try:
-        # Python's own parsers warn of odd escapes in what they read.
+        # Python's own parsers warn about odd escapes in what they read.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield

@@ -1,4 +1,4 @@
-"""FlatBuffers, table by table, as views of a mapped file."""
+"""Reads FlatBuffers table by table, as views of a mapped file."""
 
 import struct
 from typing import Any
@@ -9,19 +9,19 @@ MAX_TABLES = 500_000
 
 
 class Table:
-    """One table: its fields are read when they are asked for, every offset checked first.
+    """One table, which reads a field when it is used and checks every offset first.
 
     Reference: https://flatbuffers.dev/internals
     """
 
     def __init__(self, data: np.ndarray, position: int, opened: list[int] | None = None):
-        """Takes a table at a position.
+        """Opens the table at a position.
 
         Args:
           data: uint8 (bytes,), the whole buffer.
-          position: of the table in bytes.
-          opened: how many tables of the buffer have been opened, one number that all share: a
-            small file can name one table again and again.
+          position: offset of the table in bytes.
+          opened: the number of tables opened so far, in a list that all tables of the buffer share,
+            because a small file can name one table again and again.
 
         Raises:
           ValueError: if the table lies outside the buffer.
@@ -36,38 +36,38 @@ class Table:
 
     @classmethod
     def root(cls, data: np.ndarray) -> "Table":
-        """The table that a buffer starts with."""
+        """Opens the root table of a buffer."""
         return cls(data, _number(data, 0, "<I"))
 
     def number(self, field: int, layout: str, default: Any = 0) -> Any:
-        """A field of a plain type.
+        """Returns a field that is a number.
 
         Args:
           field: its number in the schema.
-          layout: its type as `struct` names it, such as ``<i``.
+          layout: its type in the notation of `struct`, such as ``<i``.
           default: the value if the field is absent.
         """
         offset = self._offset(field)
         return _number(self._data, self._position + offset, layout) if offset else default
 
     def numbers(self, field: int, dtype: np.dtype) -> np.ndarray:
-        """A vector of plain values, (n,); empty if the field is absent."""
+        """Returns a vector of numbers, (n,); empty if the field is absent."""
         start, count = self._vector(field)
         if start + count * dtype.itemsize > self._data.size:
             raise ValueError("a FlatBuffer vector that reaches beyond the end")
         return self._data[start : start + count * dtype.itemsize].view(dtype)
 
     def text(self, field: int) -> str:
-        """A string; empty if the field is absent."""
+        """Returns a string; empty if the field is absent."""
         return self.numbers(field, np.dtype(np.uint8)).tobytes().decode("utf-8")
 
     def table(self, field: int) -> "Table | None":
-        """A table, or None if the field is absent."""
+        """Returns a table, or None if the field is absent."""
         offset = self._offset(field)
         return self._at(self._position + offset) if offset else None
 
     def tables(self, field: int) -> list["Table"]:
-        """A vector of tables."""
+        """Returns a vector of tables."""
         start, count = self._vector(field)
         if start + 4 * count > self._data.size:
             raise ValueError("a FlatBuffer vector that reaches beyond the end")

@@ -1,7 +1,7 @@
-"""HDF5 files, listed by a process of their own and then mapped.
+"""Reads HDF5 files: a child process lists them, this process maps them.
 
-The HDF5 library can crash, or never come back, on a damaged file. It therefore runs where that is
-harmless and within bounds, and only says where the arrays are.
+The HDF5 library can crash or never return on a damaged file. It therefore runs in a process of its
+own, with limits on time and memory, and tells only where the arrays are.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import numpy as np
 from kernsym_jax.formats.arrays import StoredArray, element_count, map_file, view
 
 _CHILD = pathlib.Path(__file__).with_name("hdf5_child.py")
-# Of processor time. A crowded machine gives it late, so the clock allows many times as much.
+# Limits of processor time. On a crowded machine it comes late: the clock allows a multiple.
 _SECONDS, _BYTES_PER_SECOND, _PATIENCE = 4, 50e6, 30
 _FREE_SIZE = 256 << 20
 
@@ -28,7 +28,7 @@ class Hdf5:
     """The content of an HDF5 file.
 
     Attributes:
-      groups: path -> text attributes; the root's path is empty.
+      groups: path -> text attributes; the path of the root is empty.
       arrays: path -> array of numbers.
     """
 
@@ -37,18 +37,19 @@ class Hdf5:
 
 
 def read(path: str | os.PathLike, start: int = 0, size: int | None = None) -> Hdf5:
-    """Lists an HDF5 file, or one inside another file.
+    """Reads an HDF5 file, or one inside another file.
 
     Args:
       path: the file.
       start: offset of the HDF5 content in it.
-      size: its length in bytes, to the end if it is None.
+      size: its length in bytes; None means up to the end.
 
     Returns:
-      Its groups and arrays; arrays that are stored plainly are views of the file.
+      Its groups and arrays; uncompressed arrays are views of the file.
 
     Raises:
-      ValueError: if the file is damaged, or would take far more memory than its own size.
+      ValueError: if the file is damaged, or its arrays claim more than 256 MiB and eight times its
+        own size.
     """
     data = map_file(path)
     size = data.size - start if size is None else size
@@ -74,7 +75,7 @@ def _run_child(arguments: list[str], size: int) -> bytes:
     seconds = _SECONDS + round(size / _BYTES_PER_SECOND)
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     try:
-        # -P keeps this folder, whose modules are named after formats, out of the child's imports.
+        # -P keeps the modules of this folder, such as safetensors.py, out of the child's imports.
         finished = subprocess.run(
             [sys.executable, "-P", os.fspath(_CHILD), *arguments, str(seconds)],
             stdin=subprocess.DEVNULL,

@@ -1,9 +1,9 @@
-"""Lists an HDF5 file for `hdf5.read`: run as a program, because damaged files crash the library.
+"""Lists an HDF5 file for `hdf5.read`; a program of its own, since damaged files crash the library.
 
-Arguments are the file, the offset and size of the HDF5 content in it, the number of bytes that its
-arrays may take, and the seconds of processor time to give up after. Writes to standard output the
-length of a JSON listing (8 bytes), the listing, and the values of those arrays that are not stored
-plainly in the file.
+The arguments are the file, the offset and size in bytes of the HDF5 content in it, the number of
+bytes that its arrays may take, and the limit of processor time in seconds. The program writes to
+standard output the length of a JSON listing (8 bytes), the listing, and the values of the arrays
+that the file does not hold as they are, such as compressed ones.
 """
 
 import io
@@ -57,7 +57,7 @@ class Part(io.RawIOBase):
 
 
 def listing(file: h5py.File, start: int, limit: int) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Every group's text attributes and every array's place, and the arrays that have none."""
+    """Returns the text attributes of groups, the places of arrays, and arrays without a place."""
     groups: dict[str, dict[str, Any]] = {"": texts(file)}
     arrays: list[dict[str, Any]] = []
     inline: list[np.ndarray] = []
@@ -94,7 +94,7 @@ def listing(file: h5py.File, start: int, limit: int) -> tuple[dict[str, Any], li
 
 
 def texts(item: Any) -> dict[str, Any]:
-    """The attributes that are text, or lists of text."""
+    """Returns the attributes that are text or lists of text."""
     found: dict[str, Any] = {}
     for name in item.attrs:
         if math.prod(item.attrs.get_id(name).shape) > MAX_OBJECTS:
@@ -108,7 +108,7 @@ def texts(item: Any) -> dict[str, Any]:
 
 
 def text(value: Any) -> str:
-    """Bytes or text as text."""
+    """Returns bytes or text as text."""
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
@@ -123,16 +123,16 @@ def main(path: str, start: int, size: int, limit: int, output: BinaryIO) -> None
 
 
 def bound_time(seconds: int) -> None:
-    """Ends the process after so much processor time, which other programs do not take from it."""
+    """Limits the processor time of this process, in seconds."""
     try:
         import resource
-    except ImportError:  # Windows, where the caller's clock has to do
+    except ImportError:  # on Windows, where only the caller's clock limits the time
         return
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 
 
 def bound_memory(limit: int) -> None:
-    """Lets the process grow by no more than a file of this kind can need."""
+    """Limits the memory in bytes by which this process can grow."""
     try:
         import resource
 

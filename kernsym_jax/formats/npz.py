@@ -1,4 +1,4 @@
-"""NumPy's ``.npz`` and ``.npy`` files; nothing is allocated before its size has been checked."""
+"""Reads NumPy's ``.npz`` and ``.npy`` files without running their pickles."""
 
 import ast
 import os
@@ -16,7 +16,7 @@ _NUMBERS = re.compile(r"[<>|=]?([biufcV][1-9][0-9]?)")
 
 
 class NotNumbersError(ValueError):
-    """An array of text, records or Python objects, which only NumPy's pickles can hold."""
+    """The error for an array of text, records or Python objects."""
 
 
 def read_npz(path: str | os.PathLike) -> tuple[dict[str, StoredArray], dict[str, str]]:
@@ -26,11 +26,11 @@ def read_npz(path: str | os.PathLike) -> tuple[dict[str, StoredArray], dict[str,
       path: the file.
 
     Returns:
-      name -> array, in the archive's order; and name -> reason of those that are not of numbers
-      and have not been looked at.
+      name -> array, in the archive's order; and name -> reason for arrays that do not hold numbers
+      and are not read.
 
     Raises:
-      ValueError: if it is damaged, or its arrays are not of the sizes they claim.
+      ValueError: if it is damaged, or an array has another size than it claims.
     """
     members = ZipMembers(path)
     arrays: dict[str, StoredArray] = {}
@@ -38,7 +38,7 @@ def read_npz(path: str | os.PathLike) -> tuple[dict[str, StoredArray], dict[str,
     for member in members.names:
         name = member.removesuffix(".npy")
         if name == member:
-            raise ValueError(f"an archive with {member!r}, which is no .npy array")
+            raise ValueError(f"an archive with {member!r}, which is not a .npy array")
         try:
             start, dtype, shape, fortran = _header(members.head(member, _LARGEST_HEADER), name)
         except NotNumbersError:
@@ -51,13 +51,13 @@ def read_npz(path: str | os.PathLike) -> tuple[dict[str, StoredArray], dict[str,
 
 
 def read_npy(path: str | os.PathLike) -> dict[str, StoredArray]:
-    """Reads a single ``.npy`` array; it is named after the file.
+    """Reads a single ``.npy`` array and names it after the file.
 
     Args:
       path: the file.
 
     Raises:
-      ValueError: if it is damaged or of another size than it claims.
+      ValueError: if it is damaged, or has another size than it claims.
     """
     data = map_file(path)
     name = pathlib.Path(path).stem
@@ -84,9 +84,9 @@ def _array(
 
 
 def _header(head: bytes, name: str) -> tuple[int, np.dtype, tuple[int, ...], bool]:
-    """Where the values start, their type, the shape, and whether columns come first."""
+    """Returns where the values start, their type, the shape, and whether the order is Fortran's."""
     if head[:6] != _MAGIC or head[6:8] not in (b"\x01\x00", b"\x02\x00", b"\x03\x00"):
-        raise ValueError(f"{name!r} is no .npy array")
+        raise ValueError(f"{name!r} is not a .npy array")
     width = 2 if head[6] == 1 else 4
     start = 8 + width + int.from_bytes(head[8 : 8 + width], "little")
     if start > len(head):
@@ -98,7 +98,7 @@ def _header(head: bytes, name: str) -> tuple[int, np.dtype, tuple[int, ...], boo
     except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
         raise ValueError(f"{name!r} has a header that cannot be read") from error
     if not isinstance(shape, tuple):
-        raise ValueError(f"{name!r} has a shape that is no tuple")
+        raise ValueError(f"{name!r} has a shape that is not a tuple")
     element_count(shape)
     return start, _dtype(descr, name), shape, bool(fortran)
 
@@ -109,7 +109,7 @@ def _dtype(descr: object, name: str) -> np.dtype:
         raise NotNumbersError(
             f"refused: {name!r} is an array of {str(descr)[:40]!r}, not of numbers"
         )
-    # NumPy does not keep the names of ml_dtypes; bfloat16 is the only one of two bytes.
+    # NumPy loses the names of ml_dtypes; bfloat16 is the only one with two bytes.
     if match[1] == "V2":
         return DTYPES["bfloat16"]
     try:

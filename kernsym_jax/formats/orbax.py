@@ -1,8 +1,8 @@
-"""Orbax checkpoints of any kind, read without the code of the model that was saved.
+"""Reads orbax checkpoints of any kind without the code of the model that was saved.
 
-A checkpoint is a listing of a tree and, for every leaf, a zarr array, of any topology. Both are
-read as they lie there, the arrays by tensorstore, on which orbax itself stands: one array at a
-time, so that what is damaged is one error and what is not wanted is not read.
+A checkpoint lists a tree and holds a zarr array for every leaf, whatever devices it was saved
+from. The reader takes the listing as it is and opens each array by itself with tensorstore, as
+orbax does: a damaged array is one error, and an array that nobody asks for is not read.
 """
 
 import math
@@ -29,7 +29,7 @@ _LISTING, _STEP_LISTING, _MANIFEST = "_METADATA", "_CHECKPOINT_METADATA", "manif
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _STEP = re.compile(r"(?:.*[^0-9])?([0-9]{1,18})", re.DOTALL)
 _DESCRIPTIONS = (".zarray", "zarr.json")
-# As for archives: arrays may take eight times the files' size, and a little is always allowed.
+# Arrays may take this much, or eight times the size of the files, whichever is more.
 _FREE_SIZE = 256 << 20
 
 
@@ -41,8 +41,8 @@ def read_tree(path: str | os.PathLike) -> dict[str, Any]:
         which the newest complete one is read.
 
     Returns:
-      Nested dictionaries of NumPy arrays; lists have become dictionaries with numbers as keys. A
-      step of several items has one dictionary for each.
+      Nested dictionaries of NumPy arrays; a list becomes a dictionary with numbers as keys. A step
+      with several items has one dictionary for each.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
@@ -58,14 +58,14 @@ def read_tree(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def is_checkpoint(path: str | os.PathLike) -> bool:
-    """Whether a folder is an orbax checkpoint, or holds numbered ones."""
+    """Returns whether a folder is an orbax checkpoint or holds numbered ones."""
     return bool(_items(pathlib.Path(path)))
 
 
 def read_arrays(
     path: str | os.PathLike, needed: Callable[[Path], bool] = lambda path: True
 ) -> dict[Path, StoredArray]:
-    """Reads what a checkpoint holds; the values of an array follow when they are asked for.
+    """Reads the tree of a checkpoint; each array reads its values when they are used.
 
     Args:
       path: as in `read_tree`.
@@ -91,7 +91,7 @@ def read_arrays(
 
 
 def _items(path: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The trees of a checkpoint, of the newest step if there are several."""
+    """Returns the folders of a checkpoint's trees, of the newest step if there are several."""
     if _is_item(path):
         return {path.name: path}
     folders = [child for child in sorted(path.iterdir()) if child.is_dir()] if path.is_dir() else []
@@ -99,9 +99,8 @@ def _items(path: pathlib.Path) -> dict[str, pathlib.Path]:
     items = {folder.name: folder for folder in folders if _is_item(folder)}
     if items and (path.name.isdecimal() or (path / _STEP_LISTING).is_file()):
         return items
-    steps = [
-        (int(match[1]), folder) for folder in folders if (match := _STEP.fullmatch(folder.name))
-    ]
+    matches = [(_STEP.fullmatch(folder.name), folder) for folder in folders]
+    steps = [(int(match[1]), folder) for match, folder in matches if match]
     found = (_items(folder) for _, folder in sorted(steps, reverse=True))
     return next((trees for trees in found if trees), items if len(items) == 1 else {})
 
@@ -111,7 +110,7 @@ def _is_item(folder: pathlib.Path) -> bool:
 
 
 def _item_arrays(folder: pathlib.Path, needed: Callable[[Path], bool]) -> dict[Path, StoredArray]:
-    """The arrays of one tree on disk."""
+    """Opens the arrays of one tree."""
     import tensorstore
 
     paths, zarr3 = _listed(folder) if (folder / _LISTING).is_file() else _found(folder)
@@ -135,7 +134,8 @@ def _item_arrays(folder: pathlib.Path, needed: Callable[[Path], bool]) -> dict[P
         if dtype.name in DTYPES:
             chunk = math.prod(size or 1 for size in store.chunk_layout.read_chunk.shape or ())
             elements = max(element_count(store.shape), chunk)
-            claimed += elements * dtype.itemsize * needed(path)
+            if needed(path):
+                claimed += elements * dtype.itemsize
             arrays[path] = StoredArray(tuple(store.shape), dtype, _reader(store, path))
     stored = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if claimed > max(_FREE_SIZE, 8 * stored):
@@ -144,7 +144,7 @@ def _item_arrays(folder: pathlib.Path, needed: Callable[[Path], bool]) -> dict[P
 
 
 def _store(folder: pathlib.Path) -> Callable[[str], dict[str, Any]]:
-    """Where an array of a tree is, as tensorstore is told."""
+    """Returns a function that tells tensorstore where an array of the tree is."""
     files = {"driver": "file", "path": f"{folder}/"}
     if (folder / _MANIFEST).is_file():
         return lambda name: {"driver": "ocdbt", "base": files, "path": f"{name}/" if name else ""}
@@ -158,14 +158,14 @@ def _reader(store: Any, path: Path) -> Callable[[], np.ndarray]:
 def _waited(result: Callable[[], Any], path: Path) -> Any:
     try:
         return result()
-    # Tensorstore has no class of its own for what it finds damaged.
+    # Tensorstore raises plain exceptions for damaged files.
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"the array {'/'.join(path)} is damaged ({lines[0][:200]})") from error
 
 
 def _listed(folder: pathlib.Path) -> tuple[list[Path], bool]:
-    """The paths of the arrays as the listing has them, and whether they are of zarr 3."""
+    """Returns the paths of the arrays in the listing, and whether they are in zarr 3."""
     listing = parse_json(map_file(folder / _LISTING).tobytes())
     entries = listing["tree_metadata"]
     if len(entries) > MAX_ARRAYS:
@@ -179,7 +179,7 @@ def _listed(folder: pathlib.Path) -> tuple[list[Path], bool]:
 
 
 def _found(folder: pathlib.Path) -> tuple[list[Path], bool]:
-    """The same of a checkpoint from before there were listings, from the names of its arrays."""
+    """Returns the same for an old checkpoint without a listing, from the names of its arrays."""
     import tensorstore
 
     store = tensorstore.KvStore.open(_store(folder)(""))

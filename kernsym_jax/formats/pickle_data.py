@@ -1,7 +1,7 @@
-"""A pickle read as data: a stack machine that builds plain containers and can call nothing else.
+"""Reads a pickle as data: a stack machine that builds plain containers and calls nothing else.
 
-Python's own unpickler imports and calls what a file names. This one asks an allowlist what each
-name stands for, before anything is done with it, and refuses the file by that name otherwise.
+Python's own unpickler imports and calls whatever a file names. This one looks up each name in an
+allowlist first, and refuses the file, with the name in the message, if it is not listed.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from kernsym_jax.formats.arrays import DTYPES, element_count
 
 MAX_OPERATIONS = 1_000_000
 MAX_COPIED = 8_000_000
-"""Elements, or blocks of 32 characters, that all calls together may be given."""
+"""Elements, and blocks of 32 characters, in the arguments of all calls together."""
 
 _LITERALS = frozenset(
     (
@@ -36,12 +36,12 @@ _SCALARS = (str, int, float, bool, bytes, type(None))
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Symbol:
-    """What an allowed name stands for.
+    """The meaning of an allowed name.
 
     Attributes:
-      name: ``module.name`` as the pickle has it.
+      name: ``module.name`` in the pickle.
       make: builds plain data from the pickle's arguments; None for a name that is never called.
-      value: what the name means to the reader, such as an element type.
+      value: the value of the name, such as an element type.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Symbol:
 
 @dataclasses.dataclass(eq=False)
 class Inert:
-    """An object that is kept as its attributes only: it has no behaviour."""
+    """An object of which the reader keeps only the attributes."""
 
     name: str
     attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -68,18 +68,18 @@ def load_pickle(
     allowed: Callable[[str, str], Symbol | None],
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """Reads one pickle from a file's position, and leaves the file behind it.
+    """Reads one pickle from a file's position and leaves the position behind it.
 
     Args:
       file: a binary file with tell and readline.
-      allowed: maps (module, name) to what it stands for, or to None if it is forbidden.
+      allowed: maps (module, name) to its meaning, or to None if the name is forbidden.
       persistent: maps the pickle's references to outside objects to values.
 
     Returns:
-      dicts, lists, tuples, scalars, and whatever the allowed names make. Sets become lists.
+      dicts, lists, tuples, scalars, and the results of the allowed names. Sets become lists.
 
     Raises:
-      ValueError: on a forbidden name, named in the message, and on anything malformed.
+      ValueError: if the pickle uses a forbidden name, which the message gives, or is malformed.
     """
     machine = _Machine(allowed, persistent)
     try:
@@ -93,7 +93,7 @@ def load_pickle(
 
 
 class _Machine:
-    """The stack, the marks and the memo; one method for each way that operations change them."""
+    """The stack, the marks and the memo, with a method for each kind of operation on them."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class _Machine:
         elif name in _OPERATIONS:
             _OPERATIONS[name](self, argument)
         else:
-            raise ValueError(f"a pickle with the operation {name}, which no weights need")
+            raise ValueError(f"a pickle with the operation {name}, which weights never need")
 
     def ignore(self, _: Any) -> None:
         pass
@@ -201,7 +201,7 @@ class _Machine:
 
     def push_symbol(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
-            raise ValueError("a pickle that names a global by something other than text")
+            raise ValueError("a pickle whose name of a global is not text")
         symbol = self.allowed(module, name)
         if symbol is None:
             raise ValueError(
@@ -219,7 +219,7 @@ class _Machine:
             raise ValueError(f"refused: the pickle calls {_describe(function)}")
         if not isinstance(arguments, tuple):
             raise ValueError(f"a pickle that calls {function.name} without a tuple of arguments")
-        # A few bytes can ask for another copy of something large, again and again.
+        # A few bytes can ask for a copy of a large object, again and again.
         for argument in arguments:
             if isinstance(argument, list | tuple | dict):
                 self.copied += len(argument)
@@ -248,7 +248,7 @@ class _Machine:
         target = self.stack[-1]
         if hasattr(type(target), "set_state"):
             target.set_state(state)
-        elif not isinstance(target, dict):  # An OrderedDict's attributes are of no use here.
+        elif not isinstance(target, dict):  # An OrderedDict's own attributes are not needed.
             raise ValueError(f"a pickle that changes {_describe(target)}")
 
     def refer(self, _: Any) -> None:
@@ -292,7 +292,7 @@ def _last(stack: list[Any], count: int) -> tuple[Any, ...]:
 
 
 def _key(key: Any) -> Any:
-    # The hash of a nested tuple visits every path through it, so a small file could take forever.
+    # Hashing a nested tuple visits every path through it, which could take forever.
     plain = isinstance(key, (*_SCALARS, Symbol)) or (
         isinstance(key, tuple) and all(isinstance(part, _SCALARS) for part in key)
     )
@@ -309,7 +309,7 @@ def _describe(value: Any) -> str:
 
 @dataclasses.dataclass(eq=False)
 class NumpyArray:
-    """A NumPy array inside a pickle, while its state has not been read yet."""
+    """A NumPy array inside a pickle; None until its state is read."""
 
     array: np.ndarray | None = None
 
@@ -326,7 +326,7 @@ class NumpyArray:
 
 @dataclasses.dataclass(eq=False)
 class NumpyDtype:
-    """A NumPy element type inside a pickle; anything but plain numbers is refused."""
+    """A NumPy element type inside a pickle: plain numbers only."""
 
     dtype: np.dtype
 
@@ -337,7 +337,7 @@ class NumpyDtype:
 
 
 def _bytes(data: Any = b"", *_: Any) -> bytes:
-    # Python would make as many zero bytes as an integer here asks for.
+    # bytes(n) of an integer would allocate n zero bytes.
     if not isinstance(data, bytes | bytearray):
         raise ValueError("bytes made of something else in the pickle")
     return bytes(data)
@@ -389,7 +389,7 @@ NUMPY_MAKERS: dict[str, Callable[..., Any]] = {
     "__builtin__.bytearray": _bytes,
     "numpy.dtype": _dtype,
 }
-"""What NumPy's pickles call, and what that builds here."""
+"""The functions that NumPy's pickles call -> the functions that build the same data here."""
 
 for _module in ("numpy.core", "numpy._core"):
     NUMPY_MAKERS[f"{_module}.multiarray._reconstruct"] = _array

@@ -1,4 +1,4 @@
-"""PyTorch checkpoints (zip, legacy and TorchScript), read without PyTorch."""
+"""Reads PyTorch checkpoints (zip, legacy and TorchScript) without PyTorch."""
 
 import dataclasses
 import io
@@ -13,12 +13,12 @@ from kernsym_jax.formats.arrays import (
     DTYPES,
     StoredArray,
     check_strided,
+    dequantized,
     map_file,
     strided_view,
     view,
 )
 from kernsym_jax.formats.pickle_data import NUMPY_MAKERS, Inert, NumpyArray, Symbol, load_pickle
-from kernsym_jax.formats.quantization import dequantized
 from kernsym_jax.formats.zip_archive import ZipMembers
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -32,8 +32,8 @@ def read_archive(path: str | os.PathLike) -> Any:
       path: a file that starts with ``PK``.
 
     Returns:
-      What was saved, tensors as `StoredArray`; the objects of a TorchScript archive as records of
-      their attributes.
+      The saved object: a tensor is a `StoredArray`, an object of a TorchScript archive a record
+      of its attributes.
 
     Raises:
       ValueError: if it is damaged, not from PyTorch, or holds more than tensors and containers.
@@ -59,7 +59,7 @@ def read_legacy(path: str | os.PathLike) -> Any:
       path: a file that starts with a pickle.
 
     Returns:
-      What was saved, tensors as `StoredArray`.
+      The saved object, with each tensor as `StoredArray`.
 
     Raises:
       ValueError: if it is damaged, or holds more than tensors and containers.
@@ -131,9 +131,9 @@ def _native(data: np.ndarray, dtype: np.dtype, swapped: bool) -> np.ndarray:
 
 
 def _storage_reference(reference: Any) -> tuple[np.dtype, str, int]:
-    """The element type, key and size of ('storage', type, key, device, size[, view])."""
+    """Returns the element type, key and size of ('storage', type, key, device, size[, view])."""
     if not isinstance(reference, tuple) or len(reference) < 5 or reference[0] != "storage":
-        raise ValueError("a pickle that refers to something other than a tensor's storage")
+        raise ValueError("a pickle that refers to an object other than a tensor's storage")
     kind, key, size = reference[1], reference[2], reference[4]
     if not isinstance(kind, Symbol) or not isinstance(kind.value, np.dtype):
         raise ValueError("a tensor storage of an unknown type")
@@ -175,12 +175,12 @@ _TORCH_DTYPES = {
 
 @dataclasses.dataclass(eq=False)
 class _Storage:
-    """A run of elements in the file, of which tensors are windows.
+    """A run of elements in the file; tensors are windows on it.
 
     Attributes:
       dtype: the element type.
       size: the number of elements.
-      bytes: gives uint8 (size · itemsize,), little-endian.
+      bytes: returns uint8 (size · itemsize,), little-endian.
     """
 
     dtype: np.dtype
@@ -188,14 +188,14 @@ class _Storage:
     bytes: Callable[[], np.ndarray]
 
     def elements(self, dtype: np.dtype) -> np.ndarray:
-        """(n,) as elements of a type, which an untyped storage leaves to its tensors."""
+        """Returns the elements, (n,), in a type, which the tensors of an untyped storage choose."""
         data = self.bytes()
         whole = data.size // dtype.itemsize * dtype.itemsize
         return data[:whole].view(dtype)
 
 
 def _symbol(module: str, name: str) -> Symbol | None:
-    """What a name in a PyTorch checkpoint stands for; None if it is not allowed."""
+    """Returns the meaning of a name in a PyTorch checkpoint; None if it is not allowed."""
     qualified = f"{module}.{name}"
     if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGES:
         return Symbol(qualified, value=np.dtype(DTYPES[_STORAGES[name]]))
@@ -211,7 +211,7 @@ def _symbol(module: str, name: str) -> Symbol | None:
 
 
 def _script_symbol(module: str, name: str) -> Symbol | None:
-    """Like `_symbol`, in a TorchScript archive: its own classes become records of attributes."""
+    """Does the same for a TorchScript archive, whose own classes become records of attributes."""
     if module == "__torch__" or module.startswith("__torch__."):
         return Symbol(f"{module}.{name}", make=lambda *_: Inert(f"{module}.{name}"))
     return _symbol(module, name)
@@ -246,7 +246,7 @@ def _quantized_tensor(
     whole = _tensor(storage, offset, shape, strides)
     _, scale, zero, *axis = quantizer
     along = axis[0] if axis and type(axis[0]) is int else 0
-    # The scales are tensors too, whose values may follow only behind the pickle.
+    # The scales are tensors too, and in an old file their values follow behind the pickle.
     return StoredArray(
         whole.shape,
         np.dtype(np.float32),
@@ -270,7 +270,7 @@ def _from_numpy(array: Any, *_: Any) -> StoredArray:
 
 def _from_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
     if not isinstance(function, Symbol) or function.make is None:
-        raise ValueError("refused: a tensor rebuilt by something that is not a function of tensors")
+        raise ValueError("refused: a tensor that is rebuilt by an unknown function")
     return function.make(*arguments)
 
 
@@ -289,7 +289,7 @@ def _default_mapping(_: Any = None, items: Any = ()) -> dict[Any, Any]:
 
 def _sequence(items: Any = (), *_: Any) -> list[Any]:
     if not isinstance(items, list | tuple):
-        raise ValueError("a sequence made of something that is none in the pickle")
+        raise ValueError("a sequence that is built from neither a list nor a tuple in the pickle")
     return list(items)
 
 

@@ -1,4 +1,4 @@
-"""The safetensors format, single files and sharded ones; files are mapped, never copied."""
+"""Reads safetensors files, single and sharded, as views of the mapped file."""
 
 import os
 from typing import Any
@@ -45,10 +45,11 @@ def read_arrays(path: str | os.PathLike) -> dict[str, StoredArray]:
       path: the file.
 
     Returns:
-      name -> array, in the order of their places in the file.
+      name -> array, in the order of the file.
 
     Raises:
-      ValueError: if the header is damaged, or its arrays overlap, leave gaps or lie outside.
+      ValueError: if the header is damaged, or its arrays overlap, leave gaps or reach outside the
+        file.
 
     Reference: https://github.com/huggingface/safetensors#format
     """
@@ -58,7 +59,7 @@ def read_arrays(path: str | os.PathLike) -> dict[str, StoredArray]:
         raise ValueError(f"a safetensors header of {length} bytes in a file of {data.size}")
     header = parse_json(data[8 : 8 + length].tobytes(), _without_repeats)
     if not isinstance(header, dict):
-        raise ValueError("a safetensors header that is no object")
+        raise ValueError("a safetensors header that is not a JSON object")
     header.pop("__metadata__", None)
     content = data[8 + length :]
     arrays = {}
@@ -80,15 +81,15 @@ def read_weight_map(path: str | os.PathLike) -> dict[str, str]:
       path: ``….safetensors.index.json`` or ``….bin.index.json``.
 
     Returns:
-      array name -> file name, always of a file beside the index.
+      array name -> name of a file in the folder of the index.
 
     Raises:
-      ValueError: if it is no such index, or names files elsewhere.
+      ValueError: if it is not such an index, or names a file in another folder.
     """
     index = parse_json(map_file(path).tobytes())
     files = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(files, dict) or not files:
-        raise ValueError("a JSON file that is no index of a sharded checkpoint (no weight_map)")
+        raise ValueError("a JSON file, but not the index of a sharded checkpoint (no weight_map)")
     for name, file in files.items():
         if not isinstance(file, str) or file in ("", ".", "..") or set(file) & set("/\\\0"):
             raise ValueError(f"refused: the index places {name!r} outside its own folder: {file!r}")
@@ -115,5 +116,5 @@ def _place(entry: tuple[str, tuple[int, int], np.dtype, list[int]]) -> tuple[int
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        raise ValueError("a safetensors header with one name twice")
+        raise ValueError("a safetensors header that holds a name twice")
     return made

@@ -1,4 +1,4 @@
-"""Members of a zip archive: viewed where they are stored plainly, inflated only within reason."""
+"""Reads zip archives: views of uncompressed members, and a limit on what may be inflated."""
 
 import os
 import struct
@@ -10,10 +10,10 @@ import numpy as np
 from kernsym_jax.formats.arrays import map_file
 
 FREE_INFLATION = 256 << 20
-"""Bytes that an archive may always inflate to; above that, eight times its own size."""
+"""Bytes that any archive may inflate to; a larger one may inflate to eight times its own size."""
 
 MAX_DIRECTORY = 32 << 20
-"""Bytes that an archive's own directory may have; it has about a hundred for each member."""
+"""Bytes of an archive's directory, which takes about a hundred for each member."""
 
 _LOCAL_HEADER = 30
 
@@ -22,14 +22,15 @@ class ZipMembers:
     """A zip archive of arrays, read member by member.
 
     Attributes:
-      names: the members' names in the archive's order, directories left out.
+      names: the members' names in the archive's order, without directories.
     """
 
     def __init__(self, path: str | os.PathLike):
         """Reads the archive's directory.
 
         Raises:
-          ValueError: if it is no zip archive, or one that would inflate out of all proportion.
+          ValueError: if it is not a zip archive, or would inflate beyond `FREE_INFLATION` and eight
+            times its own size.
         """
         self._data = map_file(path)
         if _directory_size(self._data) > MAX_DIRECTORY:
@@ -51,25 +52,25 @@ class ZipMembers:
         return name in self._items
 
     def size(self, name: str) -> int:
-        """The declared size of a member in bytes."""
+        """Returns the size in bytes that the directory states for a member."""
         return self._items[name].file_size
 
     def place(self, name: str) -> tuple[int, int] | None:
-        """Where a member's bytes are in the file, (start, size); None if it is compressed."""
+        """Returns (start, size) of a member's bytes in the file; None if it is compressed."""
         item = self._items[name]
         if item.compress_type != zipfile.ZIP_STORED:
             return None
         return self._start(item), item.file_size
 
     def head(self, name: str, size: int) -> bytes:
-        """The first bytes of a member, unchecked against its checksum."""
+        """Returns the first bytes of a member without checking its checksum."""
         item = self._items[name]
         if item.compress_type == zipfile.ZIP_STORED:
             return self._content(item)[:size].tobytes()
         return self._inflate(item, size)
 
     def read(self, name: str) -> np.ndarray:
-        """A member's bytes, uint8 (size,): a view of the file if it is stored uncompressed.
+        """Returns a member's bytes, uint8 (size,): a view of the file if it is uncompressed.
 
         Raises:
           ValueError: if the archive is damaged at this member.
@@ -81,14 +82,14 @@ class ZipMembers:
             content = np.frombuffer(self._inflate(item, item.file_size + 1), np.uint8)
         if content.size != item.file_size:
             raise ValueError(f"{name} holds {content.size} bytes instead of {item.file_size}")
-        # PyTorch can be told to write no checksums: they are zero then.
+        # The checksum is zero if PyTorch was told to write none.
         if item.CRC and zlib.crc32(content.data) != item.CRC:
             raise ValueError(f"{name} is damaged: its checksum is wrong")
         return content
 
     def _inflate(self, item: zipfile.ZipInfo, size: int) -> bytes:
         if item.compress_type != zipfile.ZIP_DEFLATED:
-            raise ValueError(f"{item.filename} is compressed in a way other than deflate")
+            raise ValueError(f"{item.filename} is compressed, but not by deflate")
         try:
             return zlib.decompressobj(-zlib.MAX_WBITS).decompress(self._content(item).data, size)
         except zlib.error as error:
@@ -112,7 +113,7 @@ class ZipMembers:
 
 
 def _directory_size(data: np.ndarray) -> int:
-    """What the end of an archive says of the size of its directory; 0 if it says nothing."""
+    """Returns the size of the directory that the end of an archive states; 0 if it states none."""
     tail = data[-(1 << 17) :].tobytes()
     end = tail.rfind(b"PK\x05\x06")
     if end < 0 or end + 16 > len(tail):

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from kernsym_jax.cli import printable
+from kernsym_jax import cli
 from kernsym_jax.geometry.advice import Advice
 from kernsym_jax.geometry.layer import LayerGeometry
 
@@ -44,7 +44,7 @@ def layer_table(rows: Sequence[LayerGeometry]) -> Any:
             table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for row, texts in zip(rows, cells, strict=True):
         style = "" if row.even else "bold red" if row.strided else "yellow"
-        table.add_row(*(Text(printable(texts[name])) for name in columns), style=style)
+        table.add_row(*(Text(cli.printable(texts[name])) for name in columns), style=style)
     return table
 
 
@@ -78,13 +78,8 @@ def print_audit(title: str, rows: Sequence[LayerGeometry], advice: Advice) -> No
       rows: of the audit.
       advice: what they come to.
     """
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        # A pipe has no width; what reads it wants whole rows.
-        console = Console(width=200)
-    console.print(printable(title), style="bold", markup=False, highlight=False, soft_wrap=True)
+    console = cli.console()
+    console.print(cli.printable(title), style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(layer_table(rows))
     console.print(advice.verdict, style="bold", markup=False, highlight=False)
 

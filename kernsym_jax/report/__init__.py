@@ -1,9 +1,10 @@
 """Reports on trained weights: the layer table, figures, and one HTML page."""
 
 from kernsym_jax.report.analysis import analyze, write_parquet, write_results
-from kernsym_jax.report.layer_table import COLUMNS, NetworkTable, network_table
+from kernsym_jax.report.layer_table import COLUMNS
 from kernsym_jax.report.sources import Options, find_sources, read_table
 from kernsym_jax.report.summary import advice, in_words, strided_deficits, summarize
+from kernsym_jax.report.tables import NetworkTable, network_table
 
 __all__ = [
     "COLUMNS",

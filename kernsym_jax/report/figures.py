@@ -1,15 +1,17 @@
 """Figures of a network's layer table, for papers (files) and for the page (inline SVG)."""
 
-import io
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kernsym_jax.cli import printable
-from kernsym_jax.report.layer_table import NetworkTable
+from kernsym_jax.evaluation.figures import CHANCE, literal, new_figure, style, svg
 
-# Orange against purple: told apart by colour-blind readers, and neither reads as good or bad.
+if TYPE_CHECKING:
+    from kernsym_jax.report.tables import NetworkTable
+
+# Orange against purple: colour-blind readers can tell them apart, and neither reads as good or bad.
 KERNEL_COLORS = "PuOr_r"
 ROLE_COLORS = {
     "first": "#7f7f7f",
@@ -21,34 +23,20 @@ ROLE_COLORS = {
     "trivial": "#b0b0b0",
     None: "#4d6a8a",
 }
-"""Colour by role; None where the stride is not known."""
-# Text and axes are drawn in this colour, which nothing else has, so that a page can give them its
-# own, dark or light.
-_INK = "#24292f"
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "kernsym",
-    "font.size": 9,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
+"""Colour by role; None if the stride is not known."""
 _MOST_PANELS = 400
+_MOST_NAMES = 12
 
 
 def write_figures(
-    table: NetworkTable, folder: pathlib.Path, prefix: str = ""
+    table: "NetworkTable", folder: pathlib.Path, prefix: str = ""
 ) -> list[pathlib.Path]:
     """Writes the figures of one network as SVG and PNG.
 
     Args:
       table: from `network_table`.
-      folder: where to; made if it is not there.
-      prefix: of the files' names.
+      folder: the folder; created if it is missing.
+      prefix: prefix of the files' names.
 
     Returns:
       The SVG files.
@@ -63,15 +51,15 @@ def write_figures(
     return written
 
 
-def draw(table: NetworkTable) -> dict[str, Any]:
-    """The figures of one network.
+def draw(table: "NetworkTable") -> dict[str, Any]:
+    """Draws the figures of one network.
 
     Args:
       table: from `network_table`.
 
     Returns:
-      ``mean_kernels``, ``score_by_depth`` and, for a run that recorded it, ``trajectory``: name ->
-      matplotlib figure.
+      ``mean_kernels``, ``score_by_depth`` and, for a run that recorded its scores, ``trajectory``:
+      name -> matplotlib figure.
     """
     figures = {"mean_kernels": gallery(table), "score_by_depth": score_by_depth(table)}
     if len(table.history) > 1:
@@ -79,37 +67,12 @@ def draw(table: NetworkTable) -> dict[str, Any]:
     return figures
 
 
-def svg(figure: Any, page: bool = False) -> str:
-    """A figure as SVG text, the same bytes every time.
-
-    Args:
-      figure: matplotlib's.
-      page: draws text and axes in the colour of the page around it, on no ground of its own.
-
-    Returns:
-      The SVG element; for a page without the XML declaration.
-    """
-    stream = io.StringIO()
-    with _style():
-        figure.savefig(
-            stream,
-            format="svg",
-            transparent=page,
-            facecolor="none" if page else "white",
-            metadata={"Date": None, "Creator": None},
-        )
-    text = stream.getvalue()
-    if page:
-        text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    return text
-
-
-def gallery(table: NetworkTable) -> Any:
-    """The mean kernels side by side, each from minus to plus its largest cell."""
+def gallery(table: "NetworkTable") -> Any:
+    """Draws the mean kernels side by side, each on the scale of its own largest cell."""
     shown = table.rows[:_MOST_PANELS]
     columns = min(len(shown), 8)
     lines = -(-len(shown) // columns)
-    # One unit is the width of a kernel; names stand in the space above each.
+    # One unit is the width of a kernel; its name is in the space above it.
     across, down = 1.08, 1.36
     figure, axis = _figure(1.25 * columns + 0.9, 1.6 * lines + 0.5)
     axis.set_axis_off()
@@ -129,28 +92,28 @@ def gallery(table: NetworkTable) -> Any:
         name = printable(row["layer"])
         name = name if len(name) <= 18 else f"…{name[-17:]}"
         score = "undefined" if row["score"] is None else f"{row['score']:.2f}"
-        text = _literal(f"{name}\n{row['role'] or ''} {score}")
+        text = literal(f"{name}\n{row['role'] or ''} {score}")
         axis.text(left + 0.5, top - 0.03, text, fontsize=7, ha="center", va="bottom")
     axis.set(xlim=(-0.05, across * columns), ylim=(down * lines - 0.3, -0.32), aspect="equal")
     bar = figure.colorbar(image, ax=axis, shrink=0.7 if lines == 1 else 0.4, ticks=[-1, 0, 1])
     bar.set_label("of the largest cell", fontsize=7)
-    figure.suptitle(_literal(f"Mean kernels of {printable(table.source)}"), fontsize=10)
+    figure.suptitle(literal(f"Mean kernels of {printable(table.source)}"), fontsize=10)
     return figure
 
 
-def score_by_depth(table: NetworkTable) -> Any:
-    """The score of every layer in order, over the band of chance."""
+def score_by_depth(table: "NetworkTable") -> Any:
+    """Draws the score of every layer in order, over the band of chance."""
     figure, axis = _figure(7.5, 3.6)
     depth = np.arange(1, len(table.rows) + 1)
-    # Whiskers reach half a layer to each side, so that the band has steps where the size changes.
+    # The band reaches half a layer to each side, so it has steps where the kernel size changes.
     edges = np.concatenate([[0.5], depth + 0.5])
     means = np.array([row["null_mean"] for row in table.rows])
     tops = np.array([row["null_q95"] for row in table.rows])
-    axis.stairs(tops, edges, baseline=means, fill=True, color="#9aa5b1", alpha=0.35, lw=0,
+    axis.stairs(tops, edges, baseline=means, fill=True, color=CHANCE, alpha=0.35, lw=0,
                 label="chance: mean to 95 % point")  # fmt: skip
-    axis.stairs(means, edges, baseline=None, color="#9aa5b1", lw=1)
+    axis.stairs(means, edges, baseline=None, color=CHANCE, lw=1)
     scores = np.array([np.nan if r["score"] is None else r["score"] for r in table.rows])
-    axis.plot(depth, scores, color="#9aa5b1", lw=0.8, zorder=1)
+    axis.plot(depth, scores, color=CHANCE, lw=0.8, zorder=1)
     for role, color in ROLE_COLORS.items():
         chosen = np.array([row["role"] == role for row in table.rows])
         if chosen.any():
@@ -167,8 +130,8 @@ def score_by_depth(table: NetworkTable) -> Any:
     return figure
 
 
-def trajectory(table: NetworkTable) -> Any:
-    """The score of every layer over the steps of a run that recorded it."""
+def trajectory(table: "NetworkTable") -> Any:
+    """Draws the score of every layer over the steps of a run that recorded it."""
     figure, axis = _figure(7.5, 3.6)
     steps = np.array([line["step"] for line in table.history])
     roles = {row["layer"]: row["role"] for row in table.rows}
@@ -180,57 +143,42 @@ def trajectory(table: NetworkTable) -> Any:
         scores = [line["scores"].get(layer) for line in table.history]
         values = np.array([np.nan if score is None else score for score in scores])
         label = (
-            _literal(f"{printable(layer)} ({role or 'stride not known'})")
-            if len(roles) <= 12
+            literal(f"{printable(layer)} ({role or 'stride not known'})")
+            if len(roles) <= _MOST_NAMES
             else None
         )
         axis.plot(steps, values, color=color, lw=1.3, ls=strided.get(role, "-"), label=label)
     by_size = {(row["null_mean"], row["null_q95"]) for row in table.rows}
     if len(by_size) == 1:
         low, high = by_size.pop()
-        axis.axhspan(low, high, color="#9aa5b1", alpha=0.35, lw=0, zorder=0)
+        axis.axhspan(low, high, color=CHANCE, alpha=0.35, lw=0, zorder=0)
         axis.annotate("chance, mean to 95 % point", (steps[-1], low), ha="right", va="bottom",
                       fontsize=7)  # fmt: skip
     axis.set(xlabel="completed steps", ylabel="symmetry score, |T| = 8")
-    if len(roles) <= 12:
+    if len(roles) <= _MOST_NAMES:
         axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
 def unit_kernel(kernel: np.ndarray) -> np.ndarray:
-    """The kernel over its largest cell, so that all are drawn on one scale from −1 to 1.
+    """Divides a kernel by its largest cell, so that all share one scale from −1 to 1.
 
-    Layers differ by orders of magnitude, and the measure is free of scale. A kernel that is zero or
-    not finite has nothing to show.
+    Layers differ by orders of magnitude, and the measure ignores the scale. A kernel that is zero
+    or not finite becomes zero.
     """
     with np.errstate(invalid="ignore"):
         largest = np.abs(kernel).max()
     return kernel / largest if 0 < largest < np.inf else np.zeros_like(kernel)
 
 
-def depth_label(table: NetworkTable) -> str:
-    """What the order of the layers is."""
+def depth_label(table: "NetworkTable") -> str:
+    """Returns the label of the axis along which layers are drawn."""
     if any(row["order"] is None for row in table.rows):
         return "layer, by name: the file keeps no order"
     return "layer, in order"
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with _style():
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
+    with style():
+        figure = new_figure(width, height)
         return figure, figure.subplots()
-
-
-def _style() -> Any:
-    import matplotlib
-
-    return matplotlib.rc_context(_STYLE)
-
-
-def _literal(text: str) -> str:
-    # Matplotlib takes what stands between two dollars for mathematics.
-    return text.replace("$", r"\$")

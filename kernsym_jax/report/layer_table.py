@@ -1,15 +1,17 @@
-"""One row of figures per layer: the table that everything else in a report is drawn from."""
+"""The rows of figures per layer, from which a whole report is drawn."""
 
-import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import collections
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from kernsym_jax import symmetry
-from kernsym_jax.cli import path_name
 from kernsym_jax.geometry import LayerGeometry
-from kernsym_jax.report.measured import beside_null, mean_kernel, measure_layers
 from kernsym_jax.weights import ConvKernel, Weights
 
 COLUMNS = (
@@ -43,72 +45,41 @@ COLUMNS = (
     "uneven_w",
     "note",
 )
-"""The columns of ``layers.csv``; a fact that is not known is empty."""
+"""The columns of ``layers.csv``; unknown facts are empty."""
 
 FURTHER = ("q_value", "centre_drift", "predicted_skew")
-"""What a row holds beside the columns: its p-value's false-discovery rate among the network's
-layers, how far its windows sit from the middle of the map (pixels down and to the right; 0 where
-padding is applied evenly), and the direction to which that is predicted to skew it."""
+"""Keys of a row beyond the columns: the false-discovery rate among the network's layers; the
+distance of the windows' middle from the map's middle in pixels, down and right (0 if padding is
+applied evenly); the direction towards which uneven padding is predicted to skew the kernel."""
 
-RowsAt = Callable[[Any], Sequence[LayerGeometry]]
-
-# Taps this much smaller than the middle one are taken to be gone.
+NULL_DRAWS = 20_000
+_NULL_SEED = 0
+# One compiled program per kernel shape measures kernels in pieces of this many cells, which fit the
+# processor's cache.
+_BATCH_CELLS = 36_864
+# Taps below this share of the middle tap count as vanished.
 _VANISHED = 1e-3
 
 
-@dataclasses.dataclass(frozen=True)
-class NetworkTable:
-    """The measured layers of one source.
-
-    Attributes:
-      source: its name in tables and figures.
-      weights: what was read.
-      rows: one dict per layer, with the keys of `COLUMNS` and `FURTHER`; None where unknown or
-        undefined.
-      mean_kernels: layer -> (kh, kw) float32, in the order of the rows.
-      geometry: rows of the audit, pooling included; empty where nothing is known.
-      rows_at: the audit at another input size, where it can be made.
-      history: ``{"step": completed steps, "scores": {layer: score}}``, in order, of a run.
-      consistency: what `evaluate` has found of its answers; ``None`` if it was not evaluated.
-    """
-
-    source: str
-    weights: Weights
-    rows: list[dict[str, Any]]
-    mean_kernels: dict[str, np.ndarray]
-    geometry: Sequence[LayerGeometry] = ()
-    rows_at: RowsAt | None = None
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    consistency: dict[str, Any] | None = None
-
-
-def network_table(
-    weights: Weights,
-    source: str | None = None,
-    geometry: Sequence[LayerGeometry] = (),
-    rows_at: RowsAt | None = None,
-    history: Iterable[dict[str, Any]] = (),
-    consistency: dict[str, Any] | None = None,
-) -> NetworkTable:
+def layer_rows(
+    weights: Weights, source: str, geometry: Sequence[LayerGeometry] = ()
+) -> list[dict[str, Any]]:
     """Measures every kernel of a network.
 
     Args:
       weights: from `weights.read`.
-      source: the network's name, its path if None.
-      geometry: rows of the network's audit, for what the weights do not say themselves.
-      rows_at: the audit at another input size, where it can be made.
-      history: the scores during training, as in `NetworkTable`.
-      consistency: what `evaluate` has found of its answers.
+      source: name of the network.
+      geometry: rows of the network's audit.
 
     Returns:
-      The table.
+      One dict per layer with the keys of `COLUMNS` and `FURTHER`; unknown or undefined values are
+      None.
     """
-    source = path_name(source or weights.source)
     audited = {row.layer: row for row in geometry}
     ordered = weights.order in ("forward", "file")
-    first = _first_layer(weights, ordered)
-    rows = []
+    first = _first_layer(weights, ordered=ordered)
     measured = measure_layers(weights)
+    rows = []
     for order, (layer, kernel) in enumerate(weights.kernels.items(), 1):
         found = audited.get(layer)
         row = {
@@ -121,34 +92,31 @@ def network_table(
             "stride": _pair(kernel.stride),
             "padding": _padding(kernel.padding),
             **measured[layer],
-            **beside_null(measured[layer]["score"], *kernel.shape[:2]),
+            **beside_chance(measured[layer]["score"], *kernel.shape[:2]),
             "uneven_h": found.uneven[0] if found else None,
             "uneven_w": found.uneven[-1] if found else None,
             "centre_drift": list(found.centre_drift) if found else None,
             "predicted_skew": found.skew if found else None,
         }
-        row["note"] = _note(row, bool(np.isfinite(kernel.weight).all()))
+        row["note"] = _note(row, finite=bool(np.isfinite(kernel.weight).all()))
         rows.append(row)
     _add_false_discovery_rates(rows)
-    order_of_keys = (*COLUMNS, *FURTHER)
-    rows = [{key: row[key] for key in order_of_keys} for row in rows]
-    means = {layer: mean_kernel(kernel.weight) for layer, kernel in weights.kernels.items()}
-    return NetworkTable(source, weights, rows, means, geometry, rows_at, list(history), consistency)
+    return [{key: row[key] for key in (*COLUMNS, *FURTHER)} for row in rows]
 
 
-def role(kernel: ConvKernel, is_first: bool) -> str | None:
-    """What part a layer plays; the first that holds of trivial, first, transposed, strided,
-    depthwise, non-square and internal, or None where an ordinary layer's stride is not known.
+def role(kernel: ConvKernel, *, is_first: bool) -> str | None:
+    """Names the part that a layer plays.
 
-    A trivial layer has lost all taps but the middle one, as happens on maps of one pixel, where
-    no other ever meets the image: its mean kernel is symmetric for no reason.
+    A trivial layer has lost all taps but the middle one. This happens on maps of one pixel, where
+    the other taps see only padding; its mean kernel is symmetric for no reason.
 
     Args:
       kernel: the layer.
-      is_first: it sees the image.
+      is_first: whether its input is the image.
 
     Returns:
-      The role.
+      The first that applies of ``trivial``, ``first``, ``transposed``, ``strided``, ``depthwise``,
+      ``non-square`` and ``internal``; None for an ordinary layer of unknown stride.
     """
     kh, kw, *_ = kernel.shape
     if _only_middle_tap(kernel.weight):
@@ -166,6 +134,131 @@ def role(kernel: ConvKernel, is_first: bool) -> str | None:
     return None if kernel.stride is None else "internal"
 
 
+def measure_layers(weights: Weights) -> dict[str, dict[str, float | None]]:
+    """Measures mean kernels, the kernels averaged over inputs only, and the single kernels.
+
+    Args:
+      weights: from `weights.read`.
+
+    Returns:
+      layer -> `symmetry.FIELDS` of its mean kernel, ``neuron_score`` and ``single_score``; None
+      where undefined.
+    """
+    by_shape: dict[tuple[int, int], list[str]] = {}
+    for layer, kernel in weights.kernels.items():
+        by_shape.setdefault(kernel.shape[:2], []).append(layer)
+    measured = {}
+    for shape, layers in by_shape.items():
+        kernels = (weights.kernels[layer].weight for layer in layers)
+        blocks = itertools.chain.from_iterable(map(_blocks_of, kernels))
+        figures = iter(_measure_blocks(blocks, *shape))
+        for layer in layers:
+            of_mean, of_neurons, of_singles = itertools.islice(figures, 3)
+            row = dict(zip(symmetry.FIELDS, map(_number, of_mean[0]), strict=True))
+            row["neuron_score"] = _mean_score(of_neurons)
+            row["single_score"] = _mean_score(of_singles)
+            measured[layer] = row
+    return measured
+
+
+def averaged(weight: np.ndarray) -> np.ndarray:
+    """Averages a weight (kh, kw, in, out) in host memory to its mean kernel (kh, kw) float32.
+
+    The sum is in double precision; `symmetry.mean_kernel` sums on the device in float32.
+    """
+    # The weights of a run that diverged are infinite or NaN, and so is their mean.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return weight.mean(axis=(2, 3), dtype=np.float64).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def chance_scores(kh: int, kw: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws the scores of `NULL_DRAWS` random kernels, plain and centred; always the same ones.
+
+    Args:
+      kh: rows.
+      kw: columns.
+
+    Returns:
+      Two sorted float32 arrays.
+    """
+    kernels = np.random.default_rng(_NULL_SEED).normal(size=(NULL_DRAWS, kh, kw))
+    block = kernels.astype(np.float32), len(symmetry.FIELDS)
+    (figures,) = _measure_blocks([block], kh, kw)
+    names = ("score", "score_centered")
+    plain, centred = (np.sort(figures[:, symmetry.FIELDS.index(name)]) for name in names)
+    return plain, centred
+
+
+def beside_chance(score: float | None, kh: int, kw: int) -> dict[str, float | None]:
+    """Describes the null of a kernel shape, and computes the p-value of a score under it.
+
+    Args:
+      score: score of a mean kernel; None if undefined.
+      kh: rows.
+      kw: columns.
+
+    Returns:
+      ``null_mean``, ``null_q95`` and ``p_value``.
+    """
+    null, _ = chance_scores(kh, kw)
+    # The draws are sorted, so a search counts those below the score.
+    below = None if score is None else int(np.searchsorted(null, np.float32(score)))
+    return {
+        "null_mean": float(null.mean()),
+        "null_q95": float(np.quantile(null, 0.95)),
+        "p_value": None if below is None else (1 + len(null) - below) / (1 + len(null)),
+    }
+
+
+def _blocks_of(weight: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    """The mean kernel, the kernels averaged over inputs and the single kernels, each (n, kh, kw).
+
+    Each comes with the number of leading `symmetry.FIELDS` that are wanted: all for the mean
+    kernel, only the score for the others.
+    """
+    yield averaged(weight)[None], len(symmetry.FIELDS)
+    yield np.moveaxis(weight.mean(axis=2, dtype=np.float32), -1, 0), 1
+    yield np.moveaxis(weight, (2, 3), (1, 0)).reshape(-1, *weight.shape[:2]), 1
+
+
+def _measure_blocks(
+    blocks: Iterable[tuple[np.ndarray, int]], kh: int, kw: int
+) -> Iterator[np.ndarray]:
+    """Measures blocks of kernels (n, kh, kw), giving (n, wanted) leading fields for each."""
+    size = max(64, _BATCH_CELLS // (kh * kw))
+    batch, filled = np.zeros((size, kh, kw), np.float32), 0
+    # Unfinished blocks: number of missing rows, wanted fields, and the rows so far.
+    waiting: collections.deque[list[Any]] = collections.deque()
+
+    def measure_batch() -> Iterator[np.ndarray]:
+        rows, start = np.asarray(_figure_rows(batch)), 0
+        while waiting and start < filled:
+            missing, wanted, parts = waiting[0]
+            taken = min(missing, filled - start)
+            parts.append(rows[start : start + taken, :wanted].copy())
+            start, waiting[0][0] = start + taken, missing - taken
+            if taken == missing:
+                yield np.concatenate(waiting.popleft()[2])
+
+    for block, wanted in blocks:
+        waiting.append([len(block), wanted, []])
+        while len(block):
+            taken = min(size - filled, len(block))
+            batch[filled : filled + taken] = block[:taken]
+            filled, block = filled + taken, block[taken:]
+            if filled == size:
+                yield from measure_batch()
+                filled = 0
+    if filled:
+        yield from measure_batch()
+
+
+@jax.jit
+def _figure_rows(kernels: jax.Array) -> jax.Array:
+    return symmetry.kernel_symmetry(kernels).row
+
+
 def _add_false_discovery_rates(rows: list[dict[str, Any]]) -> None:
     """Benjamini and Hochberg's step-up procedure over the layers whose score is defined."""
     tested = sorted((r for r in rows if r["p_value"] is not None), key=lambda r: r["p_value"])
@@ -177,9 +270,12 @@ def _add_false_discovery_rates(rows: list[dict[str, Any]]) -> None:
         row["q_value"] = smallest
 
 
-def _first_layer(weights: Weights, ordered: bool) -> str | None:
-    """The layer that sees the image: the first one, or where no order is known, the only one with
-    an image's number of input channels."""
+def _first_layer(weights: Weights, *, ordered: bool) -> str | None:
+    """The layer whose input is the image.
+
+    This is the first layer; if the order is unknown, the only one with an image's number of input
+    channels.
+    """
     names = list(weights.kernels)
     if ordered:
         return names[0]
@@ -195,7 +291,7 @@ def _only_middle_tap(weight: np.ndarray) -> bool:
     kh, kw, *_ = weight.shape
     if not (kh % 2 and kw % 2):
         return False
-    # Summed without a copy of the layer.
+    # Einsum sums without a copy of the layer.
     norms = np.sqrt(np.einsum("hwio,hwio->hw", weight, weight))
     if not np.isfinite(norms).all():
         return False
@@ -204,7 +300,7 @@ def _only_middle_tap(weight: np.ndarray) -> bool:
     return bool(middle > 0 and norms.max() <= _VANISHED * middle)
 
 
-def _note(row: dict[str, Any], finite: bool) -> str:
+def _note(row: dict[str, Any], *, finite: bool) -> str:
     if not finite:
         return "undefined: the weights are not finite"
     if row["score"] is None:
@@ -231,3 +327,14 @@ def _padding(value: Any) -> str | None:
     if top == bottom and left == right:
         return f"{top}×{left}"
     return f"{top},{bottom}×{left},{right}"
+
+
+def _mean_score(figures: np.ndarray) -> float | None:
+    """The mean over the kernels whose score is defined."""
+    scores = figures[:, 0].astype(np.float64)
+    defined = ~np.isnan(scores)
+    return float(scores[defined].mean()) if defined.any() else None
+
+
+def _number(value: Any) -> float | None:
+    return None if math.isnan(value) else float(value)

@@ -1,69 +1,75 @@
-"""The report as one HTML file that needs nothing else."""
+"""The report as one HTML file that needs no other file."""
 
 import importlib.resources
 import itertools
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kernsym_jax import symmetry
 from kernsym_jax.cli import printable
-from kernsym_jax.report import consistency, figures
-from kernsym_jax.report.layer_table import NetworkTable
-from kernsym_jax.report.summary import advice, in_words, sentences, summarize
+from kernsym_jax.evaluation.figures import svg
+from kernsym_jax.report import figures, summary
 
-# The ends and the middle of the colour scale of the figures, as (red, green, blue).
+if TYPE_CHECKING:
+    from kernsym_jax.report.tables import NetworkTable
+
+# The colour scale of the figures: its ends, its middle and its quarters, as (red, green, blue).
 _NEGATIVE, _ZERO, _POSITIVE = (45, 0, 75), (247, 247, 247), (127, 59, 8)
 _NEGATIVE_MIDDLE, _POSITIVE_MIDDLE = (153, 142, 195), (241, 163, 64)
 _SCALE = ((-1.0, _NEGATIVE), (-0.5, _NEGATIVE_MIDDLE), (0.0, _ZERO), (0.5, _POSITIVE_MIDDLE),
           (1.0, _POSITIVE))  # fmt: skip
 
-# The drawing of the scores, in its own units.
+# Size and margins of the drawing of the scores, in units of its view box.
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 300, 40, 10, 10, 40
 _SCORES = (0.3, 1.02)
 
-# Columns of the table on the page: key, heading, what it means.
+# Columns of the table on the page: key, heading, meaning.
 _TABLE = (
-    ("order", "#", "place in the network"),
+    ("order", "#", "position in the network"),
     ("layer", "layer", "name in the file"),
-    ("role", "role", "what part the layer plays"),
+    ("role", "role", "part that the layer plays in the network"),
     ("shape", "shape", "height × width × in × out, in per group"),
     ("stride", "stride", "step between windows"),
     ("padding", "padding", "pixels added per side, or the rule"),
-    ("uneven_h", "u", "rows and columns at the far end that no window touches"),
-    ("drift", "drift", "how far the windows sit from the middle of the map; 0 is even"),
-    ("score", "score", "1 is symmetric; eight transforms, the identity among them"),
+    ("uneven_h", "u", "rows and columns at the far end that no window covers"),
+    ("drift", "drift", "distance of the windows' middle from the map's middle; 0 is even"),
+    ("score", "score", "1 is symmetric; mean over eight transforms, the identity included"),
     ("null_mean", "chance", "mean score of random kernels of this size"),
     ("null_q95", "95 %", "95 % point of the score of random kernels of this size"),
     ("p_value", "p", "share of random kernels that score at least as high"),
-    ("q_value", "q", "false-discovery rate if this and all lower p count as found"),
-    ("score_centered", "centred", "score once the common offset of the cells is removed"),
-    ("dc_share", "offset", "share of the energy that is a common offset"),
+    ("q_value", "q", "false-discovery rate if this layer and all of lower p count as found"),
+    ("score_centered", "centred", "score without the common offset of the cells"),
+    ("dc_share", "offset", "share of the energy in a common offset"),
     ("A1", "A1", "energy of the symmetric part"),
     ("B1", "B1", "energy of the contrast between rows and columns"),
     ("B2", "B2", "energy of the contrast between the diagonals"),
     ("E", "E", "energy of the odd part: gradients and padding skew"),
     ("skew_x", "skew x", "first moment in cells, to the right"),
     ("skew_y", "skew y", "first moment in cells, down"),
-    ("predicted_skew", "predicted", "where uneven padding is predicted to skew the kernel"),
+    (
+        "predicted_skew",
+        "predicted",
+        "direction towards which uneven padding is predicted to skew the kernel",
+    ),
     ("neuron_score", "neurons", "mean score of the kernels averaged over inputs only"),
     ("single_score", "singles", "mean score of the single kernels"),
     ("note", "note", ""),
 )
 
 
-def write_page(tables: Sequence[NetworkTable], path: pathlib.Path) -> None:
+def write_page(tables: Sequence["NetworkTable"], path: pathlib.Path) -> None:
     """Writes ``report.html``.
 
     Args:
       tables: one per network, from `network_table`.
-      path: the file.
+      path: the HTML file.
     """
     path.write_text(render(tables), encoding="utf-8")
 
 
-def render(tables: Sequence[NetworkTable]) -> str:
-    """The page as text: no request leaves it, and all names in it are text.
+def render(tables: Sequence["NetworkTable"]) -> str:
+    """Renders the page: it makes no request, and names from files are text, never markup.
 
     Args:
       tables: one per network, from `network_table`.
@@ -92,8 +98,8 @@ def render(tables: Sequence[NetworkTable]) -> str:
     )
 
 
-def _network(index: int, table: NetworkTable) -> dict[str, Any]:
-    summary = summarize(table)
+def _network(index: int, table: "NetworkTable") -> dict[str, Any]:
+    figures_of_all = summary.summarize(table)
     return {
         "id": f"network-{index}",
         "source": printable(table.source),
@@ -101,22 +107,20 @@ def _network(index: int, table: NetworkTable) -> dict[str, Any]:
         "layout": table.weights.layout,
         "notes": [printable(note) for note in table.weights.notes],
         "skipped": {printable(k): printable(v) for k, v in table.weights.skipped.items()},
-        "sentences": sentences(summary),
-        "summary": summary,
+        "sentences": summary.sentences(figures_of_all),
+        "summary": figures_of_all,
         "layers": [_layer(row, table) for row in table.rows],
-        "advice": advice(table),
-        "answers": consistency.sentence(table),
-        "flips": consistency.beside_symmetry(table),
+        "advice": summary.advice(table),
+        "answers": summary.answers_sentence(table.consistency),
+        "flips": summary.beside_symmetry(table),
         "shares": _shares(table),
         "plot": _score_by_depth(table),
-        "trajectory": figures.svg(figures.trajectory(table), page=True)
-        if len(table.history) > 1
-        else "",
+        "trajectory": svg(figures.trajectory(table), page=True) if len(table.history) > 1 else "",
     }
 
 
-def _shares(table: NetworkTable) -> dict[str, float | None]:
-    """The figures of an evaluation that stand beside those of other networks."""
+def _shares(table: "NetworkTable") -> dict[str, float | None]:
+    """The figures of an evaluation for the comparison of several networks."""
     found = table.consistency or {}
     flips = found.get("flip_consistency", {})
     estimates = {
@@ -127,29 +131,13 @@ def _shares(table: NetworkTable) -> dict[str, float | None]:
     return {name: one["value"] if one else None for name, one in estimates.items()}
 
 
-def _score_by_depth(table: NetworkTable) -> dict[str, Any]:
-    """Places on a drawing of _WIDTH by _HEIGHT: points with their layers, the band of chance."""
+def _score_by_depth(table: "NetworkTable") -> dict[str, Any]:
+    """The drawing of the scores: its points with their layers, and the band of chance."""
     step = (_WIDTH - _LEFT - _RIGHT) / len(table.rows)
-
-    def x(number: float) -> float:
-        return round(_LEFT + number * step, 2)
-
-    def y(score: float) -> float:
-        low, high = _SCORES
-        return round(_TOP + (high - score) / (high - low) * (_HEIGHT - _TOP - _BOTTOM), 2)
-
-    # Neighbours of one kernel size share a piece of the band.
-    bands: list[dict[str, float]] = []
-    for number, row in enumerate(table.rows):
-        band = {"top": y(row["null_q95"]), "bottom": y(row["null_mean"])}
-        if bands and all(bands[-1][key] == value for key, value in band.items()):
-            bands[-1]["right"] = x(number + 1)
-        else:
-            bands.append({**band, "left": x(number), "right": x(number + 1)})
     points = [
         {
-            "x": x(number + 0.5),
-            "y": y(row["score"]),
+            "x": _x(number + 0.5, step),
+            "y": _y(row["score"]),
             "color": figures.ROLE_COLORS[row["role"]],
             "text": f"{printable(row['layer'])} ({row['role'] or 'stride not known'}): "
             f"{row['score']:.3f}",
@@ -164,12 +152,12 @@ def _score_by_depth(table: NetworkTable) -> dict[str, Any]:
         "left": _LEFT,
         "right": _WIDTH - _RIGHT,
         "bottom": _HEIGHT - _BOTTOM,
-        "bands": bands,
+        "bands": _bands(table.rows, step),
         "points": points,
         "radius": max(1.5, min(4.5, step / 2.5)),
-        "rows": [(y(score / 10), f"{score / 10:.1f}") for score in range(3, 11)],
+        "rows": [(_y(score / 10), f"{score / 10:.1f}") for score in range(3, 11)],
         "columns": [
-            (x(number - 0.5), number) for number in range(every, len(table.rows) + 1, every)
+            (_x(number - 0.5, step), number) for number in range(every, len(table.rows) + 1, every)
         ],
         "label": figures.depth_label(table),
         "roles": {
@@ -180,7 +168,28 @@ def _score_by_depth(table: NetworkTable) -> dict[str, Any]:
     }
 
 
-def _layer(row: dict[str, Any], table: NetworkTable) -> dict[str, Any]:
+def _bands(rows: Sequence[dict[str, Any]], step: float) -> list[dict[str, float]]:
+    """The band of chance; neighbours with one kernel size share a rectangle."""
+    bands: list[dict[str, float]] = []
+    for number, row in enumerate(rows):
+        band = {"top": _y(row["null_q95"]), "bottom": _y(row["null_mean"])}
+        if bands and all(bands[-1][key] == value for key, value in band.items()):
+            bands[-1]["right"] = _x(number + 1, step)
+        else:
+            bands.append({**band, "left": _x(number, step), "right": _x(number + 1, step)})
+    return bands
+
+
+def _x(number: float, step: float) -> float:
+    return round(_LEFT + number * step, 2)
+
+
+def _y(score: float) -> float:
+    low, high = _SCORES
+    return round(_TOP + (high - score) / (high - low) * (_HEIGHT - _TOP - _BOTTOM), 2)
+
+
+def _layer(row: dict[str, Any], table: "NetworkTable") -> dict[str, Any]:
     kernel = table.mean_kernels[row["layer"]]
     unit = figures.unit_kernel(kernel)
     values = {key: row.get(key) for key, _, _ in _TABLE}
@@ -190,7 +199,7 @@ def _layer(row: dict[str, Any], table: NetworkTable) -> dict[str, Any]:
         "drift": _drift(row["centre_drift"]),
         "layer": printable(row["layer"]),
         "uneven_w": row["uneven_w"],
-        "words": in_words(row),
+        "words": summary.in_words(row),
         "cells": [
             {"x": x, "y": y, "color": _color(float(unit[y, x]))}
             for y in range(kernel.shape[0])
@@ -211,7 +220,7 @@ def _drift(drift: list[float] | None) -> str | None:
 
 
 def _arrow(row: dict[str, Any], shape: tuple[int, ...]) -> dict[str, float] | None:
-    """From the kernel's middle towards its skew, lengthened to be seen but not beyond its rim."""
+    """An arrow from the kernel's middle along its skew, up to three times as long."""
     if row["role"] != "strided" or row["skew_x"] is None:
         return None
     x, y = shape[1] / 2, shape[0] / 2

@@ -1,4 +1,4 @@
-"""What `analyze` is pointed at: files, run directories, folders of them and patterns."""
+"""Sources of networks: files, run directories, folders of them and patterns."""
 
 import dataclasses
 import functools
@@ -10,8 +10,8 @@ from typing import Any
 from kernsym_jax import run_directory
 from kernsym_jax.cli import path_name
 from kernsym_jax.geometry import CONVOLUTIONS, LayerGeometry
-from kernsym_jax.report.consistency import read_consistency
-from kernsym_jax.report.layer_table import NetworkTable, RowsAt, network_table
+from kernsym_jax.report.summary import check_evaluation
+from kernsym_jax.report.tables import NetworkTable, RowsAt, network_table
 from kernsym_jax.weights import Weights, flax_layer
 
 _SUFFIXES = (
@@ -22,15 +22,15 @@ _SUFFIXES = (
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How sources are read.
+    """Settings for reading sources.
 
     Attributes:
-      layout: ``HWIO``, ``OIHW`` or ``OHWI`` for files that leave it open.
-      fold_batchnorm: multiplies kernels by the scale of the BatchNorm after them.
-      model: name of a registry model that the weights are of, which tells strides and paddings that
-        their files do not.
-      padding: of that model, one of ``layers.PADDINGS``.
-      downsample: of that model, one of ``layers.DOWNSAMPLINGS``.
+      layout: ``HWIO``, ``OIHW`` or ``OHWI`` for files that leave the layout open.
+      fold_batchnorm: multiplies each kernel by the scale of the BatchNorm after it.
+      model: name of the registry model with these weights; it adds strides and paddings that files
+        of weights alone do not keep.
+      padding: padding of that model, one of ``layers.PADDINGS``.
+      downsample: downsampling of that model, one of ``layers.DOWNSAMPLINGS``.
       input_size: pixels of the images, one number or (height, width), for the audit of ``model``,
         of runs and of ONNX graphs.
     """
@@ -44,17 +44,17 @@ class Options:
 
 
 def find_sources(places: Sequence[str]) -> list[pathlib.Path]:
-    """All sources that are meant by what stands on a command line.
+    """Finds the sources that a command line names.
 
     Args:
-      places: files, run directories, checkpoints, other folders (which stand for every run
-        directory and file of weights below them), and patterns such as ``runs/*``.
+      places: files, run directories, checkpoints, other folders (for every run directory and file
+        of weights below them), and patterns such as ``runs/*``.
 
     Returns:
       The sources, each once, in order.
 
     Raises:
-      FileNotFoundError: if a place does not exist, or a folder or pattern holds nothing to read.
+      FileNotFoundError: if a place does not exist, or a folder or pattern contains no source.
     """
     found: dict[pathlib.Path, None] = {}
     for place in places:
@@ -77,7 +77,7 @@ def read_table(path: str | pathlib.Path, options: Options | None = None) -> Netw
 
     Args:
       path: a run directory or a file of weights.
-      options: how to read it.
+      options: settings for reading it.
 
     Returns:
       Its table.
@@ -99,11 +99,11 @@ def read_table(path: str | pathlib.Path, options: Options | None = None) -> Netw
     rows, rows_at = _geometry(path, options)
     if options.model is not None:
         found, rows = _fit(found, rows, options.model)
-    return network_table(found, str(path), rows, rows_at, history, read_consistency(path))
+    return network_table(found, str(path), rows, rows_at, history, _evaluation(path))
 
 
 def _open_layouts(weights: Weights) -> str:
-    """The arrays that might be kernels if it were known how they lie."""
+    """The arrays that would be kernels if their layout were known."""
     open_ones = [f"{name}: {why}" for name, why in weights.skipped.items() if "--layout" in why]
     return f" ({'; '.join(open_ones[:3])})" if open_ones else ""
 
@@ -111,7 +111,7 @@ def _open_layouts(weights: Weights) -> str:
 def _below(path: pathlib.Path, above: frozenset[pathlib.Path] = frozenset()) -> list[pathlib.Path]:
     if not path.is_dir() or _is_source(path):
         return [path]
-    # A link may lead back to where it came from.
+    # A link may lead back to a folder above it.
     here = path.resolve()
     if here in above:
         return []
@@ -125,7 +125,7 @@ def _below(path: pathlib.Path, above: frozenset[pathlib.Path] = frozenset()) -> 
 
 
 def _is_source(folder: pathlib.Path) -> bool:
-    # A half-written run counts: that it cannot be read is then reported, not passed over.
+    # A half-written run counts too, so that reading it reports the failure.
     if run_directory.is_run(folder):
         return True
     from kernsym_jax.formats import orbax
@@ -136,7 +136,7 @@ def _is_source(folder: pathlib.Path) -> bool:
 def _geometry(
     path: pathlib.Path, options: Options
 ) -> tuple[Sequence[LayerGeometry], RowsAt | None]:
-    """The rows of the audit and the audit at other sizes, as far as there is something to audit."""
+    """The rows of the audit, and the audit at other sizes, if the source can be audited."""
     from kernsym_jax import geometry, models
 
     rows_at: RowsAt
@@ -156,7 +156,7 @@ def _geometry(
         try:
             return rows_at(options.input_size), rows_at
         except ValueError:
-            # Without a size a graph may leave its maps open: then nothing is known about them.
+            # A graph may leave the size of its maps open; it is then audited at --input_size only.
             if options.input_size:
                 raise
     return (), None
@@ -165,7 +165,7 @@ def _geometry(
 def _fit(
     weights: Weights, geometry: Sequence[LayerGeometry], model: str
 ) -> tuple[Weights, Sequence[LayerGeometry]]:
-    """The kernels in the model's forward order, with its strides, and its rows by their names."""
+    """Gives the kernels the model's forward order and strides, and the rows the kernels' names."""
     names = {_path(name): name for name in weights.kernels}
     rows, kernels = [], {}
     for row in geometry:
@@ -180,7 +180,7 @@ def _fit(
                 f"{row.layer} of {row.kernel}"
             )
         rows.append(dataclasses.replace(row, layer=name))
-        # A kernel of two axes has a row of two axes.
+        # The audit of a network for images has two axes, as its kernels have.
         facts: dict[str, Any] = {
             fact: getattr(row, fact) for fact in ("stride", "padding", "dilation", "groups")
         }
@@ -201,6 +201,27 @@ def _fit(
 
 def _path(name: str) -> str:
     return flax_layer(name.removeprefix("module."))
+
+
+def _evaluation(source: pathlib.Path) -> dict[str, Any] | None:
+    """The evaluation of a source.
+
+    A run directory has ``consistency.json`` in it. A file of weights may have one beside it, which
+    is an evaluation of this file if it names the file; the folder may hold others.
+    """
+    folder = source if source.is_dir() else source.parent
+    if not (folder / run_directory.CONSISTENCY).exists():
+        return None
+    found = run_directory.read_consistency(folder)
+    try:
+        weights = pathlib.Path(str(found["settings"]["weights"])).name
+        if source.is_file() and weights != source.name:
+            return None
+        check_evaluation(found)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        path = path_name(folder / run_directory.CONSISTENCY)
+        raise ValueError(f"{path}: not an evaluation ({error})") from error
+    return found
 
 
 def _symmetry_lines(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -1,27 +1,30 @@
-"""A network in a few numbers and sentences."""
+"""A network, and an evaluation of its answers, in a few numbers and sentences."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kernsym_jax.geometry import LayerGeometry
-from kernsym_jax.report.layer_table import NetworkTable
-from kernsym_jax.report.measured import null_scores
+from kernsym_jax import geometry as audits
+from kernsym_jax import symmetry
+from kernsym_jax.report.layer_table import chance_scores
+
+if TYPE_CHECKING:
+    from kernsym_jax.report.tables import NetworkTable
 
 ORDINARY = ("internal", "strided", None)
-"""The roles whose scores are compared: ordinary square kernels that do not see the image itself.
-None is one of the two, in a file that does not tell strides."""
+"""The roles whose scores are compared: ordinary square kernels behind the first layer. None is
+internal or strided, in a file without strides."""
 
-# Below a tenth of the energy the odd part is not worth a word.
+# An odd part below a tenth of the energy is not mentioned.
 _ODD_SHARE = 0.10
-# A component of the skew counts when it is more than this share of the other: 22.5° from an axis.
+# A component of a direction counts if it exceeds this share of the other: 22.5° from an axis.
 _OBLIQUE = math.tan(math.pi / 8)
 
 
-def summarize(table: NetworkTable) -> dict[str, Any]:
-    """The figures of a whole network; None where it has no layer of the kind.
+def summarize(table: "NetworkTable") -> dict[str, Any]:
+    """Computes the figures of a whole network; None where it has no layer of the kind.
 
     Args:
       table: from `network_table`.
@@ -30,12 +33,10 @@ def summarize(table: NetworkTable) -> dict[str, Any]:
       ``layers``, ``strides_known``, ``mean`` (mean score of the internal and strided layers),
       ``internal_mean`` and ``strided_mean`` (by role), ``first_score``,
       ``above_null`` and ``above_null_centered`` (share of the internal and strided layers whose
-      score, or score without the offset, is above the 95 % point of its null),
-      ``discoveries`` (the share of them that stay at a false-discovery rate of 5 %),
+      score, or centred score, is above the 95 % point of its null),
+      ``discoveries`` (share of them found at a false-discovery rate of 5 %),
       ``depth_spearman`` (rank correlation of score and depth over the internal layers) and
-      ``strided_deficit`` (how much lower strided layers score than the internal layers between
-      them and the next stride, on average; where sizes are known without those on the way back up,
-      whose maps are larger).
+      ``strided_deficit`` (the mean of `strided_deficits`).
     """
     rows = [row for row in table.rows if row["score"] is not None]
     by_role = {name: [row for row in rows if row["role"] == name] for name in ORDINARY}
@@ -60,18 +61,18 @@ def summarize(table: NetworkTable) -> dict[str, Any]:
 
 
 def strided_deficits(
-    rows: Sequence[Mapping[str, Any]], geometry: Sequence[LayerGeometry] = ()
+    rows: Sequence[Mapping[str, Any]], geometry: Sequence[audits.LayerGeometry] = ()
 ) -> dict[str, float]:
-    """How much lower each strided layer scores than the internal layers of its own stage.
+    """Compares each strided layer's score with the internal layers of its own stage.
 
     Args:
-      rows: of a layer table, in forward order.
-      geometry: rows of the audit, which tell where a network goes back up to larger maps: what
-        follows there is of another stage.
+      rows: rows of a layer table, in forward order.
+      geometry: rows of the audit. They tell where a network goes back up to larger maps; layers
+        from there on belong to another stage.
 
     Returns:
       Strided layer -> mean score of the internal layers after it, up to the next strided one, minus
-      its own. Layers without such neighbours, or without a score, are left out.
+      its own score. Layers without such neighbours, or without a score, are left out.
     """
     audited = {row.layer: row for row in geometry}
 
@@ -95,10 +96,10 @@ def strided_deficits(
 
 
 def in_words(row: dict[str, Any]) -> str:
-    """What kind of asymmetry a layer has, in a few words; empty if it has hardly any.
+    """Describes the asymmetry of a layer in a few words; empty if there is hardly any.
 
     Args:
-      row: of the layer table.
+      row: a row of the layer table.
 
     Returns:
       For example ``"odd part 31 %, towards bottom right: the padding-skew pattern"``, where the
@@ -115,22 +116,24 @@ def in_words(row: dict[str, Any]) -> str:
     return words
 
 
-def advice(table: NetworkTable) -> str:
-    """What the audit says about the network's padding, in one sentence; empty without an audit."""
+def advice(table: "NetworkTable") -> str:
+    """Returns the audit's verdict on the network's padding in one sentence; empty without an audit.
+
+    Args:
+      table: from `network_table`.
+    """
     rows = list(table.geometry)
     if not rows:
         return ""
-    from kernsym_jax import geometry
-
     size = "×".join(map(str, rows[0].input_size))
     try:
-        return f"Padding at {size} pixels: {geometry.advise(rows, table.rows_at).verdict}."
-    except ValueError:  # other sizes cannot be foretold from these rows
+        return f"Padding at {size} pixels: {audits.advise(rows, table.rows_at).verdict}."
+    except ValueError:  # these rows do not tell about other sizes
         return ""
 
 
 def measured_direction(x: float, y: float) -> str:
-    """The direction of a skew vector, x to the right and y down, such as ``bottom right``."""
+    """Names the direction of a vector, x to the right and y down, such as ``bottom right``."""
     if not x and not y:
         return ""
     vertical = "" if abs(y) < _OBLIQUE * abs(x) else "bottom" if y > 0 else "top"
@@ -139,13 +142,13 @@ def measured_direction(x: float, y: float) -> str:
 
 
 def sentences(summary: dict[str, Any]) -> list[str]:
-    """The summary as text, leaving out what the network does not have."""
+    """Writes a summary as text, without the figures that the network lacks."""
     count = summary["layers"]
     said = [f"{count} spatial convolution{'s' if count != 1 else ''}."]
     if not summary["strides_known"]:
         said.append(
-            f"All but the first score {summary['mean']:.3f} on average; strides are not in this "
-            "file, so strided layers are not told from the others (--model can tell them)."
+            f"All but the first score {summary['mean']:.3f} on average; this file keeps no "
+            "strides, so strided layers cannot be told from the others (--model adds strides)."
         )
     if summary["internal_mean"] is not None:
         said.append(f"Internal layers score {summary['internal_mean']:.3f} on average.")
@@ -174,12 +177,101 @@ def sentences(summary: dict[str, Any]) -> list[str]:
     return said
 
 
+def check_evaluation(found: Mapping[str, Any]) -> None:
+    """Checks that an evaluation has every figure that a report shows.
+
+    Args:
+      found: the contents of ``consistency.json``.
+
+    Raises:
+      LookupError, TypeError, ValueError: if it has not.
+    """
+    shown = [found["accuracy"]]
+    shown += [found[name] for name in ("mean_iou", "shift_consistency") if name in found]
+    for kinds in found.get("flip_consistency", {}).values():
+        shown += kinds.values()
+    for estimate in shown:
+        if not all(isinstance(estimate[key], int | float) for key in ("value", "low", "high")):
+            raise ValueError(f"{estimate} is not an estimate with its interval")
+    answers_sentence(found)
+
+
+def evaluation_figures(found: dict[str, Any]) -> dict[str, Any]:
+    """Returns an evaluation without its maps and classes, as ``layers.json`` stores it."""
+    names = ("settings", "images", "accuracy", "mean_iou")
+    kept: dict[str, Any] = {name: found[name] for name in names if name in found}
+    if "shift_consistency" in found:
+        kept["shift_consistency"] = {
+            key: value for key, value in found["shift_consistency"].items() if key != "map"
+        }
+    return {**kept, "flip_consistency": found.get("flip_consistency", {})}
+
+
+def answers_sentence(found: Mapping[str, Any] | None) -> str:
+    """Writes an evaluation as one sentence; empty without one."""
+    if found is None:
+        return ""
+    parts = [f"{_share(found['accuracy'])} are right"]
+    if "mean_iou" in found:
+        parts[0] += f", mean IoU {_share(found['mean_iou'])}"
+    if "shift_consistency" in found:
+        asked = found["shift_consistency"]["settings"]
+        low, high = (str(asked[key]).replace("-", "−") for key in ("low", "high"))
+        shifts = f"{asked['mode']} shifts of {low} to {high} pixels"
+        parts.append(f"{_share(found['shift_consistency'])} stay under {shifts}")
+    flips = found.get("flip_consistency", {})
+    parts += [
+        f"{_share(flips[name]['hard'])} under {name}"
+        for name in ("fliplr", "flipud")
+        if name in flips
+    ]
+    last = parts.pop()
+    what = "pixels of " if "mean_iou" in found else ""
+    told = f"{', '.join(parts)} and {last}" if parts else last
+    return f"Of its answers to {what}{found['images']} images {told}."
+
+
+def beside_symmetry(table: "NetworkTable") -> list[dict[str, Any]]:
+    """Puts the distances of kernels and the consistency of answers side by side, per element of D4.
+
+    Args:
+      table: a table with an evaluation.
+
+    Returns:
+      ``element``, ``distance`` (mean over the ordinary layers; None if no layer has one) and the
+      estimates ``hard``, ``soft``, ``rolled_hard`` and ``rolled_soft``.
+    """
+    flips = (table.consistency or {}).get("flip_consistency", {})
+    return [
+        {"element": name, "distance": _distance(table, name), **flips[name]}
+        for name in symmetry.D4
+        if name in flips and name != "e"
+    ]
+
+
+def _distance(table: "NetworkTable", element: str) -> float | None:
+    # A quarter turn to the left moves a kernel as far as one to the right.
+    column = "d_r90" if element == "r270" else f"d_{element}"
+    return _mean(
+        [
+            row[column]
+            for row in table.rows
+            if row["role"] in ORDINARY and row.get(column) is not None
+        ]
+    )
+
+
+def _share(estimate: Mapping[str, float]) -> str:
+    low, high = (100 * estimate[key] for key in ("low", "high"))
+    return f"{100 * estimate['value']:.1f} % ({low:.1f}–{high:.1f})"
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _above_centred(table: NetworkTable, row: dict[str, Any]) -> float:
-    _, centred = null_scores(*table.mean_kernels[row["layer"]].shape)
+def _above_centred(table: "NetworkTable", row: dict[str, Any]) -> float:
+    _, centred = chance_scores(*table.mean_kernels[row["layer"]].shape)
     score = row["score_centered"]
     return float(score is not None and score > np.quantile(centred, 0.95))
 

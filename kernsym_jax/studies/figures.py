@@ -6,25 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from kernsym_jax.report import figures as layer_figures
+from kernsym_jax.evaluation.figures import CHANCE, INK, new_figure, style, svg
 from kernsym_jax.studies import statistics
 from kernsym_jax.studies.results import FinishedRun, Results
 
 COLORS = ("#1b7f79", "#d1495b", "#8a5fbf", "#b8860b", "#3a6ea5", "#7f7f7f", "#e07b39", "#4c9f38",
           "#c45ab3", "#5b5bd6")  # fmt: skip
-_CHANCE = "#9aa5b1"
-# The page gives what is drawn in this colour its own, dark or light.
-_INK = "#24292f"
-_STYLE: Any = {
-    "font.size": 9,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 
 def draw(results: Results) -> dict[str, Any]:
@@ -61,7 +48,7 @@ def write(drawn: Mapping[str, Any], folder: pathlib.Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn.items():
-        (folder / f"{name}.svg").write_text(layer_figures.svg(figure), encoding="utf-8")
+        (folder / f"{name}.svg").write_text(svg(figure), encoding="utf-8")
 
 
 def effects(results: Results) -> Any:
@@ -69,8 +56,8 @@ def effects(results: Results) -> Any:
     tests = [(test, test.estimate.effect) for test in results.tests]
     known = [(test, effect) for test, effect in tests if effect is not None]
     figure, axis = _figure(7.5, 0.9 + 0.42 * max(len(known), 1))
-    axis.axvspan(-1, 1, color=_CHANCE, alpha=0.3, lw=0)
-    axis.axvline(0, color=_CHANCE, lw=1)
+    axis.axvspan(-1, 1, color=CHANCE, alpha=0.3, lw=0)
+    axis.axvline(0, color=CHANCE, lw=1)
     for place, (test, effect) in enumerate(reversed(known)):
         estimate, unit = test.estimate, test.test.smallest
         color = COLORS[list(results.study.claims).index(test.test.claim) % len(COLORS)]
@@ -119,14 +106,14 @@ def networks(results: Results) -> Any:
     for axis in axes.flat[len(families) :]:
         axis.set_axis_off()
     for axis, (family, runs) in zip(axes.flat, families.items(), strict=False):
-        axis.axhline(0, color=_CHANCE, lw=1)
+        axis.axhline(0, color=CHANCE, lw=1)
         for index, run in enumerate(runs):
             _depths(axis, run, index)
-        axis.set_title(family, fontsize=8, color=_INK)
+        axis.set_title(family, fontsize=8, color=INK)
         axis.xaxis.get_major_locator().set_params(integer=True)
         _legend(axis)
-    figure.supylabel("score − chance", fontsize=9, color=_INK)
-    figure.supxlabel("layer, in order", fontsize=9, color=_INK)
+    figure.supylabel("score − chance", fontsize=9, color=INK)
+    figure.supxlabel("layer, in order", fontsize=9, color=INK)
     return figure
 
 
@@ -223,22 +210,17 @@ def _chance(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     nulls = {(row["null_mean"], row["null_q95"]) for row in rows if row["role"] != "first"}
     if len(nulls) == 1:
         low, high = nulls.pop()
-        axis.axhspan(low, high, color=_CHANCE, alpha=0.3, lw=0, zorder=0,
+        axis.axhspan(low, high, color=CHANCE, alpha=0.3, lw=0, zorder=0,
                      label="chance: mean to 95 % point")  # fmt: skip
 
 
 def _legend(axis: Any) -> None:
-    axis.legend(fontsize=7, labelcolor=_INK, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axis.legend(fontsize=7, labelcolor=INK, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _figure(width: float, height: float, panels: tuple[int, int] | None = None) -> tuple[Any, Any]:
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
+    with style():
+        figure = new_figure(width, height)
         if panels is None:
             return figure, figure.subplots()
         return figure, figure.subplots(*panels, sharey=True, squeeze=False)

@@ -4,7 +4,7 @@ import importlib.resources
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kernsym_jax.report import figures as report_figures
+from kernsym_jax.evaluation.figures import svg
 from kernsym_jax.studies import statistics
 from kernsym_jax.studies.results import Results, accuracy_difference
 from kernsym_jax.studies.statistics import Estimate
@@ -49,7 +49,7 @@ def render(results: Results, claims: Mapping[str, Any], drawn: Mapping[str, Any]
         layers=_layers(results),
         layer_figures=_LAYER_FIGURES,
         figures=[
-            (_CAPTIONS[name.split("_")[0]], report_figures.svg(drawing, page=True))
+            (_CAPTIONS[name.split("_")[0]], svg(drawing, page=True))
             for name, drawing in drawn.items()
         ],
         confounds=[

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kernsym_jax.formats.arrays import StoredArray
+from kernsym_jax.formats.arrays import StoredArray, dequantized
 from kernsym_jax.formats.onnx_graph import Graph, Node, walk
-from kernsym_jax.formats.quantization import dequantized
 
 BLOCKED = "com.microsoft.nchwc."
 """The domain whose operators ONNX Runtime substitutes for one kind of processor."""

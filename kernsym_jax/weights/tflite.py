@@ -6,9 +6,15 @@ import os
 
 import numpy as np
 
-from kernsym_jax.formats.arrays import DTYPES, StoredArray, element_count, map_file, view
+from kernsym_jax.formats.arrays import (
+    DTYPES,
+    StoredArray,
+    dequantized,
+    element_count,
+    map_file,
+    view,
+)
 from kernsym_jax.formats.flatbuffer import Table
-from kernsym_jax.formats.quantization import dequantized
 from kernsym_jax.weights.conv_kernel import (
     CONV,
     DEPTHWISE,

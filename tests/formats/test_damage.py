@@ -40,6 +40,11 @@ def test_damaged_files_end_in_one_clear_error(files, tmp_path, name):
     assert damage.faults(files[name], COPIES[name], seed=0, folder=tmp_path) == []
 
 
+def test_audits_of_damaged_graphs_end_in_one_clear_error(files, tmp_path):
+    found = damage.faults(files["onnx"], 240, seed=0, folder=tmp_path, read=damage.audit_onnx)
+    assert found == []
+
+
 def test_more_than_two_thousand_damaged_files_are_read():
     assert sum(COPIES.values()) >= 2000
 

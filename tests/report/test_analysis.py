@@ -103,7 +103,7 @@ def test_hostile_names_are_text_everywhere(tmp_path, capsys):
     name = '<script>alert("x")</script>\x1b[31m[bold]$\\frac{1}{2}$'
     weight = np.random.default_rng(0).normal(size=(3, 3, 2, 2)).astype(np.float32)
     found = Weights({name: ConvKernel(weight)}, {name: name}, name, "test", "file", "HWIO", (name,))
-    from kernsym_jax.report.console import print_tables
+    from kernsym_jax.report.analysis import print_tables
 
     table = report.network_table(found)
     report.write_results([table], tmp_path)

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from kernsym_jax import report
-from kernsym_jax.report.consistency import beside_symmetry, sentence
+from kernsym_jax.report.summary import answers_sentence, beside_symmetry
 from kernsym_jax.symmetry import D4
 
 INTERVAL = {"low": 0.25, "high": 0.75}
@@ -86,11 +86,11 @@ def test_answers_for_pixels_have_a_mean_iou_and_accuracy_may_be_all_there_is(wei
     found = evaluation(weights)
     del found["shift_consistency"], found["flip_consistency"]
     write(weights.with_name("consistency.json"), found)
-    alone = sentence(report.read_table(weights))
+    alone = answers_sentence(report.read_table(weights).consistency)
     assert alone == "Of its answers to 360 images 90.0 % (25.0–75.0) are right."
     found["mean_iou"] = {"value": 0.5, **INTERVAL}
     write(weights.with_name("consistency.json"), found)
-    of_pixels = sentence(report.read_table(weights))
+    of_pixels = answers_sentence(report.read_table(weights).consistency)
     assert of_pixels == (
         "Of its answers to pixels of 360 images 90.0 % (25.0–75.0) are right, mean IoU 50.0 % "
         "(25.0–75.0)."

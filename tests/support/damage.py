@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 
-from kernsym_jax import weights
+from kernsym_jax import geometry, weights
 
 # A process of its own reads each HDF5 file, which takes a hundred times as long.
 SHARES = {
@@ -57,12 +57,23 @@ def _place(size, rng):
     return rng.choice((rng.randrange(size), rng.randrange(near), size - 1 - rng.randrange(near)))
 
 
-def fault(path):
-    """What is wrong with the way in which a damaged file is read; None if nothing is."""
+def read_kernels(path):
+    """Reads every kernel of a file of weights."""
+    for kernel in weights.read(path).kernels.values():
+        assert kernel.weight.shape == kernel.shape
+
+
+def audit_onnx(path):
+    """Audits an ONNX model."""
+    for row in geometry.audit_onnx(path, 32):
+        assert row.layer
+
+
+def fault(path, read=read_kernels):
+    """Returns what is wrong with the way in which a damaged file is read; None if nothing is."""
     start = time.monotonic()
     try:
-        for kernel in weights.read(path).kernels.values():
-            assert kernel.weight.shape == kernel.shape
+        read(path)
     except (ValueError, FileNotFoundError) as error:
         message = str(error)
         if "\n" in message or len(message) > 2000 or str(path) not in message:
@@ -73,7 +84,7 @@ def fault(path):
     return f"took {seconds:.1f} s" if seconds > SECONDS else None
 
 
-def faults(source, count, seed, folder):
+def faults(source, count, seed, folder, read=read_kernels):
     """Damages a file, or one file of a folder, again and again.
 
     Args:
@@ -81,6 +92,7 @@ def faults(source, count, seed, folder):
       count: number of damaged copies.
       seed: of the damage.
       folder: where to put the copies.
+      read: the function that reads a copy.
 
     Returns:
       What went wrong, with the number of the copy.
@@ -96,7 +108,7 @@ def faults(source, count, seed, folder):
         file = rng.choice(inside) if source.is_dir() else target
         content = file.read_bytes() if source.is_dir() else source.read_bytes()
         file.write_bytes(damaged(content, rng))
-        problem = fault(target)
+        problem = fault(target, read)
         if problem is not None:
             found.append(f"{source.name}, copy {number}: {problem}")
         if source.is_dir():
@@ -118,6 +130,8 @@ def main():
             share = SHARES.get(name, 1.0)
             problems = faults(source, int(arguments.files * share), arguments.seed, folder)
             print(f"{name}: {len(problems)} problems", *problems, sep="\n  ", flush=True)
+        problems = faults(sources["onnx"], arguments.files, arguments.seed, folder, audit_onnx)
+        print(f"onnx, audited: {len(problems)} problems", *problems, sep="\n  ", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from kernsym_jax import data, models, run_directory, weights
+from kernsym_jax import data, run_directory
 from kernsym_jax.data import View
 from kernsym_jax.evaluation.estimates import summarize
 from kernsym_jax.evaluation.measure import Predict, measure
@@ -147,6 +147,9 @@ def open_subject(
       FileNotFoundError: if the weights or the images do not exist.
       ValueError: if they cannot be read or do not fit each other, or the images are too small.
     """
+    # Here, because Linen takes a quarter of a second to import and figures need no network.
+    from kernsym_jax import models, weights
+
     photos = {**_UNCHANGED, **photos}
     mean, std = (tuple(map(float, photos[name])) for name in ("mean", "std"))
     if len(mean) != len(std) or len(mean) not in (1, 3) or min(std) <= 0:

@@ -45,7 +45,7 @@ def _network(paths: Sequence[str]) -> tuple[str, Any, list[Any], Callable[[Any],
     if paths and fields:
         raise ValueError(f"--{next(iter(fields))} goes with --model, not with {name}")
     if paths and not pathlib.Path(name).is_dir():
-        return name, size, geometry.audit_onnx(name, size), partial(geometry.audit_onnx, name)
+        return name, size, geometry.audit_file(name, size), partial(geometry.audit_file, name)
     from kernsym_jax import models
 
     fields = {"name": name, **fields}

@@ -1,6 +1,6 @@
 """Convolution arithmetic: where padding falls unevenly, in a layer and in any network.
 
-`uneven_padding` and its neighbours work on numbers, `foveation` on pixels, `audit` and `audit_onnx`
+`uneven_padding` and its neighbours work on numbers, `foveation` on pixels, `audit` and `audit_file`
 read the numbers off a network, and `even_input_sizes` says which images would suit it better.
 """
 
@@ -13,6 +13,7 @@ from kernsym_jax.geometry.arithmetic import (
     uneven_padding,
     windows,
 )
+from kernsym_jax.geometry.file import audit_file
 from kernsym_jax.geometry.foveation import (
     PADDING_MODES,
     foveation,
@@ -21,8 +22,8 @@ from kernsym_jax.geometry.foveation import (
 )
 from kernsym_jax.geometry.input_size import even_input_sizes, layers_at
 from kernsym_jax.geometry.jaxpr_audit import audit, audit_module
-from kernsym_jax.geometry.layer import CONVOLUTIONS, KINDS, LayerGeometry, read_rows
-from kernsym_jax.geometry.onnx_audit import audit_onnx
+from kernsym_jax.geometry.layer import CONVOLUTIONS, KINDS, FileAudit, LayerGeometry, read_rows
+from kernsym_jax.geometry.onnx import audit_onnx
 from kernsym_jax.geometry.table import audit_json, layer_table, print_audit
 
 __all__ = [
@@ -30,10 +31,12 @@ __all__ = [
     "KINDS",
     "PADDING_MODES",
     "Advice",
+    "FileAudit",
     "LayerGeometry",
     "Windows",
     "advise",
     "audit",
+    "audit_file",
     "audit_json",
     "audit_module",
     "audit_onnx",

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kernsym_jax import run_directory
@@ -130,6 +130,18 @@ class LayerGeometry:
         if missing:
             raise ValueError(f"layer {row.get('layer', '?')!r} lacks {', '.join(missing)}")
         return cls(**{f.name: _tuples(row[f.name]) for f in fields if f.name in row})
+
+
+class FileAudit(list[LayerGeometry]):
+    """The rows of the audit of a file.
+
+    Attributes:
+      left_out: layer -> why it has no row.
+    """
+
+    def __init__(self, rows: Iterable[LayerGeometry], left_out: Mapping[str, str] | None = None):
+        super().__init__(rows)
+        self.left_out = dict(left_out or {})
 
 
 def read_rows(path: str | os.PathLike) -> list[LayerGeometry]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from kernsym_jax import cli
 from kernsym_jax.geometry.advice import Advice
-from kernsym_jax.geometry.layer import LayerGeometry
+from kernsym_jax.geometry.layer import FileAudit, LayerGeometry
 
 
 def layer_table(rows: Sequence[LayerGeometry]) -> Any:
@@ -81,6 +81,8 @@ def print_audit(title: str, rows: Sequence[LayerGeometry], advice: Advice) -> No
     console = cli.console()
     console.print(cli.printable(title), style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(layer_table(rows))
+    for layer, why in _left_out(rows).items():
+        console.print(printable(f"left out: {layer}: {why}"), markup=False, highlight=False)
     console.print(advice.verdict, style="bold", markup=False, highlight=False)
 
 
@@ -93,11 +95,17 @@ def audit_json(title: str, rows: Sequence[LayerGeometry], advice: Advice) -> str
       advice: what they come to.
 
     Returns:
-      A JSON object: network, verdict, total, strided, uneven, nearest, and the rows as layers.
+      A JSON object: network, verdict, total, strided, uneven, nearest, the rows as layers, and
+      left_out, why each layer without a row has none.
     """
     figures = {"network": title, "verdict": advice.verdict, **dataclasses.asdict(advice)}
     layers = [row.to_dict() for row in rows]
-    return json.dumps({**figures, "layers": layers}, indent=1, allow_nan=False)
+    content = {**figures, "left_out": _left_out(rows), "layers": layers}
+    return json.dumps(content, indent=1, allow_nan=False)
+
+
+def _left_out(rows: Sequence[LayerGeometry]) -> dict[str, str]:
+    return rows.left_out if isinstance(rows, FileAudit) else {}
 
 
 def _joined(numbers: Sequence[Any], by: str = "×") -> str:

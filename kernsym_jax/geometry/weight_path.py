@@ -4,15 +4,13 @@ import contextlib
 import functools
 import inspect
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-_WEIGHT_NAMES = ("kernel", "weight", "weights", "w", "W")
-_STORED_NAMES = (*_WEIGHT_NAMES, "weight_v", "weight_orig", "depthwise_kernel", "original")
-_MADE_UP = re.compile(r"(onnx::.*|/.*|val_\d+|\d*)", re.DOTALL)
+from kernsym_jax.formats.arrays import WEIGHT_LEAVES, layer_name, leaf_name
+
 _BOXES = ("value", "raw_value")
 
 
@@ -25,24 +23,12 @@ class Leaf(NamedTuple):
     @property
     def is_weight(self) -> bool:
         """Whether its own name is one that weights go by."""
-        return self.path.rpartition("/")[2] in _WEIGHT_NAMES
+        return leaf_name(self.path) in WEIGHT_LEAVES
 
     @property
     def layer(self) -> str | None:
         """``"a/b"`` for the weights ``"a/b/kernel"``; ``None`` without any path."""
-        parent = self.path.rpartition("/")[0]
-        return (parent if self.is_weight and parent else self.path) or None
-
-
-def stored_layer(name: str) -> str:
-    """``"a.b"`` for the stored weights ``"a.b.weight"``."""
-    *parents, own = re.split(r"[./]", name)
-    return name[: -len(own) - 1] if own in _STORED_NAMES and any(parents) else name
-
-
-def is_made_up(name: str) -> bool:
-    """Whether a name is one that an exporter gave, such as ``onnx::Conv_17``."""
-    return _MADE_UP.fullmatch(name) is not None
+        return layer_name(self.path) or None
 
 
 def origin(leaves: Sequence[Leaf | None]) -> Leaf | None:

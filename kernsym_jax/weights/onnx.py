@@ -31,6 +31,10 @@ from kernsym_jax.weights.layout import transposed_to_hwio
 
 _MAX_USES = 64
 _OHWI = ("com.microsoft.NhwcConv",)
+_BLOCKS = (
+    "stored by ONNX Runtime in blocks of 8 or 16 channels, and the file does not say which: save "
+    "the model without its layout optimization"
+)
 _QUANTIZED = ("QLinearConv", "com.microsoft.QLinearConv")
 # Operators that leave a kernel as it is, or whose effect the reader of its integers undoes.
 _PASSES = (
@@ -50,13 +54,16 @@ def read(path: str | os.PathLike, fold_batchnorm: bool = False) -> Weights:
         operator to take the convolution's output.
 
     Raises:
-      ValueError: if it is no ONNX model, or is damaged.
+      ValueError: if it is no ONNX model, is damaged, or stores every kernel in an order that it
+        does not tell.
 
     Reference: https://github.com/onnx/onnx/blob/main/docs/IR.md
     """
     graph = read_model(path).graph
     walk = _Walk(graph, fold_batchnorm)
     walk.graph(graph, {})
+    if not walk.kernels and _BLOCKS in walk.skipped.values():
+        raise ValueError(f"its kernels are {_BLOCKS}")
     return Weights(
         kernels=walk.kernels,
         skipped=walk.skipped,
@@ -189,10 +196,7 @@ class _Walk:
         if 0 in array.shape:
             return "an empty array"
         if node.op.startswith(onnx_kernel.BLOCKED) and self.block is None:
-            return (
-                "stored by ONNX Runtime in blocks of channels, of 8 or of 16: save the model "
-                "without its layout optimization"
-            )
+            return _BLOCKS
         return None
 
     def numbers(

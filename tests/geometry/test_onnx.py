@@ -380,7 +380,7 @@ def test_a_shape_that_cannot_be_inferred_names_file_and_layer(save):
 
 def test_an_operator_that_onnx_does_not_know_may_stand_between_layers(save):
     quantized = helper.make_node(
-        "QLinearAdd", ["a", "one", "one", "a", "one", "one"], ["q"], domain="local"
+        "QLinearAdd", ["a", "one", "one", "a", "one", "one"], ["q"], domain="com.microsoft"
     )
     nodes = [
         node("Conv", "x conv1.weight", "a", **CONV),

@@ -283,11 +283,17 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (*_DAMAGE, IsADirectoryError) as error:
-        # Names from the file may hold anything, line breaks and terminal escapes too.
         name = os.fspath(path)
-        text = str(error)[:_LONGEST]
-        text = "".join(char if char.isprintable() else "?" for char in text)
-        text = text or type(error).__name__
         room = max(_LONGEST - len(name) - 2, 60)
-        text = text if len(text) <= room else f"{text[: room - 1]}…"
+        # Names from the file may hold anything, line breaks and terminal escapes too.
+        text = "".join(c if c.isprintable() else "?" for c in shortened(str(error), room))
+        text = text or type(error).__name__
         raise ValueError(f"{name}: {text}") from error
+
+
+def shortened(text: str, length: int) -> str:
+    """The text, cut in its middle if it has more than `length` characters."""
+    if len(text) <= length:
+        return text
+    end = length // 2
+    return f"{text[: length - end - 1]}…{text[-end:]}"

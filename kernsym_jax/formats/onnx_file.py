@@ -20,6 +20,7 @@ import numpy as np
 from kernsym_jax.formats.arrays import DTYPES, StoredArray, element_count, map_file, view
 
 MAX_FIELDS = 2_000_000
+MAX_NODES = 100_000
 MAX_GRAPHS = 16
 """How deep graphs may be nested inside one another."""
 _MAX_STRUCTURE = 64 << 20
@@ -39,7 +40,7 @@ _UNUSED = frozenset((
     "configuration", "device_configurations", "doc_string", "metadata_props",
     "quantization_annotation", "training_info", "value_info",
 ))  # fmt: skip
-_TENSOR, _GRAPH = "onnx.TensorProto", "onnx.GraphProto"
+_GRAPH, _NODE, _TENSOR = "onnx.GraphProto", "onnx.NodeProto", "onnx.TensorProto"
 _DATA_TYPE, _FLOATS, _RAW, _DOUBLES, _EXTERNAL, _LOCATION = 2, 4, 9, 10, 13, 14
 # The fields of packed integers, whose bytes are not those of the array.
 _PACKED = (5, 7, 11)
@@ -268,7 +269,7 @@ class _Fields:
     def __init__(self, data: np.ndarray):
         self._raw = data.data
         self._schema = _schema()
-        self._fields = self._size = 0
+        self._fields = self._nodes = self._size = 0
 
     def of_model(self) -> bytes:
         """The model without its large arrays."""
@@ -277,9 +278,14 @@ class _Fields:
 
     def _message(self, kind: str, start: int, end: int, graphs: int) -> bytes | None:
         """The message at a place in the file without its large arrays; None if it has none."""
-        graphs += kind == _GRAPH
+        if kind == _GRAPH:
+            graphs += 1
+        elif kind == _NODE:
+            self._nodes += 1
         if graphs > MAX_GRAPHS:
             raise ValueError(f"graphs nested more than {MAX_GRAPHS} deep")
+        if self._nodes > MAX_NODES:
+            raise ValueError(f"a graph of more than {MAX_NODES} nodes")
         raw, inside, is_tensor = self._raw, self._schema[kind], kind == _TENSOR
         parts: list[Any] = []
         kept = position = start

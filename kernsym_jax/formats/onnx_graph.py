@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from kernsym_jax.formats.arrays import StoredArray, layer_name
-from kernsym_jax.formats.onnx_file import Arrays, read_structure, text
+from kernsym_jax.formats.onnx_file import MAX_NODES, Arrays, read_structure, text
 
 KERNEL_INPUT = {
     "Conv": 1,
@@ -31,7 +31,6 @@ _STANDARD_DOMAINS = ("", "ai.onnx")
 _MADE_UP = re.compile(r"(onnx::.*|/.*|val_\d+|\d*)", re.DOTALL)
 
 _MAX_FUNCTIONS = 64
-_MAX_NODES = 200_000
 _MAX_BYTES = 64 << 20
 
 # Where an AttributeProto keeps its value, by its type; 0 for files that leave the type out.
@@ -285,7 +284,7 @@ def _inlined(model: Any) -> Any:
 
     functions = {_key(f): list(f.node) for f in model.functions}
     nodes, size = _Expansion(functions).of(list(model.graph.node), 0)
-    if nodes > _MAX_NODES or size > _MAX_BYTES:
+    if nodes > MAX_NODES or size > _MAX_BYTES:
         raise ValueError(f"local functions that make a graph of {nodes} nodes and {size} bytes")
     try:
         return onnx.inliner.inline_local_functions(model)

@@ -28,7 +28,7 @@ SMALL = 1024
 """The largest number of elements of a constant whose values are followed: amounts of padding,
 indices and shapes."""
 
-_MAX_EVALUATIONS = 5000
+_MAX_EVALUATIONS = 3000
 _NUMPY_MODES = ("reflect", "edge", "wrap")
 
 _MICROSOFT = (

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import resource
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -90,3 +91,11 @@ def run_binary(monkeypatch, capsys):
 
     yield run
     flags.FLAGS.unparse_flags()
+
+
+@pytest.fixture
+def within_a_gigabyte():
+    """The test needs less than one GiB more memory than the suite before it."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # in KiB

@@ -237,8 +237,8 @@ def leaf_name(name: str) -> str:
 def layer_name(name: str) -> str:
     """The layer of a kernel's name: ``layer1.0.conv1`` of ``layer1.0.conv1.weight``."""
     leaf = leaf_name(name)
-    layer = name[: len(name) - len(leaf) - 1]
-    return layer if leaf in WEIGHT_LEAVES and layer else name
+    parent = name.removesuffix(leaf)[:-1]
+    return parent if leaf in WEIGHT_LEAVES and parent else name
 
 
 def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:

@@ -82,7 +82,7 @@ def print_audit(title: str, rows: Sequence[LayerGeometry], advice: Advice) -> No
     console.print(cli.printable(title), style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(layer_table(rows))
     for layer, why in _left_out(rows).items():
-        console.print(printable(f"left out: {layer}: {why}"), markup=False, highlight=False)
+        console.print(cli.printable(f"left out: {layer}: {why}"), markup=False, highlight=False)
     console.print(advice.verdict, style="bold", markup=False, highlight=False)
 
 

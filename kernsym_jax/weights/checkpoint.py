@@ -81,27 +81,55 @@ def model_arrays(arrays: Mapping[Path, StoredArray]) -> ModelArrays:
     return ModelArrays(_without_wrappers(chosen), skipped, notes)
 
 
+def containers(source: Any) -> Any:
+    """Turns weights in memory into nested mappings of arrays.
+
+    Args:
+      source: mappings and sequences of arrays, which stay as they are; an object with a method
+        ``state_dict``, such as a module of PyTorch; or any pytree of JAX, such as a TrainState or a
+        module of ``flax.nnx``.
+
+    Returns:
+      A container for `leaves`.
+    """
+    if isinstance(source, Mapping | Sequence):
+        return source
+    if callable(getattr(source, "state_dict", None)):
+        return source.state_dict()
+    import jax
+
+    tree: dict[str, Any] = {}
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(source)[0]:
+        *above, last = [jax.tree_util.keystr((key,), simple=True) for key in keys] or ["array"]
+        node = tree
+        for name in above:
+            node = node.setdefault(name, {})
+        node[last] = leaf
+    return tree
+
+
 def leaves(tree: Any) -> dict[Path, StoredArray]:
     """Returns every array of a nested container by its path; visits each container once.
 
     Raises:
       ValueError: if the containers are nested more than `MAX_DEPTH` deep.
     """
-    return dict(_leaves(tree, (), set()))
+    return dict(_leaves(tree, (), {}))
 
 
-def _leaves(node: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, StoredArray]]:
+def _leaves(node: Any, path: Path, seen: dict[int, Any]) -> Iterator[tuple[Path, StoredArray]]:
     if isinstance(node, NumpyArray):
         node = node.array
     if isinstance(node, StoredArray):
         yield path, node
     elif hasattr(node, "__array__"):  # an array of NumPy, JAX or another library
-        yield path, StoredArray.of(node)
+        yield path, StoredArray.of(_on_host(node))
     elif isinstance(node, Inert | Mapping | Sequence) and not isinstance(node, str | bytes):
         # A small file can name one container many times, and would unfold without end.
         if id(node) in seen:
             return
-        seen.add(id(node))
+        # The reference keeps a container that was made on access alive, and so its id unique.
+        seen[id(node)] = node
         if len(path) >= MAX_DEPTH:
             raise ValueError(f"containers nested more than {MAX_DEPTH} deep")
         for key, child in _children(node):
@@ -111,12 +139,30 @@ def _leaves(node: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Store
             yield from _leaves(child, (*path, key), seen)
 
 
+def _on_host(array: Any) -> Any:
+    """Takes a tensor of PyTorch off its device and out of its graph; returns others unchanged."""
+    for step in ("detach", "cpu"):
+        if callable(getattr(array, step, None)):
+            array = getattr(array, step)()
+    return array
+
+
 def _children(node: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(node, Inert):
         node = node.attributes
     items = node.items() if isinstance(node, Mapping) else enumerate(node)
     for key, child in items:
         yield (key if isinstance(key, str) else str(getattr(key, "name", key))), child
+
+
+def kernel_leaves(arrays: Mapping[Path, StoredArray]) -> set[str]:
+    """Returns the last names of the arrays of four axes, such as ``kernel``."""
+    names = set()
+    for path, array in arrays.items():
+        if len(array.shape) == 4:
+            inner = [key for key in path if key not in _BOXES] or [path[-1]]
+            names.add(inner[-1].rpartition(".")[2])
+    return names
 
 
 def group(path: Path) -> str:

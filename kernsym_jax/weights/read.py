@@ -45,17 +45,16 @@ class _ArrayFile:
     notes: tuple[str, ...] = ()
 
 
-def read(
-    path: str | os.PathLike, *, layout: str | None = None, fold_batchnorm: bool = False
-) -> Weights:
-    """Reads the convolution kernels of any supported file or directory.
+def read(source: Any, *, layout: str | None = None, fold_batchnorm: bool = False) -> Weights:
+    """Reads the convolution kernels of any supported file or directory, or of weights in memory.
 
     The reader needs no framework and runs nothing in the file. It maps arrays into memory and
     leaves their values on disk until they are used.
 
     Args:
-      path: a run directory, an orbax checkpoint, or a file; its content tells the format, not its
-        name.
+      source: a run directory, an orbax checkpoint, or a file, whose content tells the format, not
+        its name; or weights in memory: a state dict, a pytree of parameters, a TrainState, a
+        module or state of ``flax.nnx``, or any object with a method ``state_dict``.
       layout: ``HWIO``, ``OIHW`` or ``OHWI``: the axes of kernels in a format that does not
         prescribe them (``.npz``, ``.npy``, ``.safetensors``).
       fold_batchnorm: multiplies each kernel by the scale of the BatchNorm after it, where the file
@@ -71,27 +70,15 @@ def read(
         the layout is unknown.
     """
     check_layout(layout)
-    with naming(path):
-        location = _existing(path)
+    if not isinstance(source, str | os.PathLike):
+        name = type(source).__name__
+        with naming(f"a {name} in memory"):
+            return _kernels(_in_memory(source), name, layout, fold_batchnorm)
+    with naming(source):
+        location = _existing(source)
         weights = _read_graph(location, fold_batchnorm)
         if weights is None:
-            file = _array_file(location)
-            found = find_kernels(
-                file.arrays,
-                rule=file.rule,
-                layout=layout,
-                fold_batchnorm=fold_batchnorm,
-                in_order=file.ordered,
-            )
-            weights = Weights(
-                kernels=found.kernels,
-                skipped=found.skipped | file.skipped,
-                source=os.fspath(path),
-                format=file.format,
-                order="file" if file.ordered else "name",
-                layout=found.layout,
-                notes=file.notes + found.notes,
-            )
+            weights = _kernels(_array_file(location), os.fspath(source), layout, fold_batchnorm)
     return _with_geometry(weights, location) if run_directory.is_run(location) else weights
 
 
@@ -110,6 +97,41 @@ def read_arrays(path: str | os.PathLike) -> dict[str, StoredArray]:
     """
     with naming(path):
         return _array_file(_existing(path)).arrays
+
+
+def _kernels(file: _ArrayFile, source: str, layout: str | None, fold_batchnorm: bool) -> Weights:
+    """Finds the kernels among named arrays."""
+    found = find_kernels(
+        file.arrays,
+        rule=file.rule,
+        layout=layout,
+        fold_batchnorm=fold_batchnorm,
+        in_order=file.ordered,
+    )
+    return Weights(
+        kernels=found.kernels,
+        skipped=found.skipped | file.skipped,
+        source=source,
+        format=file.format,
+        order="file" if file.ordered else "name",
+        layout=found.layout,
+        notes=file.notes + found.notes,
+    )
+
+
+def _in_memory(source: Any) -> _ArrayFile:
+    """Names the arrays of weights in memory."""
+    leaves = checkpoint.leaves(checkpoint.containers(source))
+    if not leaves:
+        raise ValueError(
+            "no arrays in it; supported are state dicts, pytrees of parameters, TrainStates, and "
+            "modules with a state_dict or of flax.nnx"
+        )
+    kernels = checkpoint.kernel_leaves(leaves)
+    # A mapping with dotted names is a state dict, in the order of the network's definition.
+    flat = all("." in path[-1] for path in leaves if len(leaves[path].shape) == 4)
+    rule = HWIO if kernels == {"kernel"} else OIHW if flat and kernels == {"weight"} else None
+    return _tree("in memory", leaves, rule, "." if flat else "/", ordered=flat)
 
 
 def _existing(path: str | os.PathLike) -> pathlib.Path:
@@ -224,7 +246,7 @@ def _checkpoint(name: str, tree: Any, rule: str, separator: str, ordered: bool) 
 
 
 def _tree(
-    name: str, leaves: Mapping[Path, StoredArray], rule: str, separator: str, ordered: bool
+    name: str, leaves: Mapping[Path, StoredArray], rule: str | None, separator: str, ordered: bool
 ) -> _ArrayFile:
     model = checkpoint.model_arrays(leaves)
     arrays = {separator.join(path): array for path, array in model.arrays.items()}

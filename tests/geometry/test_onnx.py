@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import onnx
 import pytest
@@ -418,3 +420,194 @@ def test_a_second_input_keeps_the_size_that_it_is_fixed_to(tmp_path):
     onnx.save(helper.make_model(graph), tmp_path / "two.onnx")
     rows = geometry.audit_onnx(tmp_path / "two.onnx", 64)
     assert [row.input_size for row in rows] == [(64, 64), (16, 16)]
+
+
+def test_layers_behind_an_operator_of_an_unknown_domain_are_left_out(save):
+    nodes = [
+        node("Conv", "x conv1.weight", "a", **CONV),
+        helper.make_node("Relu", ["a"], ["b"], domain="local"),
+        node("Conv", "b conv2.weight", "c", **CONV),
+        node("MaxPool", "c", "d", kernel_shape=[2, 2]),
+        node("GlobalAveragePool", "d", "e"),
+        node("Conv", "a conv3.weight", "f", **CONV),
+        node("Mul", "e f", "y"),
+    ]
+    stored = [weights("conv1.weight", 4, 3, 3, 3)]
+    stored += [weights(f"conv{i}.weight", 4, 4, 3, 3) for i in (2, 3)]
+    rows = geometry.audit_onnx(save(nodes, stored))
+    assert [(row.layer, row.input_size) for row in rows] == [
+        ("conv1", (32, 32)),
+        ("conv3", (16, 16)),
+    ]
+    assert rows.left_out == {
+        "conv2": "the size of its input cannot be inferred",
+        "max_pool": "the size of its input cannot be inferred",
+    }
+
+
+def test_a_convolution_of_an_unknown_domain_is_no_layer(save):
+    theirs = helper.make_node("Conv", ["x", "a.weight"], ["a"], domain="local", pads=[1] * 4)
+    nodes = [theirs, node("Conv", "x b.weight", "y")]
+    rows = geometry.audit_onnx(save(nodes, [weights(f"{n}.weight", 3, 3, 3, 3) for n in "ab"]))
+    assert [row.layer for row in rows] == ["b"]
+
+
+def channels_last(op, inputs, output, **attributes):
+    return helper.make_node(op, inputs.split(), [output], domain="com.microsoft", **attributes)
+
+
+def test_channels_last_operators_of_onnx_runtime_have_the_right_axes(save):
+    quantized = "xt s z q.weight s z s z"
+    nodes = [
+        node("Transpose", "x", "xt", perm=[0, 2, 3, 1]),
+        channels_last("QLinearConv", quantized, "a", channels_last=1, pads=[1] * 4, strides=[2, 1]),
+        channels_last("NhwcMaxPool", "a", "b", kernel_shape=[3, 3], strides=[2, 2]),
+        channels_last("QLinearAdd", "b s z b s z s z", "c"),
+        channels_last("QLinearAveragePool", "c s z s z", "d", channels_last=1, kernel_shape=[2, 2]),
+        channels_last("NhwcConv", "d n.weight", "e", pads=[1] * 4, group=6),
+        node("Transpose", "e", "f", perm=[0, 3, 1, 2]),
+        node("Conv", "f last.weight", "y", **CONV),
+    ]
+    stored = [
+        numpy_helper.from_array(np.ones((6, 3, 3, 3), np.int8), "q.weight"),
+        numpy_helper.from_array(np.float32(1), "s"),
+        numpy_helper.from_array(np.int8(0), "z"),
+        weights("n.weight", 6, 3, 3, 1),
+        weights("last.weight", 4, 6, 3, 3),
+    ]
+    rows = geometry.audit_onnx(save(nodes, stored, (1, 3, 32, 40)))
+    assert [(row.layer, row.kind) for row in rows] == [
+        ("q", "conv"),
+        ("max_pool_1", "max_pool"),
+        ("avg_pool_1", "avg_pool"),
+        ("n", "depthwise"),
+        ("last", "conv"),
+    ]
+    sizes = [(32, 40), (16, 40), (7, 19), (6, 18), (6, 18)]
+    assert [row.input_size for row in rows] == sizes
+    assert rows[0].uneven == (1, 0)
+    assert rows[4].reads == (3,)
+
+
+def test_a_quantised_channels_last_network_gets_its_advice(save):
+    nodes = [
+        node("QuantizeLinear", "x s z", "xq"),
+        node("Transpose", "xq", "xt", perm=[0, 2, 3, 1]),
+        channels_last("QLinearConv", "xt s z w s z s z", "yq", channels_last=1, **CONV),
+        node("Transpose", "yq", "yt", perm=[0, 3, 1, 2]),
+        node("DequantizeLinear", "yt s z", "y"),
+    ]
+    stored = [
+        numpy_helper.from_array(np.ones((16, 3, 3, 3), np.int8), "w"),
+        numpy_helper.from_array(np.float32(1), "s"),
+        numpy_helper.from_array(np.int8(0), "z"),
+    ]
+    path = save(nodes, stored)
+    (row,) = geometry.audit_onnx(path)
+    assert (row.input_size, row.output_size) == ((32, 32), (16, 16))
+    assert geometry.advise([row], lambda size: geometry.audit_onnx(path, size)).nearest == 33
+
+
+def test_an_input_that_channels_last_operators_read_is_channels_last(save):
+    conv = channels_last("NhwcConv", "x w", "y", pads=[1] * 4)
+    (row,) = geometry.audit_onnx(save([conv], [weights("w", 8, 3, 3, 5)], ("N", "H", "W", 5)), 20)
+    assert row.input_size == (20, 20)
+
+
+def test_blocked_operators_of_onnx_runtime_are_followed(save):
+    def blocked(op, inputs, output, **attributes):
+        domain = "com.microsoft.nchwc"
+        return helper.make_node(op, inputs.split(), [output], domain=domain, **attributes)
+
+    nodes = [
+        blocked("Conv", "x a.weight", "a", **CONV),
+        blocked("MaxPool", "a", "b", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4),
+        blocked("ReorderOutput", "b", "c", channels=16),
+        node("Conv", "c b.weight", "y", **CONV),
+    ]
+    stored = [weights("a.weight", 16, 3, 3, 3), weights("b.weight", 4, 16, 3, 3)]
+    rows = geometry.audit_onnx(save(nodes, stored))
+    assert [row.input_size for row in rows] == [(32, 32), (16, 16), (8, 8)]
+    assert [row.reads for row in rows] == [(-1,), (0,), (1,)]
+
+
+def unet():
+    nodes = [
+        node("Conv", "x d", "a", pads=[1] * 4, strides=[2, 2]),
+        node("ConvTranspose", "a u", "b", strides=[2, 2]),
+        node("Concat", "b x", "c", axis=1),
+        node("Conv", "c f", "y", pads=[1] * 4),
+    ]
+    return nodes, [weights("d", 8, 3, 3, 3), weights("u", 8, 8, 2, 2), weights("f", 8, 11, 3, 3)]
+
+
+def test_a_size_at_which_skips_do_not_fit_is_no_advice(save):
+    path = save(*unet(), shape=(1, 3, "h", "w"))
+    rows = geometry.audit_onnx(path, 64)
+    assert [row.uneven for row in rows] == [(1, 1), (0, 0), (0, 0)]
+    with pytest.raises(ValueError, match="Concat: cannot put maps of 1×8×66×66 and 1×3×65×65"):
+        geometry.audit_onnx(path, 65)
+    advice = geometry.advise(rows, lambda size: geometry.audit_onnx(path, size), 64)
+    assert (advice.uneven, advice.nearest) == (1, None)
+
+
+def test_maps_that_cannot_be_added_are_refused(save):
+    nodes = [
+        node("Conv", "x w", "a", strides=[2, 2]),
+        node("Conv", "x w", "b", strides=[2, 2], pads=[1] * 4),
+        node("Add", "a b", "y"),
+    ]
+    with pytest.raises(ValueError, match="Add: cannot put maps of 1×3×15×15 and 1×3×16×16 togeth"):
+        geometry.audit_onnx(save(nodes, [weights("w", 3, 3, 3, 3)]))
+
+
+def test_only_the_branch_of_a_constant_condition_is_followed(save):
+    def branch(name, weight):
+        output = helper.make_tensor_value_info(name, FLOAT, None)
+        return helper.make_graph([node("Conv", f"x {weight}", name)], name, [], [output])
+
+    branches = {"then_branch": branch("t", "a.weight"), "else_branch": branch("e", "b.weight")}
+    stored = [weights("a.weight", 3, 3, 3, 3), weights("b.weight", 3, 3, 5, 5)]
+    stored.append(numpy_helper.from_array(np.array(False), "no"))
+    rows = geometry.audit_onnx(save([node("If", "no", "y", **branches)], stored))
+    assert [row.layer for row in rows] == ["b"]
+
+
+def test_sparse_weights_are_audited(save):
+    path = save(*resnet_stem())
+    expected = geometry.audit_onnx(path)
+    model = onnx.load(path)
+    tensor = model.graph.initializer.pop(1)
+    values, places = weights(tensor.name, 1), integers("", 5)
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, tensor.dims))
+    path.write_bytes(model.SerializeToString())
+    assert geometry.audit_onnx(path) == expected
+
+
+@pytest.mark.parametrize("count", [3000, 101_000])
+def test_constant_nodes_by_the_ten_thousand_cost_little(save, count):
+    constant = node("Constant", "", "c", value=integers("", 1))
+    nodes = [
+        constant,
+        node("Add", "c c", "d"),
+        *[node("Add", "d c", f"e{i}") for i in range(count)],
+    ]
+    path = save([*nodes, node("Conv", "x w", "y")], [weights("w", 3, 3, 3, 3)])
+    start = time.perf_counter()
+    if count > 100_000:
+        with pytest.raises(ValueError, match="a graph of more than 100000 nodes"):
+            geometry.audit_onnx(path)
+    else:
+        assert len(geometry.audit_onnx(path)) == 1
+    assert time.perf_counter() - start < 8
+
+
+def test_a_file_is_audited_by_its_format(save, tmp_path):
+    path = save(*resnet_stem())
+    assert geometry.audit_file(path, 64) == geometry.audit_onnx(path, 64)
+    assert geometry.audit_file(path, 64).left_out == {}
+    (tmp_path / "net.tflite").write_bytes(b"\x1c\0\0\0TFL3")
+    with pytest.raises(ValueError, match=r"net\.tflite: TensorFlow Lite, which cannot be audited"):
+        geometry.audit_file(tmp_path / "net.tflite", 64)
+    with pytest.raises(FileNotFoundError, match=r"none\.keras"):
+        geometry.audit_file(tmp_path / "none.keras", 64)

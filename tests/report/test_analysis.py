@@ -9,10 +9,14 @@ import shutil
 import xml.etree.ElementTree as ET
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from kernsym_jax import geometry, models, report, symmetry, training
 from kernsym_jax.weights import ConvKernel, Weights
+
+CONV = {"strides": [2, 2], "pads": [1, 1, 1, 1]}
 
 
 @pytest.fixture(scope="module")
@@ -250,3 +254,26 @@ def test_real_files_of_pytorch_are_read_in_full(shared):
         "cifar_resnet44.th": 43,
         "cifar_resnet56.th": 55,
     }
+
+
+def test_layers_of_an_onnx_file_stand_beside_their_geometry_whatever_their_names(tmp_path):
+    names = ["conv1.W", "layer1/kernel", "onnx::Conv_7", "conv1.W"]
+    nodes = [
+        helper.make_node("Conv", [f"{i}", name], [f"{i + 1}"], name=f"/n{i}/Conv", **CONV)
+        for i, name in enumerate(names)
+    ]
+    shape = (1, 8, 64, 64)
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+        for name, dims in (("0", shape), (str(len(names)), None))
+    ]
+    weight = np.random.default_rng(0).standard_normal((8, 8, 3, 3)).astype(np.float32)
+    stored = [numpy_helper.from_array(weight, name) for name in dict.fromkeys(names)]
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(helper.make_graph(nodes, "net", ends[:1], ends[1:], stored)), path)
+    (table,), _ = report.analyze([path], tmp_path / "report")
+    with (tmp_path / "report" / "layers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["layer"] for row in rows] == ["conv1", "layer1", "/n2/Conv", "conv1 (/n3/Conv)"]
+    assert [(row["uneven_h"], row["uneven_w"]) for row in rows] == [("1", "1")] * 4
+    assert [row["predicted_skew"] for row in table.rows] == ["bottom right"] * 4

@@ -239,3 +239,165 @@ def test_other_convolutions_and_arrays_say_what_they_are(tmp_path):
     assert "1-D convolution" in found.skipped["line"]
     assert "computed" in found.skipped["made"]
     assert "no convolution's kernel" in found.skipped["spare"]
+
+
+def _blocked(weight, block, inner):
+    """(out, in, kh, kw) as ONNX Runtime stores it for one kind of processor."""
+    outputs, inputs, kh, kw = weight.shape
+    fill = [(0, -outputs % block), (0, -inputs % inner), (0, 0), (0, 0)]
+    padded = np.pad(weight, fill)
+    outputs, inputs = padded.shape[:2]
+    split = padded.reshape(outputs // block, block, inputs // inner, inner, kh, kw)
+    return np.ascontiguousarray(split.transpose(0, 2, 4, 5, 3, 1)).reshape(padded.shape)
+
+
+def _nchwc(op, inputs, output, **attributes):
+    return helper.make_node(op, inputs, [output], domain="com.microsoft.nchwc", **attributes)
+
+
+@pytest.mark.parametrize("block", [8, 16])
+def test_kernels_in_blocks_of_channels_are_put_back_in_order(tmp_path, block):
+    first, second = network.values("a", (20, 3, 3, 3)), network.values("b", (24, 20, 3, 3))
+    depthwise = network.values("c", (24, 1, 3, 3))
+    nodes = [
+        _nchwc("Conv", ["image", "first"], "a", strides=[2, 2]),
+        _nchwc("Conv", ["a", "second"], "b", pads=[1] * 4),
+        _nchwc("Conv", ["b", "depthwise"], "c", group=24),
+        _nchwc("ReorderOutput", ["c"], "y", channels=24),
+    ]
+    stored = {
+        "first": _blocked(first, block, 1),
+        "second": _blocked(second, block, block),
+        "depthwise": _blocked(depthwise, block, 1),
+    }
+    tensors = [numpy_helper.from_array(array, name) for name, array in stored.items()]
+    if block == 16:
+        # More input channels than 8 in a plain image: only blocks of 16 are larger.
+        wide = network.values("d", (16, 12, 3, 3))
+        tensors.append(numpy_helper.from_array(_blocked(wide, block, 1), "wide"))
+        nodes.insert(0, _nchwc("Conv", ["image", "wide"], "d"))
+    found = _save(tmp_path / "net.onnx", nodes, tensors).kernels
+    for name, weight in {"first": first, "second": second, "depthwise": depthwise}.items():
+        np.testing.assert_array_equal(found[name].weight, weight.transpose(2, 3, 1, 0))
+    assert found["first"].stride == (2, 2)
+    assert found["depthwise"].kind == "depthwise"
+
+
+def test_blocks_of_an_unknown_number_of_channels_are_refused_with_a_reason(tmp_path):
+    stored = numpy_helper.from_array(_blocked(network.values("w", (32, 3, 3, 3)), 16, 1), "w")
+    nodes = [
+        _nchwc("Conv", ["image", "w"], "t", strides=[2, 2]),
+        _nchwc("ReorderOutput", ["t"], "y", channels=32),
+    ]
+    with pytest.raises(ValueError, match=r"net\.onnx: its kernels are stored .* blocks of 8 or 16"):
+        _save(tmp_path / "net.onnx", nodes, [stored])
+
+
+def test_channels_last_convolutions_have_the_layout_of_their_operator(tmp_path):
+    weight = network.values("w", (4, 3, 2, 3))
+    ones = {"one": np.float32(1), "zero": np.int8(0), "q": np.ones((4, 4, 3, 3), np.int8)}
+    tensors = [numpy_helper.from_array(array, name) for name, array in ones.items()]
+    tensors.append(numpy_helper.from_array(np.ascontiguousarray(weight.transpose(0, 2, 3, 1)), "w"))
+    inputs = ["a", "one", "zero", "q", "one", "zero", "one", "zero"]
+    nodes = [
+        helper.make_node("NhwcConv", ["image", "w"], ["a"], domain="com.microsoft"),
+        helper.make_node("QLinearConv", inputs, ["y"], domain="com.microsoft", channels_last=1),
+    ]
+    found = _save(tmp_path / "net.onnx", nodes, tensors).kernels
+    np.testing.assert_array_equal(found["w"].weight, weight.transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(found["q"].weight, np.ones((3, 3, 4, 4)))
+
+
+def test_a_convolution_of_an_unknown_domain_is_left_out_with_a_reason(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["image", "theirs"], ["a"], domain="their.runtime"),
+        helper.make_node("Conv", ["a", "ours"], ["y"]),
+    ]
+    tensors = [_kernel((4, 3, 3, 3), "theirs"), _kernel((4, 4, 3, 3), "ours")]
+    found = _save(tmp_path / "net.onnx", nodes, tensors)
+    assert list(found.kernels) == ["ours"]
+    assert "their.runtime.Conv, which is an unknown operator" in found.skipped["theirs"]
+
+
+def test_sparse_kernels_are_read_dense(tmp_path):
+    dense = network.values("w", (4, 3, 3, 3)) * (np.arange(108).reshape(4, 3, 3, 3) % 5 == 0)
+    indices = np.flatnonzero(dense).astype(np.int64)
+    values = numpy_helper.from_array(dense.reshape(-1)[indices], "w")
+    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(indices, ""), dense.shape)
+    nodes = [
+        helper.make_node("Constant", [], ["c"], sparse_value=sparse),
+        helper.make_node("Conv", ["image", "c"], ["a"]),
+        helper.make_node("Conv", ["image", "w"], ["y"]),
+    ]
+    path = tmp_path / "net.onnx"
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("image", "y")]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], sparse_initializer=[sparse])
+    onnx.save(helper.make_model(graph), path)
+    found = weights.read(path).kernels
+    assert list(found) == ["c", "w"]
+    for kernel in found.values():
+        np.testing.assert_array_equal(kernel.weight, dense.transpose(2, 3, 1, 0))
+
+
+def test_kernels_inside_local_functions_have_the_names_of_their_arrays(tmp_path):
+    block = helper.make_function(
+        "my",
+        "Block",
+        ["x", "w"],
+        ["y"],
+        [helper.make_node("Conv", ["x", "w"], ["y"], strides=[2, 2], pads=[1] * 4)],
+        [helper.make_opsetid("", 17)],
+    )
+    nodes = [
+        helper.make_node("Conv", ["image", "stem.weight"], ["a"]),
+        helper.make_node("Block", ["a", "layer1.weight"], ["y"], domain="my"),
+    ]
+    tensors = [_kernel((8, 3, 3, 3), "stem.weight"), _kernel((16, 8, 3, 3), "layer1.weight")]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("image", "y")]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], tensors)
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("my", 1)]
+    model = helper.make_model(graph, opset_imports=imports, functions=[block])
+    onnx.save(model, tmp_path / "net.onnx")
+    found = weights.read(tmp_path / "net.onnx").kernels
+    assert {layer: kernel.stride for layer, kernel in found.items()} == {
+        "stem": (1, 1),
+        "layer1": (2, 2),
+    }
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+def test_thousands_of_convolutions_with_one_kernel_share_its_memory(tmp_path):
+    integers = np.ones((256, 256, 3, 3), np.int8)
+    ones = {"w": integers, "s": np.float32(0.5), "z": np.int8(0)}
+    tensors = [numpy_helper.from_array(array, name) for name, array in ones.items()]
+    nodes = [
+        helper.make_node("QLinearConv", [f"x{i}", "s", "z", "w", "s", "z", "s", "z"], [f"x{i + 1}"])
+        for i in range(2000)
+    ]
+    found = _save(tmp_path / "net.onnx", nodes, tensors)
+    assert 1 < len(found.kernels) < 100
+    first, *others = found.kernels.values()
+    assert all(np.shares_memory(first.weight, other.weight) for other in others)
+    assert any("is used more than" in reason for reason in found.skipped.values())
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+def test_kernels_that_need_many_times_the_memory_of_the_file_are_refused(tmp_path):
+    ones = {"w": np.ones((512, 512, 3, 3), np.int8), "s": np.float32(0.5)}
+    tensors = [numpy_helper.from_array(array, name) for name, array in ones.items()]
+    nodes = []
+    for i in range(1000):
+        nodes.append(helper.make_node("DequantizeLinear", ["w", "s"], [f"w{i}"]))
+        nodes.append(helper.make_node("Conv", [f"x{i}", f"w{i}"], [f"x{i + 1}"]))
+    with pytest.raises(ValueError, match=r"net\.onnx: its kernels need many times the memory"):
+        _save(tmp_path / "net.onnx", nodes, tensors)
+
+
+def test_an_error_is_one_short_line_whatever_the_names_are(tmp_path):
+    name = "n\n" * 30_000
+    tensor = _kernel((4, 3, 3, 3), name)
+    tensor.dims[0] = 5
+    with pytest.raises(ValueError, match=r"net\.onnx: .* values for the shape") as error:
+        _save(tmp_path / "net.onnx", [helper.make_node("Conv", ["image", name], ["y"])], [tensor])
+    assert len(str(error.value)) <= 300
+    assert "\n" not in str(error.value)

@@ -40,8 +40,9 @@ def audit(fn: Callable[..., Any], *example_args: Any) -> list[LayerGeometry]:
 
     Some limits: padding is what is added at the traced size, so TensorFlow's SAME is not told from
     the same numbers given outright; a slice whose start depends on data is taken to start at 0; a
-    loop's body is listed once, with ``repeats``; under a vmap over weights JAX makes one grouped
-    convolution of all members, and ``groups`` says so.
+    loop's body is listed once, with ``repeats``; of the forms that ``jax.lax.platform_dependent``
+    is given only the default, or else the last, is read; under a vmap over weights JAX makes one
+    grouped convolution of all members, and ``groups`` says so.
 
     Args:
       fn: any function that JAX can trace.
@@ -124,6 +125,10 @@ class _Follower:
             return self._scan(params, inputs)
         if name == "while":
             return self._while(params, inputs)
+        if name == "cond" and params.get("branches_platforms"):
+            # One function in a form for each platform (`jax.lax.platform_dependent`): the last form
+            # is that of every other platform where there is one.
+            return self.follow(params["branches"][-1], inputs[1:])
         if name == "cond":
             branches = [functools.partial(self.follow, j, inputs[1:]) for j in params["branches"]]
             results = zip(*self.network.branches(branches), strict=True)

@@ -6,11 +6,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from kernsym_jax.layers.layer_name import layer_name
 from kernsym_jax.layers.padding import Pair, check_padding, pair
 from kernsym_jax.layers.sbpool import Position
+from kernsym_jax.layers.small_map import convolve
 from kernsym_jax.layers.window import place_windows
 
 
@@ -85,14 +85,13 @@ class Conv(nn.Module):
             fill=0.0,
             layer=layer,
         )
-        y = lax.conv_general_dilated(
+        y = convolve(
             windows.x,
             kernel.astype(self.dtype),
-            stride,
-            windows.amounts,
-            rhs_dilation=dilation,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
+            stride=stride,
+            amounts=windows.amounts,
+            dilation=dilation,
+            groups=self.groups,
         )
         if windows.scale is not None:
             y = y * jnp.asarray(windows.scale, self.dtype)

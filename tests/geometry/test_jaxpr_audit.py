@@ -288,3 +288,13 @@ def test_a_map_that_cannot_be_convolved_is_refused_with_the_layers_name(network,
     with pytest.raises(ValueError, match=message) as error:
         geometry.audit(network, IMAGE, {"conv": {"kernel": KERNEL}})
     assert "\n" not in str(error.value)
+
+
+def test_of_the_forms_for_several_platforms_the_default_is_read():
+    def network(x, w):
+        product = functools.partial(jnp.einsum, "nhwc,ijcd->nhwd")
+        return lax.platform_dependent(x, w, cpu=product, tpu=product, default=conv)
+
+    for form in (network, jax.jit(network), jax.checkpoint(network)):
+        row = only(geometry.audit(form, IMAGE, KERNEL))
+        assert (row.kind, row.kernel, row.padding) == ("conv", (3, 3), ((1, 1), (1, 1)))

@@ -12,6 +12,7 @@ import numpy as np
 
 from kernsym_jax import symmetry
 from kernsym_jax.geometry import LayerGeometry
+from kernsym_jax.symmetry.signature import signature_figures
 from kernsym_jax.weights import ConvKernel, Weights
 
 COLUMNS = (
@@ -39,6 +40,9 @@ COLUMNS = (
     *symmetry.IRREPS,
     "skew_x",
     "skew_y",
+    "sig_x",
+    "sig_y",
+    "sig_p",
     "neuron_score",
     "single_score",
     "uneven_h",
@@ -47,8 +51,8 @@ COLUMNS = (
 )
 """The columns of ``layers.csv``; unknown facts are empty."""
 
-FURTHER = ("q_value", "centre_drift", "predicted_skew")
-"""Keys of a row beyond the columns: the false-discovery rate among the network's layers; the
+FURTHER = ("odd_z_x", "odd_z_y", "q_value", "centre_drift", "predicted_skew")
+"""Keys of a row beyond the columns: `symmetry.odd_moment_z`; the false-discovery rate among the network's layers; the
 distance of the windows' middle from the map's middle in pixels, down and right (0 if padding is
 applied evenly); the direction towards which uneven padding is predicted to skew the kernel."""
 
@@ -141,8 +145,7 @@ def measure_layers(weights: Weights) -> dict[str, dict[str, float | None]]:
       weights: from `weights.read`.
 
     Returns:
-      layer -> `symmetry.FIELDS` of its mean kernel, ``neuron_score`` and ``single_score``; None
-      where undefined.
+      layer -> `symmetry.FIELDS`, ``neuron_score`` and ``single_score``; None where undefined.
     """
     by_shape: dict[tuple[int, int], list[str]] = {}
     for layer, kernel in weights.kernels.items():
@@ -155,10 +158,31 @@ def measure_layers(weights: Weights) -> dict[str, dict[str, float | None]]:
         for layer in layers:
             of_mean, of_neurons, of_singles = itertools.islice(figures, 3)
             row = dict(zip(symmetry.FIELDS, map(_number, of_mean[0]), strict=True))
+            row |= _size_figures(weights.kernels[layer].weight)
             row["neuron_score"] = _mean_score(of_neurons)
             row["single_score"] = _mean_score(of_singles)
             measured[layer] = row
     return measured
+
+
+def _size_figures(weight: np.ndarray) -> dict[str, float | None]:
+    """Returns the last of `symmetry.FIELDS`, which need the sizes of the weights."""
+    kh, kw, channels_in, channels_out = weight.shape
+    with np.errstate(invalid="ignore", over="ignore"):
+        # Scaled, so that squares neither overflow nor vanish.
+        largest = np.abs(weight).max()
+        scaled = weight / (largest if 0 < largest < np.inf else 1)
+        sums = scaled.sum(axis=(2, 3), dtype=np.float64)
+        squares = np.einsum("hwio,hwio->hw", scaled, scaled, dtype=np.float64)
+    slices = channels_in * channels_out
+    figures = _signature_figures(
+        sums.astype(np.float32),
+        squares.astype(np.float32),
+        np.float32(slices),
+        np.array(symmetry.signature_sd(kh, kw, slices), np.float32),
+    )
+    names = symmetry.FIELDS[-len(figures) :]
+    return dict(zip(names, map(_number, np.asarray(figures)), strict=True))
 
 
 def averaged(weight: np.ndarray) -> np.ndarray:
@@ -257,6 +281,9 @@ def _measure_blocks(
 @jax.jit
 def _figure_rows(kernels: jax.Array) -> jax.Array:
     return symmetry.kernel_symmetry(kernels).row
+
+
+_signature_figures = jax.jit(signature_figures)
 
 
 def _add_false_discovery_rates(rows: list[dict[str, Any]]) -> None:

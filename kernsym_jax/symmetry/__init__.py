@@ -1,12 +1,10 @@
-"""The measure: how symmetric the mean kernels of a network's convolutions are.
+"""The measure: how symmetric the kernels of a network's convolutions are, and which way they lean.
 
-Pure functions on arrays and pytrees, safe under jit, vmap, grad and sharding. Arithmetic is float32
-whatever the weights' dtype. A kernel that is zero has no symmetry to speak of: its figures are NaN.
+Pure functions on arrays and pytrees, safe under jit, vmap, grad and sharding. They compute in
+float32 whatever the dtype of the weights. A zero kernel has no symmetry: its figures are NaN.
 """
 
-from kernsym_jax.symmetry.asymmetry import asymmetry
 from kernsym_jax.symmetry.group import D4, RECTANGLE, elements, generated, transform
-from kernsym_jax.symmetry.irreps import IRREPS, irrep_energies
 from kernsym_jax.symmetry.mean_kernel import dc_share, mean_kernel, skew
 from kernsym_jax.symmetry.measure import (
     FIELDS,
@@ -15,13 +13,37 @@ from kernsym_jax.symmetry.measure import (
     kernel_symmetry,
     measure,
 )
-from kernsym_jax.symmetry.null import null_scores, p_value, permutation_null, z_value
-from kernsym_jax.symmetry.projection import invariant_part, project_mean_kernel
+from kernsym_jax.symmetry.null import (
+    direction_p,
+    null_scores,
+    p_value,
+    permutation_null,
+    two_sided_p,
+    z_value,
+)
+from kernsym_jax.symmetry.projection import (
+    asymmetry,
+    invariant_part,
+    invariant_slices,
+    project_mean_kernel,
+)
 from kernsym_jax.symmetry.score import (
+    IRREPS,
+    irrep_energies,
     neuron_score,
     single_score,
     symmetry_score,
     transform_distances,
+)
+from kernsym_jax.symmetry.signature import (
+    moment_distances,
+    moment_null,
+    odd_moment_z,
+    padding_signature,
+    rms_kernel,
+    signature_sd,
+    signature_z,
+    slice_moments,
 )
 
 __all__ = [
@@ -33,22 +55,33 @@ __all__ = [
     "asymmetry",
     "conv_kernels",
     "dc_share",
+    "direction_p",
     "elements",
     "generated",
     "invariant_part",
+    "invariant_slices",
     "irrep_energies",
     "kernel_symmetry",
     "mean_kernel",
     "measure",
+    "moment_distances",
+    "moment_null",
     "neuron_score",
     "null_scores",
+    "odd_moment_z",
     "p_value",
+    "padding_signature",
     "permutation_null",
     "project_mean_kernel",
+    "rms_kernel",
+    "signature_sd",
+    "signature_z",
     "single_score",
     "skew",
+    "slice_moments",
     "symmetry_score",
     "transform",
     "transform_distances",
+    "two_sided_p",
     "z_value",
 ]

@@ -12,7 +12,7 @@ D4 = ("e", "r90", "r180", "r270", "fliplr", "flipud", "transpose", "antitranspos
 RECTANGLE = ("e", "r180", "fliplr", "flipud")
 """The four elements that map a kernel with kh ≠ kw onto its own grid."""
 
-# Each works on the two axes (kh, kw) of one NumPy array; everything else is derived from these.
+# Each acts on the two axes (kh, kw) of one NumPy array; everything else is derived from these.
 _ACTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "e": lambda grid: grid,
     "r90": lambda grid: np.rot90(grid, 1),
@@ -26,36 +26,36 @@ _ACTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def elements(kh: int, kw: int) -> tuple[str, ...]:
-    """The elements of D4 that apply to a (kh, kw) kernel: all eight only if it is square."""
+    """Returns the elements of D4 that apply to a (kh, kw) kernel: all eight only if kh = kw."""
     return D4 if kh == kw else RECTANGLE
 
 
 def cell_permutations(kh: int, kw: int) -> np.ndarray:
-    """The elements as permutations of the cells of a (kh, kw) grid, counted row by row.
+    """Returns the elements as permutations of the cells of a (kh, kw) grid, counted row by row.
 
     Args:
-      kh: rows.
-      kw: columns.
+      kh: number of rows.
+      kw: number of columns.
 
     Returns:
-      int32 array (len(elements(kh, kw)), kh * kw); ``kernel.reshape(..., kh * kw)[..., row]`` is
-      the transformed kernel.
+      int32 (len(elements(kh, kw)), kh * kw). Indexing ``kernel.reshape(..., kh * kw)`` with one row
+      on its last axis gives the transformed kernel.
     """
     cells = np.arange(kh * kw, dtype=np.int32).reshape(kh, kw)
     return np.stack([_ACTIONS[name](cells).ravel() for name in elements(kh, kw)])
 
 
 def generated(names: Sequence[str]) -> tuple[str, ...]:
-    """The group that some elements of D4 generate.
+    """Returns the subgroup of D4 that the given elements generate.
 
     Args:
-      names: of the elements; none for all of D4.
+      names: elements of D4; an empty sequence stands for all of D4.
 
     Returns:
-      The names of the group's elements, in the order of `D4`.
+      The names of the subgroup's elements, in the order of `D4`.
 
     Raises:
-      ValueError: for an unknown name.
+      ValueError: if a name is unknown.
 
     >>> generated(["r90"])
     ('e', 'r90', 'r180', 'r270')
@@ -64,7 +64,7 @@ def generated(names: Sequence[str]) -> tuple[str, ...]:
         _require_known(name)
     if not names:
         return D4
-    # As permutations of the cells of a grid that every element but the identity changes.
+    # A 2×2 grid is enough: every element but the identity changes it.
     orders = {name: tuple(row) for name, row in zip(D4, cell_permutations(2, 2), strict=True)}
     found, new = {orders["e"]}, {orders[name] for name in names}
     while not new <= found:
@@ -74,16 +74,16 @@ def generated(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def places(names: Sequence[str], kh: int, kw: int) -> np.ndarray:
-    """Where the group that some elements generate stands among the `elements` of a kernel.
+    """Returns the indices of a generated subgroup within ``elements(kh, kw)``.
 
     Args:
       names: as in `generated`.
-      kh: rows.
-      kw: columns.
+      kh: number of rows.
+      kw: number of columns.
 
     Returns:
-      Indices into ``elements(kh, kw)``, the identity's first; what of the group does not apply is
-      left out, and the rest is a group too.
+      Indices, the identity's first. Elements that do not apply to the kernel's shape are left out;
+      the others form a group again.
     """
     group, known = generated(names), elements(kh, kw)
     return np.array([known.index(name) for name in group if name in known])
@@ -100,7 +100,7 @@ def transform(kernel: jax.Array, name: str) -> jax.Array:
       The transformed kernel, same shape and dtype.
 
     Raises:
-      ValueError: if the name is unknown, or does not apply to a kernel of this shape.
+      ValueError: if the name is unknown or does not apply to a kernel of this shape.
 
     >>> import numpy as np
     >>> transform(np.array([[1, 2], [3, 4]]), "r90")
@@ -117,6 +117,24 @@ def transform(kernel: jax.Array, name: str) -> jax.Array:
         raise ValueError(f"{name} needs a square kernel, got {kh}×{kw}; {', '.join(names)} apply")
     order = cell_permutations(kh, kw)[names.index(name)]
     return kernel.reshape(*kernel.shape[:-2], kh * kw)[..., order].reshape(kernel.shape)
+
+
+def spread_over_d4(values: jax.Array, kh: int, kw: int) -> jax.Array:
+    """Expands one value per applicable element to one per element of D4, NaN for the others.
+
+    Args:
+      values: (..., len(elements(kh, kw))) float32.
+      kh: number of rows.
+      kw: number of columns.
+
+    Returns:
+      (..., 8) float32, in the order of `D4`.
+    """
+    if kh == kw:
+        return values
+    missing = jnp.full((*values.shape[:-1], 1), jnp.nan, values.dtype)
+    index = [RECTANGLE.index(name) if name in RECTANGLE else len(RECTANGLE) for name in D4]
+    return jnp.concatenate([values, missing], axis=-1)[..., np.array(index)]
 
 
 def _require_known(name: str) -> None:

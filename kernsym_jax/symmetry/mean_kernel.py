@@ -1,9 +1,10 @@
-"""The mean kernel of a convolution, and what its scale and offset are."""
+"""The mean kernel of a convolution, its constant offset and its first moment."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-# Below this share of the largest cell, what is left after removing the mean is rounding, not shape.
+# A centred kernel whose cells are all below this share of the largest cell is rounding error.
 _CENTRING_ROUNDING = 8 * float(jnp.finfo(jnp.float32).eps)
 
 
@@ -17,47 +18,57 @@ def mean_kernel(weight: jax.Array) -> jax.Array:
       float32 (..., kh, kw).
 
     Raises:
-      ValueError: if the weight has fewer than four axes or no channels.
+      ValueError: if the weight has fewer than four axes or an empty one.
 
     Reference: Alsallakh et al., "On Symmetries in Convolutional Weights", 2025.
     """
-    _require_weight(weight)
+    require_weight(weight)
     return jnp.mean(weight, axis=(-2, -1), dtype=jnp.float32)
 
 
-def scaled_cells(kernel: jax.Array) -> tuple[jax.Array, int, int]:
-    """The kernel in float32 with its cells on one axis, scaled so that the largest is 1.
+def require_weight(weight: jax.Array) -> None:
+    """Raises `ValueError` unless an array has the axes (..., kh, kw, in, out), none empty."""
+    shape = jnp.shape(weight)
+    if len(shape) < 4 or 0 in shape[-4:]:
+        raise ValueError(f"a weight has the axes (..., kh, kw, in, out), none empty; got {shape}")
 
-    Every figure of this room except the mean kernel itself is free of scale, so the scale is taken
-    out first: squares then neither overflow nor vanish. A zero kernel becomes NaN here.
+
+def scaled_cells(kernel: jax.Array) -> tuple[jax.Array, int, int]:
+    """Returns the kernel in float32, its cells on one axis, scaled so that the largest is 1.
+
+    Every figure of a mean kernel is free of scale, so the scale is taken out first: squares then
+    neither overflow nor vanish. A zero kernel becomes NaN.
 
     Args:
       kernel: (..., kh, kw), any real dtype.
 
     Returns:
-      (..., kh * kw) float32, and kh, and kw.
+      (..., kh * kw) float32, kh and kw.
+
+    Raises:
+      ValueError: if the kernel has fewer than two axes or an empty one.
     """
     kernel = jnp.asarray(kernel)
     if kernel.ndim < 2 or 0 in kernel.shape[-2:]:
         raise ValueError(f"a kernel has the axes (..., kh, kw), none empty; got {kernel.shape}")
     kh, kw = kernel.shape[-2:]
     cells = kernel.astype(jnp.float32).reshape(*kernel.shape[:-2], kh * kw)
-    # A constant for differentiation: what is divided by it is free of scale anyway.
+    # Constant for differentiation: figures do not depend on the scale.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(cells), axis=-1, keepdims=True))
-    nothing = largest == 0
+    zero = largest == 0
     # Divided by 1 and then replaced, so that no gradient passes through a division by 0.
-    return jnp.where(nothing, jnp.nan, cells / jnp.where(nothing, 1.0, largest)), kh, kw
+    return jnp.where(zero, jnp.nan, cells / jnp.where(zero, 1.0, largest)), kh, kw
 
 
-def energy(cells: jax.Array, centered: bool = False) -> jax.Array:
-    """The sum of squares of scaled cells, NaN for cells that are constant if ``centered``.
+def energy(cells: jax.Array, *, centered: bool = False) -> jax.Array:
+    """Returns the sum of squares of scaled cells.
 
     Args:
       cells: (..., kh * kw), from `scaled_cells`.
-      centered: removes the mean over the cells first.
+      centered: subtracts the mean over the cells first.
 
     Returns:
-      float32 (...).
+      float32 (...); NaN for constant cells if ``centered``.
     """
     if not centered:
         return jnp.sum(cells**2, axis=-1)
@@ -66,8 +77,29 @@ def energy(cells: jax.Array, centered: bool = False) -> jax.Array:
     return jnp.where(constant, jnp.nan, jnp.sum(shape**2, axis=-1))
 
 
+def coordinates(kh: int, kw: int) -> np.ndarray:
+    """Returns the centred coordinates of the cells of a (kh, kw) kernel, counted row by row.
+
+    Args:
+      kh: number of rows.
+      kw: number of columns.
+
+    Returns:
+      float32 (2, kh * kw) in cells: x to the right, then y down; each row sums to 0.
+    """
+    y, x = np.mgrid[:kh, :kw].reshape(2, -1)
+    return np.stack([x - (kw - 1) / 2, y - (kh - 1) / 2]).astype(np.float32)
+
+
+def first_moment(cells: jax.Array, kh: int, kw: int) -> jax.Array:
+    """Returns (Σ x·cell, Σ y·cell) of (..., kh * kw) cells, as float32 (..., 2)."""
+    axes = coordinates(kh, kw).reshape((1,) * (cells.ndim - 1) + (2, kh * kw))
+    # A product and a sum, because accelerators round matrix products to bfloat16.
+    return jnp.sum(cells[..., None, :] * axes, axis=-1)
+
+
 def dc_share(kernel: jax.Array) -> jax.Array:
-    """The share of a kernel's energy that a constant offset explains, kh·kw·mean(K)² / ‖K‖².
+    """Returns the share of a kernel's energy in its constant offset, kh·kw·mean(K)² / ‖K‖².
 
     Args:
       kernel: (..., kh, kw).
@@ -80,10 +112,10 @@ def dc_share(kernel: jax.Array) -> jax.Array:
 
 
 def skew(kernel: jax.Array) -> jax.Array:
-    """The first moment of a kernel about its centre, (Σ x·K, Σ y·K) / Σ|K|.
+    """Returns the first moment of a kernel about its centre, (Σ x·K, Σ y·K) / Σ|K|.
 
-    It points to the side on which the weights are more positive. A kernel of negative weights that
-    are largest at the top left so has a skew to the bottom right.
+    It points to the side on which the cells are more positive. Its sign therefore depends on the
+    sign of the weights: K and −K skew to opposite sides. `padding_signature` does not.
 
     Args:
       kernel: (..., kh, kw).
@@ -92,14 +124,4 @@ def skew(kernel: jax.Array) -> jax.Array:
       float32 (..., 2) in cells: x to the right, y down; NaN for a zero kernel.
     """
     cells, kh, kw = scaled_cells(kernel)
-    x = jnp.tile(jnp.arange(kw, dtype=jnp.float32) - (kw - 1) / 2, kh)
-    y = jnp.repeat(jnp.arange(kh, dtype=jnp.float32) - (kh - 1) / 2, kw)
-    batch = (1,) * (cells.ndim - 1)
-    moments = [jnp.sum(cells * axis.reshape(*batch, -1), axis=-1) for axis in (x, y)]
-    return jnp.stack(moments, axis=-1) / jnp.sum(jnp.abs(cells), axis=-1, keepdims=True)
-
-
-def _require_weight(weight: jax.Array) -> None:
-    shape = jnp.shape(weight)
-    if len(shape) < 4 or 0 in shape[-4:]:
-        raise ValueError(f"a weight has the axes (..., kh, kw, in, out), none empty; got {shape}")
+    return first_moment(cells, kh, kw) / jnp.sum(jnp.abs(cells), axis=-1, keepdims=True)

@@ -6,11 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kernsym_jax.symmetry import group
-from kernsym_jax.symmetry.irreps import IRREPS, energies_of
 from kernsym_jax.symmetry.mean_kernel import dc_share, energy, scaled_cells, skew
-from kernsym_jax.symmetry.score import root, squared_distances
+from kernsym_jax.symmetry.score import IRREPS, energies_of, root, squared_distances
+from kernsym_jax.symmetry.signature import signature_figures, signature_sd
 
 FIELDS = (
     "score",
@@ -26,8 +27,16 @@ FIELDS = (
     *IRREPS,
     "skew_x",
     "skew_y",
+    "sig_x",
+    "sig_y",
+    "sig_p",
+    "odd_z_x",
+    "odd_z_y",
 )
-"""The figures of a kernel, in the order of `KernelSymmetry.row`."""
+"""The figures of a layer, in the order of `KernelSymmetry.row`: first those of its mean kernel,
+then those that need the size of its weights too."""
+
+_OF_SIZES = 5  # how many fields, the last ones, need the size of the weights
 
 
 def _figure(name: str, doc: str) -> property:
@@ -38,10 +47,10 @@ def _figure(name: str, doc: str) -> property:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KernelSymmetry:
-    """The figures of one mean kernel, each a float32 scalar (or an array over vmapped axes).
+    """The figures of one layer, each a float32 scalar (or an array over vmapped axes).
 
-    As a pytree it is one array: a program then has one output per layer instead of seventeen, which
-    compiles several times faster and reaches the host in one copy.
+    As a pytree it is one array. A program then has one output per layer, not one per figure; it
+    compiles several times faster and the figures reach the host in one copy.
     """
 
     row: jax.Array
@@ -50,9 +59,9 @@ class KernelSymmetry:
     score = _figure("score", "`symmetry_score` with the identity counted.")
     score_no_identity = _figure("score_no_identity", "`symmetry_score` without the identity.")
     score_centered = _figure("score_centered", "`symmetry_score` of K − mean(K).")
-    dc_share = _figure("dc_share", "The share of ‖K‖² that a constant offset explains.")
-    d_r90 = _figure("d_r90", "Distance to K turned by a quarter, either way.")
-    d_r180 = _figure("d_r180", "Distance to K turned by a half.")
+    dc_share = _figure("dc_share", "The share of ‖K‖² in a constant offset.")
+    d_r90 = _figure("d_r90", "Distance to K rotated by 90°, either way.")
+    d_r180 = _figure("d_r180", "Distance to K rotated by 180°.")
     d_fliplr = _figure("d_fliplr", "Distance to K with left and right exchanged.")
     d_flipud = _figure("d_flipud", "Distance to K with up and down exchanged.")
     d_transpose = _figure("d_transpose", "Distance to K mirrored about its main diagonal.")
@@ -61,50 +70,41 @@ class KernelSymmetry:
     A2 = _figure("A2", "Energy share of the chiral part.")
     B1 = _figure("B1", "Energy share of the contrast between the axes (weight banding).")
     B2 = _figure("B2", "Energy share of the contrast between the diagonals.")
-    E = _figure("E", "Energy share of the odd part: gradients, and the skew of uneven padding.")
-    skew_x = _figure("skew_x", "First moment in cells, to the right.")
-    skew_y = _figure("skew_y", "First moment in cells, down.")
+    E = _figure("E", "Energy share of the odd part: gradients and padding skew.")
+    skew_x = _figure("skew_x", "First moment of the mean kernel in cells, to the right.")
+    skew_y = _figure("skew_y", "First moment of the mean kernel in cells, down.")
+    sig_x = _figure("sig_x", "`padding_signature` in cells, to the right.")
+    sig_y = _figure("sig_y", "`padding_signature` in cells, down.")
+    sig_p = _figure("sig_p", "`direction_p` of `signature_z`.")
+    odd_z_x = _figure("odd_z_x", "`odd_moment_z`, to the right.")
+    odd_z_y = _figure("odd_z_y", "`odd_moment_z`, down.")
 
     def as_dict(self) -> dict[str, jax.Array]:
-        """The figures by name."""
+        """Returns the figures by name."""
         return {name: self.row[..., index] for index, name in enumerate(FIELDS)}
 
 
 def kernel_symmetry(kernel: jax.Array) -> KernelSymmetry:
-    """All figures of a kernel at once.
+    """Computes all figures of a kernel at once.
 
     Args:
       kernel: (..., kh, kw), a mean kernel or any other, of more than one cell.
 
     Returns:
-      The figures, each (...).
+      The figures, each (...). The signature and the odd moment's z need the size of the weights,
+      which a kernel does not tell: they are NaN.
     """
-    cells, kh, kw = scaled_cells(kernel)
-    squares = squared_distances(kernel)
-    distances, names = root(squares), group.elements(kh, kw)
-    mean_distance = jnp.mean(distances, axis=-1)
-    missing = jnp.full(mean_distance.shape, jnp.nan, mean_distance.dtype)
-    figures = {
-        "score": 1 - mean_distance,
-        "score_no_identity": 1 - mean_distance * len(names) / (len(names) - 1),
-        "score_centered": 1 - mean_distance * jnp.sqrt(energy(cells) / energy(cells, True)),
-        "dc_share": dc_share(kernel),
-    }
-    for name in group.D4:
-        known = name in names
-        figures[f"d_{name}"] = distances[..., names.index(name)] if known else missing
-    energies, lean = energies_of(squares, kh, kw), skew(kernel)
-    figures |= {name: energies[..., index] for index, name in enumerate(IRREPS)}
-    figures |= {"skew_x": lean[..., 0], "skew_y": lean[..., 1]}
-    return KernelSymmetry(jnp.stack([figures[name] for name in FIELDS], axis=-1))
+    row = _mean_kernel_row(jnp.asarray(kernel))
+    unknown = jnp.full((*row.shape[:-1], _OF_SIZES), jnp.nan, row.dtype)
+    return KernelSymmetry(jnp.concatenate([row, unknown], axis=-1))
 
 
 def conv_kernels(params: Any) -> dict[str, jax.Array]:
     """Finds the convolution kernels in a weight pytree.
 
     A convolution kernel is a leaf named ``kernel`` with the four axes (kh, kw, in, out), as
-    ``flax.linen`` and ``flax.nnx`` store it. (`nn.ConvLocal` stores something else under the same
-    name and shape and would be counted too.)
+    ``flax.linen`` and ``flax.nnx`` store it. (`nn.ConvLocal` stores another kind of weight under
+    the same name and with four axes; it would be counted too.)
 
     Args:
       params: nested dicts or FrozenDicts of parameters, variables with a ``params`` collection, a
@@ -130,35 +130,79 @@ def conv_kernels(params: Any) -> dict[str, jax.Array]:
 
 
 def measure(params: Any) -> dict[str, KernelSymmetry]:
-    """Measures the mean kernel of every spatial convolution in a weight pytree.
+    """Measures every spatial convolution in a weight pytree.
 
-    Pure, and made for use inside a jitted training step: one reduction over the weights, after
-    which mean kernels of one shape are scored together, so that the compiled program hardly grows
-    with depth. Kernels have four axes: ``jax.vmap(measure)`` measures a population whose
-    parameters have a leading axis more, which would be passed over here.
+    Pure, and made for use inside a jitted training step: it sums the weights and their squares per
+    tap, then computes the figures of all kernels of one shape together, so that the compiled
+    program hardly grows with depth. Kernels have four axes; ``jax.vmap(measure)`` measures a
+    population whose parameters have one more leading axis.
 
     Args:
       params: as in `conv_kernels`.
 
     Returns:
-      ``{"block/conv/kernel": KernelSymmetry}`` for every kernel with kh·kw > 1; empty if there is
-      none.
+      ``{"block/conv/kernel": KernelSymmetry}`` for every kernel with kh·kw > 1. The signature is
+      NaN where squares of the weights under- or overflow float32.
+
+    Raises:
+      ValueError: if there is no such kernel.
     """
-    # Sums, not means: every figure is free of scale, and a division per layer would be a program
-    # of its own to compile.
-    sums = {
-        path: jnp.sum(weight, axis=(2, 3), dtype=jnp.float32)
-        for path, weight in conv_kernels(params).items()
-        if weight.shape[0] * weight.shape[1] > 1
-    }
+    kernels = conv_kernels(params)
+    spatial = {path: w for path, w in kernels.items() if w.shape[0] * w.shape[1] > 1}
+    if not spatial:
+        others = f"; found {', '.join(kernels)}, all 1×1" if kernels else ""
+        raise ValueError(
+            "no convolution kernel to measure: a kernel is a leaf named 'kernel' with the axes "
+            f"(kh, kw, in, out) and kh·kw > 1{others}"
+        )
     by_shape: dict[tuple[int, ...], list[str]] = {}
-    for path, kernel in sums.items():
-        by_shape.setdefault(kernel.shape, []).append(path)
+    for path, weight in spatial.items():
+        by_shape.setdefault(weight.shape[:2], []).append(path)
     rows: dict[str, jax.Array] = {}
     for paths in by_shape.values():
-        together = kernel_symmetry(jnp.stack([sums[path] for path in paths]))
-        rows.update(zip(paths, together.row, strict=True))
-    return {path: KernelSymmetry(rows[path]) for path in sums}
+        together = _measure_alike([spatial[path] for path in paths])
+        rows.update(zip(paths, together, strict=True))
+    return {path: KernelSymmetry(rows[path]) for path in spatial}
+
+
+def _measure_alike(weights: list[jax.Array]) -> jax.Array:
+    """Returns the rows (layers, len(FIELDS)) of weights with one kernel shape."""
+    kh, kw = weights[0].shape[:2]
+    slices = [weight.shape[2] * weight.shape[3] for weight in weights]
+    # Sums, not means: the figures are free of scale, and a division per layer would be one more
+    # program to compile for each.
+    sums = jnp.stack([jnp.sum(w, axis=(2, 3), dtype=jnp.float32) for w in weights])
+    squares = [jnp.sum(jnp.square(w.astype(jnp.float32)), axis=(2, 3)) for w in weights]
+    of_sizes = signature_figures(
+        sums,
+        jnp.stack(squares),
+        np.array(slices, np.float32),
+        np.array([signature_sd(kh, kw, count) for count in slices], np.float32),
+    )
+    return jnp.concatenate([_mean_kernel_row(sums), of_sizes], axis=-1)
+
+
+def _mean_kernel_row(kernel: jax.Array) -> jax.Array:
+    """Returns the fields of a mean kernel, (..., len(FIELDS) - _OF_SIZES)."""
+    cells, kh, kw = scaled_cells(kernel)
+    squares = squared_distances(kernel)
+    distances, names = root(squares), group.elements(kh, kw)
+    mean_distance = jnp.mean(distances, axis=-1)
+    missing = jnp.full(mean_distance.shape, jnp.nan, mean_distance.dtype)
+    ratio = energy(cells) / energy(cells, centered=True)
+    figures = {
+        "score": 1 - mean_distance,
+        "score_no_identity": 1 - mean_distance * len(names) / (len(names) - 1),
+        "score_centered": 1 - mean_distance * jnp.sqrt(ratio),
+        "dc_share": dc_share(kernel),
+    }
+    for name in group.D4:
+        known = name in names
+        figures[f"d_{name}"] = distances[..., names.index(name)] if known else missing
+    energies, moment = energies_of(squares, kh, kw), skew(kernel)
+    figures |= {name: energies[..., index] for index, name in enumerate(IRREPS)}
+    figures |= {"skew_x": moment[..., 0], "skew_y": moment[..., 1]}
+    return jnp.stack([figures[name] for name in FIELDS[:-_OF_SIZES]], axis=-1)
 
 
 def _key_name(key: Any) -> str:

@@ -1,4 +1,4 @@
-"""Making mean kernels symmetric: the least change of a weight after which they are invariant."""
+"""Making kernels symmetric: projections of a weight, and a term of the loss."""
 
 import functools
 import math
@@ -6,25 +6,30 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kernsym_jax.symmetry import group
-from kernsym_jax.symmetry.mean_kernel import mean_kernel
+from kernsym_jax.symmetry.mean_kernel import mean_kernel, require_weight
+from kernsym_jax.symmetry.score import root, squared_distances
+
+# Two kernels at a distance below this differ by no more than the rounding of their cells.
+_ROUNDING = 4 * float(jnp.finfo(jnp.float32).eps)
 
 
 def invariant_part(kernel: jax.Array, elements: Sequence[str] = ()) -> jax.Array:
-    """The part of a kernel that a group of transforms leaves unchanged: its mean over the group.
+    """Returns the part of a kernel that a group leaves unchanged: its mean over the group.
 
     Args:
       kernel: (..., kh, kw), any real dtype.
-      elements: of D4; the group that they generate is meant, or what of it applies to the kernel's
-        shape. Empty for all of D4.
+      elements: elements of D4 that generate the group; those that do not apply to the kernel's
+        shape are left out. Empty for all of D4.
 
     Returns:
-      float32 (..., kh, kw). As the mean over a group of permutations of the cells it is the
-      orthogonal projection: of all invariant kernels the nearest.
+      float32 (..., kh, kw). The mean over a group of cell permutations is the orthogonal
+      projection, so no invariant kernel is nearer.
 
     Raises:
-      ValueError: for an unknown element.
+      ValueError: if an element is unknown.
 
     >>> import jax.numpy as jnp
     >>> print(invariant_part(jnp.array([[1.0, 2.0], [3.0, 5.0]]), ["fliplr"]))
@@ -35,32 +40,63 @@ def invariant_part(kernel: jax.Array, elements: Sequence[str] = ()) -> jax.Array
     return kernel - _excess(kernel, elements)
 
 
-def project_mean_kernel(weight: jax.Array, elements: Sequence[str] = ()) -> jax.Array:
-    """The nearest weight whose mean kernel is invariant under a group of transforms.
+def invariant_slices(weight: jax.Array, elements: Sequence[str] = ()) -> jax.Array:
+    """Returns the nearest weight of which every (in, out) slice is invariant under a group.
 
-    With K the mean kernel and P K its `invariant_part`, every (in, out) slice loses the same
-    K − P K. That is the least change that gives P K as the mean kernel: whatever is taken from the
-    slices must average to K − P K, and the sum of squares of numbers of a given mean is least when
-    all are that mean. And among all invariant mean kernels P K is the nearest to K.
-
-    A change equal for all slices would be lost in the rounding of the weights where it is smaller,
-    or be rounded to one side for all weights of a like size. So slices are changed by whole steps
-    of the grid on which the largest weight lies, some by a step more than others, which gives the
-    mean the exact change. The distances of the new mean kernel are below 1e-6 down to a hundredth
-    of the size that random weights have on average; of less, and of a kernel without any invariant
-    part (a Sobel filter under all of D4), only rounding is left, whose distances mean nothing.
-    (`measure` adds the rounding of its own sums, which is about 1e-7 of that size.)
+    Cells that the group maps onto each other get their mean, the same number to the last bit.
+    This ties whole slices; `project_mean_kernel` changes their mean only.
 
     Args:
-      weight: (kh, kw, in, out), any float dtype. It may have leading axes only through `jax.vmap`.
+      weight: (..., kh, kw, in, out), any float dtype.
       elements: as in `invariant_part`.
 
     Returns:
-      The weight, same shape and dtype; differentiable, as the linear map that it is but for
-      rounding.
+      The weight, same shape and dtype; linear in the weight.
 
     Raises:
-      ValueError: for an unknown element, or a weight of another shape or without channels.
+      ValueError: if an element is unknown, or the weight has fewer than four axes or an empty one.
+
+    >>> import jax.numpy as jnp
+    >>> weight = jnp.array([[1.0, 2.0], [3.0, 5.0]]).reshape(2, 2, 1, 1)
+    >>> print(invariant_slices(weight, ["fliplr"]).reshape(2, 2))
+    [[1.5 1.5]
+     [4.  4. ]]
+    """
+    require_weight(weight)
+    weight = jnp.asarray(weight)
+    *batch, kh, kw, channels_in, channels_out = weight.shape
+    orders = group.cell_permutations(kh, kw)[group.places(elements, kh, kw), :]
+    first_cells, orbit_of_cell = np.unique(orders.min(axis=0), return_inverse=True)
+    cells = weight.astype(jnp.float32).reshape(*batch, kh * kw, channels_in, channels_out)
+    orbits = jnp.mean(cells[..., orders[:, first_cells], :, :], axis=-4)
+    return orbits[..., orbit_of_cell, :, :].reshape(weight.shape).astype(weight.dtype)
+
+
+def project_mean_kernel(weight: jax.Array, elements: Sequence[str] = ()) -> jax.Array:
+    """Returns the nearest weight whose mean kernel is invariant under a group.
+
+    With K the mean kernel and P K its `invariant_part`, every (in, out) slice loses the same
+    K − P K. This is the smallest change that gives the mean kernel P K: the changes of the slices
+    must average to K − P K, and numbers of a given mean have the smallest sum of squares when they
+    are equal. And P K is the invariant mean kernel nearest to K.
+
+    Where the change is small, float32 weights cannot all take it: it would vanish in rounding, or
+    round to the same side in all weights of similar size. So slices move by whole steps of the grid
+    of the largest weight, some by one step more than others, and the mean gets the exact change.
+    The distances of the new mean kernel are below 1e-6 as long as its invariant part is at least a
+    hundredth of what random weights have on average. A kernel without any invariant part (a Sobel
+    filter under all of D4) keeps only rounding error, whose distances mean nothing. (`measure` adds
+    the rounding of its own sums, about 1e-7 of that size.)
+
+    Args:
+      weight: (kh, kw, in, out), any float dtype; use `jax.vmap` for leading axes.
+      elements: as in `invariant_part`.
+
+    Returns:
+      The weight, same shape and dtype. Derivatives are those of the exact linear projection.
+
+    Raises:
+      ValueError: if an element is unknown, or the weight has another shape or no channels.
     """
     weight = jnp.asarray(weight)
     if weight.ndim != 4 or not jnp.issubdtype(weight.dtype, jnp.floating):
@@ -71,10 +107,44 @@ def project_mean_kernel(weight: jax.Array, elements: Sequence[str] = ()) -> jax.
     return _project(weight, group.generated(elements))
 
 
+def asymmetry(
+    kernel: jax.Array, elements: Sequence[str] = (), negligible: jax.Array | float = 0.0
+) -> jax.Array:
+    """Returns one minus the score over a chosen group: the mean of d_T, the identity counted.
+
+    Over all of D4 it equals ``1 - symmetry_score(kernel)``. It is made for minimisation: its
+    gradient is finite everywhere. Three cases need care. d_T has a kink at 0, as every norm has;
+    where d_T is 0 or within rounding of it, both d_T and its gradient are 0. A zero kernel has no
+    distances and counts as symmetric. The direction of an almost-zero kernel changes with the
+    least step, so kernels up to ``negligible`` count as zero.
+
+    Args:
+      kernel: (..., kh, kw).
+      elements: as in `invariant_part`.
+      negligible: (...), or one number; a kernel counts as zero if no cell exceeds it.
+
+    Returns:
+      float32 (...), from 0 to below 1; 0 for a zero kernel, NaN for one that is not finite.
+
+    Raises:
+      ValueError: if an element is unknown.
+    """
+    kernel = jnp.asarray(kernel, jnp.float32)
+    # The slope near zero is about 1/‖K‖, so below the smallest normal float it would overflow.
+    threshold = jnp.maximum(negligible, jnp.finfo(jnp.float32).tiny)
+    zero = jnp.max(jnp.abs(kernel), axis=(-2, -1)) <= threshold
+    # Replaced before the division, so that no gradient passes through a division by 0.
+    kernel = jnp.where(zero[..., None, None], 1.0, kernel)
+    chosen = group.places(elements, *kernel.shape[-2:])
+    squares = squared_distances(kernel)[..., chosen]
+    distances = root(jnp.where(squares <= _ROUNDING**2, 0.0, squares))
+    return jnp.mean(distances, axis=-1)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _project(weight: jax.Array, elements: tuple[str, ...]) -> jax.Array:
     digits = jnp.finfo(weight.dtype).nmant + 1
-    # The first pass takes out all but rounding; the second, far smaller, what rounding has left.
+    # The first pass removes all but rounding error; the second removes the far smaller rest.
     for mean in (mean_kernel, _exact_mean_kernel):
         step = _unit(weight, -digits)
         steps = _excess(mean(weight), elements) / step
@@ -94,7 +164,7 @@ def _project_jvp(
 
 
 def _excess(kernel: jax.Array, elements: Sequence[str]) -> jax.Array:
-    """What of a kernel is not invariant; 0 to the last bit where all is."""
+    """Returns the part of a kernel that is not invariant; exactly 0 if there is none."""
     kh, kw = kernel.shape[-2:]
     orders = group.cell_permutations(kh, kw)[group.places(elements, kh, kw), :]
     cells = kernel.reshape(*kernel.shape[:-2], kh * kw)
@@ -103,7 +173,7 @@ def _excess(kernel: jax.Array, elements: Sequence[str]) -> jax.Array:
 
 
 def _exact_mean_kernel(weight: jax.Array) -> jax.Array:
-    """The mean kernel with next to no rounding in its sums, at several times the cost."""
+    """Returns the mean kernel almost without rounding in its sums, at several times the cost."""
     slices = weight.shape[2] * weight.shape[3]
     # The upper digits of the weights, so few that they add up exactly in any order.
     unit = _unit(weight, math.ceil(math.log2(slices)) - 23)
@@ -113,14 +183,14 @@ def _exact_mean_kernel(weight: jax.Array) -> jax.Array:
 
 
 def _unit(weight: jax.Array, shift: int) -> jax.Array:
-    """A power of two, so many binary digits beside the least that is above all weights."""
+    """Returns 2**shift times the smallest power of two above all weights."""
     _, exponent = jnp.frexp(jnp.max(jnp.abs(weight)).astype(jnp.float32))
-    # Kept where floats are normal: the rest of tiny weights is not worth telling from 0.
+    # Kept in the range of normal floats; below it, weights cannot be told from 0.
     return jnp.ldexp(jnp.float32(1), jnp.maximum(exponent + shift, -125))
 
 
 def _spread(shape: tuple[int, ...]) -> jax.Array:
-    """Numbers in [0, 1) of which any run is spread evenly: multiples of the golden ratio."""
+    """Returns multiples of the golden ratio modulo 1: every run of them is spread evenly."""
     channels_in, channels_out = shape
     index = jnp.arange(channels_in * channels_out, dtype=jnp.uint32)
     fraction = index * jnp.uint32(0x9E3779B9) + jnp.uint32(1 << 31)

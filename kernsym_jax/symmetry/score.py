@@ -1,15 +1,42 @@
-"""How far a kernel is from each of its D4 images, and the score that averages over them."""
+"""The distances of a kernel to its D4 images, the score that averages them, and the energies."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kernsym_jax.symmetry import group
-from kernsym_jax.symmetry.mean_kernel import energy, mean_kernel, scaled_cells
+from kernsym_jax.symmetry.mean_kernel import energy, require_weight, scaled_cells
+
+IRREPS = ("A1", "A2", "B1", "B2", "E")
+"""A1 invariant, A2 chiral, B1 axis contrast, B2 diagonal contrast, E odd (gradients, skew)."""
+
+# One row per irrep, one column per element: dim/|G| times the character of the element.
+_D4_PROJECTORS = np.array(
+    [
+        # e, r90, r180, r270, fliplr, flipud, transpose, antitranspose
+        [1, 1, 1, 1, 1, 1, 1, 1],
+        [1, 1, 1, 1, -1, -1, -1, -1],
+        [1, -1, 1, -1, 1, 1, -1, -1],
+        [1, -1, 1, -1, -1, -1, 1, 1],
+        [4, 0, -4, 0, 0, 0, 0, 0],
+    ],
+    np.float32,
+) / np.float32(8)
+_RECTANGLE_PROJECTORS = np.array(
+    [
+        # e, r180, fliplr, flipud
+        [1, 1, 1, 1],
+        [1, 1, -1, -1],
+        [0, 0, 0, 0],
+        [0, 0, 0, 0],
+        [2, -2, 0, 0],
+    ],
+    np.float32,
+) / np.float32(4)
 
 
-def transform_distances(kernel: jax.Array, centered: bool = False) -> jax.Array:
-    """The distance d_T = ½‖T K̂ − K̂‖ between a unit kernel and each of its images.
+def transform_distances(kernel: jax.Array, *, centered: bool = False) -> jax.Array:
+    """Returns the distance d_T = ½‖T K̂ − K̂‖ between a unit kernel and each of its images.
 
     Args:
       kernel: (..., kh, kw).
@@ -21,19 +48,13 @@ def transform_distances(kernel: jax.Array, centered: bool = False) -> jax.Array:
 
     Reference: Alsallakh et al., "On Symmetries in Convolutional Weights", 2025.
     """
-    distances = _distances(kernel, centered)
-    kh, kw = jnp.shape(kernel)[-2:]
-    if kh == kw:
-        return distances
-    applicable = [
-        group.RECTANGLE.index(name) if name in group.RECTANGLE else 4 for name in group.D4
-    ]
-    missing = jnp.full((*distances.shape[:-1], 1), jnp.nan, distances.dtype)
-    return jnp.concatenate([distances, missing], axis=-1)[..., np.array(applicable)]
+    return group.spread_over_d4(_distances(kernel, centered=centered), *jnp.shape(kernel)[-2:])
 
 
-def symmetry_score(kernel: jax.Array, identity: bool = True, centered: bool = False) -> jax.Array:
-    """The symmetry of a kernel under D4: one minus its mean distance to its images.
+def symmetry_score(
+    kernel: jax.Array, *, identity: bool = True, centered: bool = False
+) -> jax.Array:
+    """Returns the symmetry of a kernel under D4: one minus its mean distance to its images.
 
     Args:
       kernel: (..., kh, kw); the mean runs over the transforms that apply, eight if kh = kw, else
@@ -52,13 +73,13 @@ def symmetry_score(kernel: jax.Array, identity: bool = True, centered: bool = Fa
     >>> print(f"{symmetry_score(sobel):.4f} {symmetry_score(sobel, identity=False):.4f}")
     0.3964 0.3102
     """
-    distances = _distances(kernel, centered)
-    # The identity stands first, and its distance is 0 or, for a zero kernel, NaN.
+    distances = _distances(kernel, centered=centered)
+    # The identity comes first; its distance is 0, or NaN for a zero kernel.
     return 1 - jnp.mean(distances if identity else distances[..., 1:], axis=-1)
 
 
-def neuron_score(weight: jax.Array, identity: bool = True, centered: bool = False) -> jax.Array:
-    """The mean score of the kernels that belong to one output channel each.
+def neuron_score(weight: jax.Array, *, identity: bool = True, centered: bool = False) -> jax.Array:
+    """Returns the mean score of the per-neuron kernels, one per output channel.
 
     Args:
       weight: (..., kh, kw, in, out); every output channel is averaged over its inputs.
@@ -68,14 +89,14 @@ def neuron_score(weight: jax.Array, identity: bool = True, centered: bool = Fals
     Returns:
       float32 (...); output channels whose kernel is zero do not count, NaN if all are.
     """
-    mean_kernel(weight)  # for its check of the shape; unused, so compiled away
-    kernels = jnp.mean(weight, axis=-2, dtype=jnp.float32)
-    scores = symmetry_score(jnp.moveaxis(kernels, -1, -3), identity, centered)
+    require_weight(weight)
+    kernels = jnp.moveaxis(jnp.mean(weight, axis=-2, dtype=jnp.float32), -1, -3)
+    scores = symmetry_score(kernels, identity=identity, centered=centered)
     return jnp.nanmean(scores, axis=-1)
 
 
-def single_score(weight: jax.Array, identity: bool = True, centered: bool = False) -> jax.Array:
-    """The mean score of a layer's single two-dimensional kernels, one per channel pair.
+def single_score(weight: jax.Array, *, identity: bool = True, centered: bool = False) -> jax.Array:
+    """Returns the mean score of a layer's single two-dimensional kernels, one per channel pair.
 
     Args:
       weight: (..., kh, kw, in, out); every (in, out) slice is scored by itself.
@@ -85,16 +106,66 @@ def single_score(weight: jax.Array, identity: bool = True, centered: bool = Fals
     Returns:
       float32 (...); slices that are zero do not count, NaN if all are.
     """
-    mean_kernel(weight)
+    require_weight(weight)
     kernels = jnp.moveaxis(jnp.asarray(weight), (-2, -1), (-4, -3))
-    return jnp.nanmean(symmetry_score(kernels, identity, centered), axis=(-2, -1))
+    scores = symmetry_score(kernels, identity=identity, centered=centered)
+    return jnp.nanmean(scores, axis=(-2, -1))
 
 
-def squared_distances(kernel: jax.Array, centered: bool = False) -> jax.Array:
-    """The squares of the distances, for the transforms that apply only.
+def irrep_energies(kernel: jax.Array) -> jax.Array:
+    """Returns the shares of ‖K‖² in the five irreducible parts of D4.
 
-    Taking the mean off a kernel changes no difference between the kernel and its images, only the
-    norm that they are measured by: both kinds of distance are one sum, divided differently.
+    For kh ≠ kw the group has four elements: A1 and A2 are its invariant and its chiral part, E
+    remains the odd part, B1 and B2 do not exist.
+
+    Args:
+      kernel: (..., kh, kw).
+
+    Returns:
+      float32 (..., 5) in the order of `IRREPS`, summing to 1 over those that exist; NaN for B1 and
+      B2 if kh ≠ kw, and everywhere for a zero kernel. The mean over the eight elements of d_T² is
+      ½(1 − A1).
+
+    >>> import jax.numpy as jnp
+    >>> sobel = jnp.array([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+    >>> [round(float(share), 3) for share in irrep_energies(sobel)]
+    [0.0, 0.0, 0.0, 0.0, 1.0]
+    """
+    return energies_of(squared_distances(kernel), *jnp.shape(kernel)[-2:])
+
+
+def energies_of(squares: jax.Array, kh: int, kw: int) -> jax.Array:
+    """Returns the energies from the squared distances, on which they depend linearly.
+
+    The part of K̂ in an irrep is P K̂ with P = Σ c_T T. P is a projection, so the energy of that
+    part is ⟨P K̂, K̂⟩ = Σ c_T ⟨T K̂, K̂⟩ = Σ c_T (1 − 2 d_T²). Hence A1 = 1 − 2 mean(d_T²) and
+    E = d_r180².
+
+    Args:
+      squares: (..., len(elements(kh, kw))), from `squared_distances`.
+      kh: rows of the kernel.
+      kw: columns of the kernel.
+
+    Returns:
+      As `irrep_energies`.
+    """
+    projectors = _D4_PROJECTORS if kh == kw else _RECTANGLE_PROJECTORS
+    coefficients = projectors.reshape((1,) * (squares.ndim - 1) + projectors.shape)
+    # A product and a sum, because accelerators round matrix products to bfloat16.
+    lost = 2 * jnp.sum(coefficients * squares[..., None, :], axis=-1)
+    whole = projectors.sum(axis=-1).reshape((1,) * (squares.ndim - 1) + (-1,))
+    exists = projectors.any(axis=-1).reshape(whole.shape)
+    energies = whole - lost
+    # Rounding can make an absent part slightly negative. `maximum` would not do: compiled for a
+    # CPU it may replace NaN by 0.
+    return jnp.where(exists, jnp.where(energies < 0, 0.0, energies), jnp.nan)
+
+
+def squared_distances(kernel: jax.Array, *, centered: bool = False) -> jax.Array:
+    """Returns the squared distances, for the transforms that apply only.
+
+    Subtracting the mean changes no difference between the kernel and its images, only the norm
+    that divides them: both kinds of distance share one sum.
 
     Args:
       kernel: (..., kh, kw).
@@ -106,18 +177,18 @@ def squared_distances(kernel: jax.Array, centered: bool = False) -> jax.Array:
     cells, kh, kw = scaled_cells(kernel)
     images = cells[..., group.cell_permutations(kh, kw)]
     differences = jnp.sum((images - cells[..., None, :]) ** 2, axis=-1)
-    return 0.25 * differences / energy(cells, centered)[..., None]
+    return 0.25 * differences / energy(cells, centered=centered)[..., None]
 
 
 def root(squares: jax.Array) -> jax.Array:
-    """The square root with the slope 0 at 0, where it has none.
+    """Returns the square root, with slope 0 at 0, where the square root has none.
 
-    Symmetric kernels, at which training tends to arrive, have distances of 0; their score has its
-    maximum there, and 0 is its slope from all sides taken together.
+    Training tends to arrive at symmetric kernels. Their distances are 0 and their score is at its
+    maximum, so 0 is the slope that the score needs there.
     """
-    symmetric = squares == 0
-    return jnp.where(symmetric, 0.0, jnp.sqrt(jnp.where(symmetric, 1.0, squares)))
+    zero = squares == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squares)))
 
 
-def _distances(kernel: jax.Array, centered: bool) -> jax.Array:
-    return root(squared_distances(kernel, centered))
+def _distances(kernel: jax.Array, *, centered: bool) -> jax.Array:
+    return root(squared_distances(kernel, centered=centered))

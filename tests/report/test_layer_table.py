@@ -25,7 +25,7 @@ def rows_of(kernels, order="forward", **more):
 def test_figures_are_those_of_the_measure():
     weight = random_weight((3, 3, 5, 7), offset=0.1)
     row = rows_of({"a": ConvKernel(weight)})["a"]
-    figures = symmetry.kernel_symmetry(symmetry.mean_kernel(weight)).as_dict()
+    figures = symmetry.measure({"kernel": weight})["kernel"].as_dict()
     for name in symmetry.FIELDS:
         assert row[name] == pytest.approx(float(figures[name]), abs=1e-5)
     assert row["single_score"] == pytest.approx(float(symmetry.single_score(weight)), abs=1e-5)

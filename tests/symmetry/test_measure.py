@@ -81,7 +81,8 @@ def test_measure_gives_every_spatial_kernel_the_figures_of_its_mean(variables):
     measured = jax.jit(symmetry.measure)(variables)
     assert sorted(measured) == PATHS[:2]
     for path, figures in measured.items():
-        kernel = symmetry.mean_kernel(symmetry.conv_kernels(variables)[path])
+        weight = symmetry.conv_kernels(variables)[path]
+        kernel = symmetry.mean_kernel(weight)
         expected = {
             "score": symmetry.symmetry_score(kernel),
             "score_no_identity": symmetry.symmetry_score(kernel, identity=False),
@@ -93,6 +94,11 @@ def test_measure_gives_every_spatial_kernel_the_figures_of_its_mean(variables):
             "B1": symmetry.irrep_energies(kernel)[2],
             "skew_x": symmetry.skew(kernel)[0],
             "skew_y": symmetry.skew(kernel)[1],
+            "sig_x": symmetry.padding_signature(weight)[0],
+            "sig_y": symmetry.padding_signature(weight)[1],
+            "sig_p": symmetry.direction_p(symmetry.signature_z(weight)),
+            "odd_z_x": symmetry.odd_moment_z(weight)[0],
+            "odd_z_y": symmetry.odd_moment_z(weight)[1],
         }
         for name, value in expected.items():
             np.testing.assert_allclose(getattr(figures, name), value, atol=1e-6)
@@ -133,13 +139,16 @@ def test_measure_runs_on_sharded_weights(variables):
     np.testing.assert_allclose(sharded["kernel"].row, plain["kernel"].row, atol=1e-5)
 
 
-def test_measure_of_a_tree_without_spatial_kernels_is_empty():
-    assert symmetry.measure({"head": {"kernel": jnp.ones((4, 2))}}) == {}
-    assert symmetry.measure({"point": {"kernel": jnp.ones((1, 1, 4, 2))}}) == {}
-    assert symmetry.measure({}) == {}
+def test_a_tree_without_spatial_kernels_is_refused_saying_what_a_kernel_is():
+    wanted = r"named 'kernel' with the axes \(kh, kw, in, out\) and kh·kw > 1"
+    for tree in ({"head": {"kernel": jnp.ones((4, 2))}}, {}):
+        with pytest.raises(ValueError, match=wanted + "$"):
+            symmetry.measure(tree)
+    with pytest.raises(ValueError, match=wanted + "; found point/kernel, all 1×1"):
+        symmetry.measure({"point": {"kernel": jnp.ones((1, 1, 4, 2))}})
 
 
-@pytest.mark.parametrize("module", ["group", "score", "irreps"])
+@pytest.mark.parametrize("module", ["group", "score", "projection", "signature", "null"])
 def test_examples_in_docstrings_hold(module):
     module = importlib.import_module(f"kernsym_jax.symmetry.{module}")
     result = doctest.testmod(module)

@@ -65,9 +65,10 @@ ORACLES = {
 @pytest.mark.parametrize(("kernel", "with_identity", "without"), ORACLES.values(), ids=ORACLES)
 def test_score_equals_the_value_worked_out_by_hand(kernel, with_identity, without):
     kernel = jnp.asarray(kernel, jnp.float32)
-    for function in (symmetry.symmetry_score, jax.jit(symmetry.symmetry_score, static_argnums=1)):
-        assert float(function(kernel, True)) == pytest.approx(with_identity, abs=1e-4)
-        assert float(function(kernel, False)) == pytest.approx(without, abs=1e-4)
+    compiled = jax.jit(symmetry.symmetry_score, static_argnames="identity")
+    for function in (symmetry.symmetry_score, compiled):
+        assert float(function(kernel, identity=True)) == pytest.approx(with_identity, abs=1e-4)
+        assert float(function(kernel, identity=False)) == pytest.approx(without, abs=1e-4)
 
 
 def test_distances_of_the_sobel_kernel():

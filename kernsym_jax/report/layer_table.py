@@ -52,9 +52,10 @@ COLUMNS = (
 """The columns of ``layers.csv``; unknown facts are empty."""
 
 FURTHER = ("odd_z_x", "odd_z_y", "q_value", "centre_drift", "predicted_skew")
-"""Keys of a row beyond the columns: `symmetry.odd_moment_z`; the false-discovery rate among the network's layers; the
-distance of the windows' middle from the map's middle in pixels, down and right (0 if padding is
-applied evenly); the direction towards which uneven padding is predicted to skew the kernel."""
+"""Keys of a row beyond the columns: `symmetry.odd_moment_z`; the false-discovery rate among the
+network's layers; the distance of the windows' middle from the map's middle in pixels, down and
+right (0 if padding is applied evenly); the direction towards which uneven padding is predicted to
+skew the kernel."""
 
 NULL_DRAWS = 20_000
 _NULL_SEED = 0

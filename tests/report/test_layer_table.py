@@ -110,7 +110,12 @@ def test_what_is_not_known_or_not_defined_is_empty():
     assert wide["d_r90"] is None
     assert wide["B1"] is None
     assert wide["d_fliplr"] is not None
-    assert tuple(wide) == (*report.COLUMNS, "q_value", "centre_drift", "predicted_skew")
+    assert (zero["sig_x"], zero["sig_p"], zero["odd_z_x"]) == (None, None, None)
+    assert constant["sig_x"] == pytest.approx(0, abs=1e-6)
+    assert constant["odd_z_x"] is None
+    assert (wide["sig_y"], wide["odd_z_y"]) == (0, None)
+    further = ("odd_z_x", "odd_z_y", "q_value", "centre_drift", "predicted_skew")
+    assert tuple(wide) == (*report.COLUMNS, *further)
 
 
 def audited(layer, input_size, stride=2):

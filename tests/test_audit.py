@@ -101,6 +101,21 @@ def test_names_from_a_file_are_shown_as_they_are(run, tmp_path):
     assert "\x1b" not in out
 
 
+def test_layers_without_a_row_are_told(run, tmp_path):
+    path = save_onnx(tmp_path / "net.onnx", (1, 3, 32, 32), [(3, 2, 1)] * 2)
+    model = onnx.load(path)
+    unknown = helper.make_node("Relu", ["after conv1"], ["odd"], domain="their.runtime")
+    model.graph.node.insert(1, unknown)
+    model.graph.node[2].input[0] = "odd"
+    onnx.save(model, path)
+    status, out, _ = run(path)
+    reason = "the size of its input cannot be inferred"
+    assert (status, f"left out: conv2: {reason}" in out) == (0, True)
+    found = json.loads(run(path, "--json")[1])
+    assert [row["layer"] for row in found["layers"]] == ["conv1"]
+    assert found["left_out"] == {"conv2": reason}
+
+
 @pytest.fixture
 def run_directory(tmp_path):
     rows = geometry.audit_module(audit_model(), 32)

@@ -401,3 +401,13 @@ def test_an_error_is_one_short_line_whatever_the_names_are(tmp_path):
         _save(tmp_path / "net.onnx", [helper.make_node("Conv", ["image", name], ["y"])], [tensor])
     assert len(str(error.value)) <= 300
     assert "\n" not in str(error.value)
+
+
+def test_a_convolution_fused_with_its_activation_is_read(tmp_path):
+    node = helper.make_node(
+        "FusedConv", ["image", "w"], ["y"], domain="com.microsoft", activation="Relu"
+    )
+    found = _save(tmp_path / "net.onnx", [node], [_kernel((4, 3, 3, 3))])
+    np.testing.assert_array_equal(
+        found.kernels["w"].weight, network.values("w", (4, 3, 3, 3)).transpose(2, 3, 1, 0)
+    )

@@ -29,6 +29,7 @@ SUMMARY = "summary.json"
 CONSISTENCY = "consistency.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
+POPULATION = "population.json"
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "kernsym-jax")
 # More than any JSON file of a run has; a larger one is not read into memory.
@@ -137,6 +138,11 @@ def is_run(path: str | os.PathLike) -> bool:
     path = pathlib.Path(path)
     others = (PROVENANCE, LAYERS, CHECKPOINTS)
     return has_config(path) and any((path / name).exists() for name in others)
+
+
+def is_population(path: pathlib.Path) -> bool:
+    """Returns whether a folder holds the run directories of a population of several seeds."""
+    return (path / POPULATION).exists()
 
 
 def has_config(workdir: pathlib.Path) -> bool:

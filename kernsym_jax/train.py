@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     with processes.leaving_on_failure():
         try:
             summary = training.train_and_evaluate(
-                _CONFIG.value, _WORKDIR.value, _RESUME.value, _PROFILE.value
+                _CONFIG.value, _WORKDIR.value, resume=_RESUME.value, profile=_PROFILE.value
             )
         except training.Preempted as stopped:
             if processes.is_first():

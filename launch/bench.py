@@ -22,7 +22,8 @@ from absl import app, flags
 
 from kernsym_jax import data, models, symmetry, training
 from kernsym_jax.training.backend import choose_backend
-from kernsym_jax.training.recipe import complete, make_recipe
+from kernsym_jax.training.config import complete
+from kernsym_jax.training.state import make_recipe
 
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each thing is timed.", lower_bound=3)
 _NETWORKS = flags.DEFINE_list("networks", ["small_cnn", "cifar_resnet20"], "For train.")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from kernsym_jax import data, training
-from kernsym_jax.training import recipe as recipes
+from kernsym_jax.training import config as configuration
 from kernsym_jax.training import state, step
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "configs"
@@ -69,8 +69,8 @@ def test_every_config_is_known_here():
 def test_one_training_step_can_be_traced_at_the_size_of_the_images(name):
     config = training.resolve(module(name).get_config())
     source = dataset(name, config)
-    config = recipes.complete(config, source)
-    recipe = recipes.make_recipe(config, source)
+    config = configuration.complete(config, source)
+    recipe = state.make_recipe(config, source)
     shape = source.image_shape
     if config.data.crop_size:
         assert shape[:2] == (config.data.crop_size,) * 2

@@ -20,8 +20,7 @@ from kernsym_jax.studies.outcome import CLAIMS, LAYERS, RESULTS, write_outcome
 from kernsym_jax.studies.results import FinishedRun, Results, collect
 from kernsym_jax.studies.runs import PlannedRun
 from kernsym_jax.studies.study import Study
-from kernsym_jax.training.population import POPULATION
-from kernsym_jax.training.stop import stop_on_signal
+from kernsym_jax.training.processes import stop_on_signal
 
 PLAN = "study.json"
 _POLL_SECONDS = 0.2
@@ -194,7 +193,7 @@ def _groups(missing: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
             and groups[-1][-1].variant == run.variant
             and int(groups[-1][-1].seed) + 1 == run.seed
             # A folder of single runs stays one; a population that was stopped goes on as one.
-            and (not run.path.parent.exists() or (run.path.parent / POPULATION).exists())
+            and (not run.path.parent.exists() or run_directory.is_population(run.path.parent))
         )
         if together:
             groups[-1].append(run)

@@ -8,7 +8,7 @@ from kernsym_jax.studies import runs as planned
 from kernsym_jax.studies.results import FinishedRun
 from kernsym_jax.studies.runs import PlannedRun
 from kernsym_jax.studies.study import Study
-from kernsym_jax.training.metrics import duration
+from kernsym_jax.training.pace import duration
 
 
 def dry_run(study: Study, workdir: str | pathlib.Path) -> str:

@@ -1,4 +1,4 @@
-"""On which devices a run computes, and its steps compiled for them."""
+"""The devices of a run, and its steps compiled for them: ``jit`` over a mesh, or ``pmap``."""
 
 import dataclasses
 import functools
@@ -12,20 +12,18 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kernsym_jax.training.recipe import Recipe
-from kernsym_jax.training.state import TrainState, initial_state
-from kernsym_jax.training.step import Batch, Logs, Sums, answer_step, eval_step, train_step
+from kernsym_jax.training.state import Recipe, TrainState, initial_state
+from kernsym_jax.training.step import Batch, Logs, Sums, eval_step, train_step
 
 MEMBERS, DATA = "members", "data"
-"""The axes of the mesh: networks that train side by side, and parts of a batch."""
+"""The axes of the mesh: networks that train as one program, and parts of a batch."""
 
 TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Logs]]
 EvalStep = Callable[[TrainState, Batch], Sums]
-AnswerStep = Callable[[TrainState, Batch], Batch]
 
 _EACH = PartitionSpec(MEMBERS)
-# All members are at the same step. One number for all also keeps the decision whether to measure
-# symmetry a scalar: over a vector of steps both branches would run at every step.
+# One step for all members: with a vector of steps `jax.lax.cond` would run both of its branches,
+# and so measure symmetry at every step.
 _STATE_AXES = TrainState(step=None, params=0, batch_stats=0, opt_state=0, ema=0, meter=0)
 _STATE_SPECS = TrainState(PartitionSpec(), _EACH, _EACH, _EACH, _EACH, _EACH)
 
@@ -34,15 +32,15 @@ _STATE_SPECS = TrainState(PartitionSpec(), _EACH, _EACH, _EACH, _EACH, _EACH)
 class Backend:
     """The devices of a run, or of a population that trains as one program.
 
-    The state lies whole on every device and a batch is split over them. In a population of several
-    members all arrays of the state but ``step`` have a leading axis of members, which is split over
-    devices as far as their number allows; the devices of a member share its batches.
+    Every device holds the whole state and a part of each batch. In a population every array of the
+    state but ``step`` has a leading axis of members. That axis is split over the devices as far as
+    their number allows; the devices of a member share its batches.
 
     Attributes:
-      kind: ``jit``, where the compiler splits the work, or ``pmap``, where every device runs the
-        step on its part of the batch.
+      kind: ``jit`` (the compiler splits the work) or ``pmap`` (every device runs the step on its
+        part of the batch).
       mesh: devices (members, data).
-      members: networks that train as one program; 0 for a single one, without that axis.
+      members: number of networks that train as one program; 0 for one network without that axis.
       seeds: the seed of each network. Compiled steps do not depend on them.
     """
 
@@ -53,12 +51,12 @@ class Backend:
 
     @property
     def axis_name(self) -> str | None:
-        """The mapped axis that a recipe for this backend needs."""
+        """The ``axis_name`` of recipes for this backend."""
         return DATA if self.kind == "pmap" or self.members else None
 
     @property
     def parts(self) -> int:
-        """Over how many devices a batch is split."""
+        """Number of devices that share a batch."""
         return self.mesh.shape[DATA]
 
     @property
@@ -71,15 +69,24 @@ class Backend:
         """Processes that share every batch."""
         return jax.process_count()
 
+    @property
+    def local_devices(self) -> list[jax.Device]:
+        """The devices of this process."""
+        return [
+            device
+            for device in self.mesh.devices.flat
+            if device.process_index == jax.process_index()
+        ]
+
     def replicate(self, array: np.ndarray) -> jax.Array:
-        """Puts a host array on all devices."""
+        """Copies a host array to all devices."""
         return self._put(array)
 
     def shard(self, array: np.ndarray) -> jax.Array:
-        """Puts this process's part of a batch on the devices, as a part of the whole batch.
+        """Splits a batch that all members share over the devices.
 
         Args:
-          array: (batch, …), the same for all members.
+          array: (batch, …), this process's part of the batch.
 
         Returns:
           The whole batch; under ``pmap`` with a leading axis of devices.
@@ -90,10 +97,10 @@ class Backend:
         return self._put(array, DATA)
 
     def shard_train(self, array: np.ndarray) -> jax.Array:
-        """Does for a training batch, which every member has its own of, what `shard` does.
+        """Splits a training batch over the devices; every member has its own.
 
         Args:
-          array: (members, batch, …) of a population, else (batch, …).
+          array: (members, batch, …) for a population, else (batch, …): this process's part.
 
         Returns:
           The whole batch.
@@ -101,7 +108,7 @@ class Backend:
         return self._put(array, MEMBERS, DATA) if self.members else self.shard(array)
 
     def keys(self, seeds: Sequence[int]) -> jax.Array:
-        """The keys of the members, or of the single network."""
+        """Returns the keys of the members (members,), or the key of the one network ()."""
         if self.members:
             make = jax.jit(jax.vmap(jax.random.key), out_shardings=self._sharding(MEMBERS))
             return make(np.array(seeds, np.uint32))
@@ -109,33 +116,29 @@ class Backend:
         return jax.jit(jax.random.key, out_shardings=self._sharding())(np.uint32(seed))
 
     def initial_state(self, recipe: Recipe, image_shape: tuple[int, ...], seed: int) -> TrainState:
-        """The state of one network before its first step, on all devices."""
+        """Returns the state of one network before its first step, on all devices."""
         return _initial_state(self, recipe, image_shape)(np.uint32(seed))
 
     def join(self, states: Sequence[TrainState]) -> TrainState:
-        """The state of this backend from those of the single networks."""
+        """Returns the joint state of the networks."""
         return _join(self)(*states) if self.members else states[0]
 
     def member(self, state: TrainState, index: int) -> TrainState:
-        """The state of one network, as if it had trained alone; whole on every device."""
+        """Returns the state of one network, as if it had trained alone, on all devices."""
         if not self.members:
             return state
         return _member(self)(state, self.replicate(np.array(index, np.int32)))
 
     def compile_train(self, recipe: Recipe) -> TrainStep:
-        """The training step; its state is donated."""
+        """Returns the compiled training step; it donates the state."""
         return _compile_train(self, recipe)
 
     def compile_eval(self, recipe: Recipe) -> EvalStep:
-        """The evaluation step; all members see the same batch."""
+        """Returns the compiled evaluation step; all members evaluate the same batch."""
         return _compile_eval(self, recipe)
 
-    def compile_answers(self, recipe: Recipe, mode: str) -> AnswerStep:
-        """The step that answers images shifted in that mode; all members see the same batch."""
-        return _compile_answers(self, recipe, mode)
-
     def _put(self, array: np.ndarray, *axes: str | None) -> jax.Array:
-        # As explicit a copy as there is, which the guard knows of a single process only.
+        # This copy is explicit, but with several processes the guard takes it for an implicit one.
         with jax.transfer_guard_host_to_device("allow"):
             return jax.make_array_from_process_local_data(self._sharding(*axes), array)
 
@@ -149,17 +152,14 @@ class Backend:
 
 
 def choose_backend(config: ml_collections.ConfigDict, members: int = 0) -> Backend:
-    """The backend that a config asks for.
+    """Returns the backend that a config asks for.
 
     Args:
-      config: of the run, resolved; of a population that of the first member.
-      members: networks that train as one program; 0 for a single one.
-
-    Returns:
-      The backend.
+      config: the resolved config of the run, or of a population's first member.
+      members: number of networks that train as one program; 0 for one network.
 
     Raises:
-      ValueError: if there are not as many devices, or they cannot share a batch evenly.
+      ValueError: if there are too few devices, or if they cannot share a batch evenly.
     """
     devices = _devices(config.devices)
     side_by_side = math.gcd(members or 1, len(devices))
@@ -175,12 +175,34 @@ def choose_backend(config: ml_collections.ConfigDict, members: int = 0) -> Backe
     return backend
 
 
+def trains_as_one(config: ml_collections.ConfigDict) -> bool:
+    """Returns whether a population trains as one program, or one network after another.
+
+    Under ``vmap`` convolutions become grouped convolutions. XLA runs these well on accelerators,
+    and on the CPU many times slower than one network after another (``launch/bench.py population``
+    measures it).
+
+    Args:
+      config: the resolved config of the population.
+
+    Raises:
+      ValueError: if the config asks for one program over several processes.
+    """
+    several = jax.process_count() > 1
+    if config.population == "vmap" and several:
+        raise ValueError("config.population=vmap needs a single process; several take turn")
+    if config.population == "auto":
+        return not several and jax.default_backend() != "cpu"
+    return config.population == "vmap"
+
+
 def _devices(count: int) -> list[jax.Device]:
     processes = jax.process_count()
     if count % processes or count > jax.device_count():
+        noun = "process" if processes == 1 else "processes"
         raise ValueError(
             f"config.devices={count}: there are {jax.device_count()} devices of {processes} "
-            f"process{'es'[: 2 * (processes > 1)]}, each of which must have as many"
+            f"{noun}, each of which must have as many"
         )
     own = count // processes
     if not count:
@@ -203,16 +225,7 @@ def _compile_train(backend: Backend, recipe: Recipe) -> TrainStep:
 
 @functools.lru_cache(maxsize=16)
 def _compile_eval(backend: Backend, recipe: Recipe) -> EvalStep:
-    return _on_shared_batch(backend, functools.partial(eval_step, recipe))
-
-
-@functools.lru_cache(maxsize=16)
-def _compile_answers(backend: Backend, recipe: Recipe, mode: str) -> AnswerStep:
-    return _on_shared_batch(backend, functools.partial(answer_step, recipe, mode))
-
-
-def _on_shared_batch(backend: Backend, step: Callable) -> Callable:
-    """A step that changes no state, of which all members see the same batch."""
+    step = functools.partial(eval_step, recipe)
     if backend.members:
         step = jax.vmap(step, in_axes=(_STATE_AXES, None))
         return _map(backend, step, (_STATE_SPECS, PartitionSpec(DATA)), _EACH)
@@ -225,7 +238,7 @@ def _on_shared_batch(backend: Backend, step: Callable) -> Callable:
 def _map(
     backend: Backend, step: Callable, in_specs: Any, out_specs: Any, donate: int | None = None
 ) -> Callable:
-    # Unchecked: the checker has no rule for some of the operations of our layers.
+    # Unchecked, because the checker has no rule for some of the operations of our layers.
     mapped = jax.shard_map(
         step, mesh=backend.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
@@ -245,8 +258,8 @@ def _pmap(backend: Backend, step: Callable, in_axes: tuple, donate: int | None =
         return mapped
 
     def run(*args: Any) -> Any:
-        # Among several processes pmap takes keys by way of the host, and hands out each process's
-        # own copies of the results.
+        # With several processes pmap copies keys through the host and returns only the results on
+        # this process's devices.
         with jax.transfer_guard("allow"):
             results = mapped(*args)
         return jax.tree.map(functools.partial(_as_global, backend._sharding()), results)

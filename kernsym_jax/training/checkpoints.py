@@ -1,6 +1,10 @@
-"""Checkpoints of a run: all that touches orbax when training."""
+"""The checkpoints of a run; training touches orbax only here.
 
-import contextlib
+A checkpoint is a folder named by the number of completed steps. Beside orbax's files it holds
+``manifest.json``: the SHA-256 of each of them, by which damage is found before a run resumes.
+"""
+
+import hashlib
 import logging
 import pathlib
 import shutil
@@ -11,26 +15,28 @@ from typing import Any
 
 import jax
 
-from kernsym_jax.training import manifest, processes
+from kernsym_jax import run_directory
+from kernsym_jax.training import processes
 
 UNREADABLE = "unreadable"
-"""Folder beside the checkpoints for those that are damaged."""
+"""Folder beside the checkpoints for damaged ones."""
 
+_MANIFEST = "manifest.json"
 _UNFINISHED = ".orbax-checkpoint-tmp"
-# Bytes of what orbax writes besides the arrays.
+# Bytes that orbax writes besides the arrays.
 _OVERHEAD = 1 << 17
 
 
 class Checkpoints:
-    """The checkpoints of one run, numbered by completed steps.
+    """The checkpoints of one run.
 
-    Saving is asynchronous: the state is copied, the step goes on, and the folder appears under its
-    number only when it is complete, with a manifest of its files.
+    Saving is asynchronous: `save` copies the state and returns, and the folder gets its final name
+    only when it is complete.
 
     Args:
-      directory: made if it is not there.
-      keep: how many of the newest are kept.
-      keep_best: how many of the best are kept besides.
+      directory: folder of the checkpoints; it is made if it does not exist.
+      keep: number of newest checkpoints to keep.
+      keep_best: number of best checkpoints to keep besides.
     """
 
     def __init__(self, directory: pathlib.Path, keep: int, keep_best: int = 0) -> None:
@@ -40,9 +46,8 @@ class Checkpoints:
         self._directory = directory.resolve()
         self._keep, self._keep_best = keep, keep_best
         self._pending: tuple[int, float | None] | None = None
-        self._hush = contextlib.ExitStack()
-        self._hush.enter_context(_hushed())
-        # The name that orbax's own CheckpointManager gives to a single item: it can open them too.
+        # Orbax's own CheckpointManager calls a single item "default"; with that name it opens these
+        # checkpoints too.
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(default=ocp.StandardCheckpointHandler()),
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._finish),
@@ -54,8 +59,8 @@ class Checkpoints:
 
         Args:
           step: completed steps.
-          state: whole on every device.
-          accuracy: by which the best are told, mean IoU of masks; ``None`` if it is not known.
+          state: arrays that every device holds whole.
+          accuracy: figure that ranks the best checkpoints (mean IoU with masks); None if unknown.
 
         Raises:
           OSError: if this checkpoint or the one before cannot be written.
@@ -64,7 +69,8 @@ class Checkpoints:
         if step in self.steps():
             return
         self._pending = (step, accuracy)
-        # Orbax makes small host arrays of its own, which a guarded training loop forbids.
+        _quiet_orbax(self)
+        # Orbax makes small host arrays of its own, which the guard of the training loop forbids.
         with self._one_line(), jax.transfer_guard("allow"):
             if processes.is_first():
                 _require_room(self._directory, state)
@@ -77,37 +83,34 @@ class Checkpoints:
         """Waits until everything is on disk.
 
         Raises:
-          OSError: if it cannot be written.
+          OSError: if a checkpoint cannot be written.
         """
         with self._one_line():
             self._checkpointer.wait_until_finished()
+        _restore_orbax(self)
 
     def trim(self) -> None:
-        """Removes those that need not be kept."""
+        """Removes all checkpoints but the newest and the best."""
         steps = self.steps()
-        rated = [(manifest.read(self._folder(step)).get("accuracy"), step) for step in steps]
+        rated = [(_read_manifest(self._folder(step)).get("accuracy"), step) for step in steps]
         best = sorted((accuracy, step) for accuracy, step in rated if accuracy is not None)
         kept = steps[-self._keep :] + [step for _, step in best[len(best) - self._keep_best :]]
         for step in set(steps) - set(kept):
             self.remove(step)
 
     def remove(self, step: int) -> None:
-        """Removes one."""
+        """Removes one checkpoint."""
         if processes.is_first():
             shutil.rmtree(self._folder(step))
 
     def set_aside_if_damaged(self, step: int) -> bool:
-        """Whether a checkpoint is damaged; if so it is moved away and a warning given."""
+        """Returns whether a checkpoint is damaged; if it is, moves it away and warns."""
         damaged = False
-        if processes.is_first() and (reason := manifest.damage(self._folder(step))):
-            logging.getLogger("absl").warning(
-                "checkpoint %s is damaged and set aside: %s", self._folder(step), reason
-            )
-            aside = self._directory.parent / UNREADABLE / str(step)
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.parent.mkdir(exist_ok=True)
-            shutil.move(self._folder(step), aside)
-            damaged = True
+        if processes.is_first():
+            reason = _damage(self._folder(step))
+            if reason is not None:
+                self._set_aside(step, reason)
+                damaged = True
         return bool(processes.first_says(damaged))
 
     def restore(self, step: int, like: Any) -> Any:
@@ -115,13 +118,13 @@ class Checkpoints:
 
         Args:
           step: one of `steps`.
-          like: a state, or its `jax.ShapeDtypeStruct`s, with the shardings to restore to.
+          like: a state with the shapes, dtypes and shardings to restore to.
 
         Returns:
           The state.
 
         Raises:
-          ValueError: if it is of a state of other shapes than ``like``, or cannot be read.
+          ValueError: if the saved shapes are others, or orbax cannot read the checkpoint.
         """
         folder, like = self._folder(step), jax.tree.map(_abstract, like)
         try:
@@ -136,14 +139,17 @@ class Checkpoints:
             raise ValueError(f"{folder}: orbax cannot read it: {_first_line(error)}") from error
 
     def steps(self) -> list[int]:
-        """The steps that are saved, in order."""
+        """Returns the saved steps in order."""
         names = (path.name for path in self._directory.iterdir())
         return sorted(int(name) for name in names if name.isdecimal())
 
     def close(self) -> None:
-        """Waits, and lets go of the directory."""
-        with self._hush, self._one_line():
-            self._checkpointer.close()
+        """Waits until everything is on disk, and ends orbax's threads."""
+        try:
+            with self._one_line():
+                self._checkpointer.close()
+        finally:
+            _restore_orbax(self)
 
     def _prepare(self) -> None:
         if processes.is_first():
@@ -151,22 +157,31 @@ class Checkpoints:
             for leftover in self._directory.glob(f"*{_UNFINISHED}*"):
                 shutil.rmtree(leftover)
 
+    def _set_aside(self, step: int, reason: str) -> None:
+        logging.getLogger("absl").warning(
+            "checkpoint %s is damaged and set aside: %s", self._folder(step), reason
+        )
+        aside = self._directory.parent / UNREADABLE / str(step)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        shutil.move(self._folder(step), aside)
+
     def _folder(self, step: int) -> pathlib.Path:
         return self._directory / str(step)
 
     def _finish(self) -> None:
-        """Called by orbax when the files of a checkpoint are written, before it is renamed."""
+        """Writes the manifest; orbax calls it once all files are written, before the rename."""
         assert self._pending is not None
         step, accuracy = self._pending
         (unfinished,) = self._directory.glob(f"{step}{_UNFINISHED}*")
-        manifest.write(unfinished, step=step, accuracy=accuracy)
+        _write_manifest(unfinished, step=step, accuracy=accuracy)
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:
-        """Makes an OSError of whatever goes wrong while saving."""
+        """Turns any error of a save into an `OSError` of one line."""
         try:
             yield
-        # What orbax raises depends on where the disk was full; it has no class for that.
+        # The type of orbax's error depends on the file that found the disk full.
         except Exception as error:
             step = self._pending[0] if self._pending else "?"
             raise OSError(
@@ -176,13 +191,12 @@ class Checkpoints:
 
 
 def newest_whole(every: Sequence[Checkpoints]) -> int | None:
-    """The newest step that several runs have all saved; damaged checkpoints are set aside.
+    """Returns the newest step that several runs have all saved, or None if there is none.
+
+    Damaged checkpoints are set aside.
 
     Args:
-      every: of one run, or of the members of a population.
-
-    Returns:
-      The step; ``None`` if there is none.
+      every: the checkpoints of one run, or of each member of a population.
     """
     common = set.intersection(*(set(checkpoints.steps()) for checkpoints in every))
     for step in sorted(common, reverse=True):
@@ -192,33 +206,89 @@ def newest_whole(every: Sequence[Checkpoints]) -> int | None:
     return None
 
 
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """What is said about a failed save is in the error that is raised; orbax says it many times."""
+def _write_manifest(folder: pathlib.Path, **facts: Any) -> None:
+    """Writes the manifest of a checkpoint with all its files.
 
-    def wanted(record: logging.LogRecord) -> bool:
-        ours = "orbax" not in pathlib.Path(record.pathname).parts
-        return ours and _UNFINISHED not in record.getMessage()
+    Args:
+      folder: folder of the checkpoint.
+      **facts: further facts to record, of JSON types.
+    """
+    digests = {str(file.relative_to(folder)): _digest(file) for file in _files(folder)}
+    run_directory.write_json(folder / _MANIFEST, {**facts, "sha256": digests})
 
-    def report(unraisable: Any) -> None:
-        # From writes that go on when the first has failed and the rest are no longer waited for.
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
 
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    before, sys.unraisablehook = sys.unraisablehook, report
-    for logger in loggers:
-        logger.addFilter(wanted)
+def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the manifest of a checkpoint, {} if there is none or it is damaged."""
     try:
-        yield
-    finally:
-        sys.unraisablehook = before
-        for logger in loggers:
-            logger.removeFilter(wanted)
+        manifest = run_directory.read_json(folder / _MANIFEST)
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _damage(folder: pathlib.Path) -> str | None:
+    """Returns the damage of a checkpoint in words, or None if its files are as written."""
+    expected = _read_manifest(folder).get("sha256")
+    if not isinstance(expected, dict) or not expected:
+        return f"it has no {_MANIFEST} with the digests of its files"
+    found = {str(file.relative_to(folder)): file for file in _files(folder)}
+    missing = sorted(expected.keys() - found.keys())
+    if missing:
+        return f"{missing[0]} is missing"
+    for name, digest in expected.items():
+        if _digest(found[name]) != digest:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    # In subfolders only: orbax adds files beside them after the manifest is written.
+    return sorted(file for file in folder.glob("*/**/*") if file.is_file())
+
+
+def _digest(file: pathlib.Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# Checkpoints that are being saved; orbax is quiet while there are any.
+_saving: set[Checkpoints] = set()
+_hook_before = sys.unraisablehook
+
+
+def _quiet_orbax(checkpoints: Checkpoints) -> None:
+    """Hides orbax's messages while its threads save, because a failed save raises one error."""
+    global _hook_before
+    if not _saving:
+        _hook_before, sys.unraisablehook = sys.unraisablehook, _report_unraisable
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_is_wanted)
+    _saving.add(checkpoints)
+
+
+def _restore_orbax(checkpoints: Checkpoints) -> None:
+    """Undoes `_quiet_orbax` once no checkpoint is being saved."""
+    if checkpoints in _saving:
+        _saving.remove(checkpoints)
+        if not _saving:
+            sys.unraisablehook = _hook_before
+            for name in ("absl", "asyncio"):
+                logging.getLogger(name).removeFilter(_is_wanted)
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    by_orbax = "orbax" in pathlib.Path(record.pathname).parts
+    return not by_orbax and _UNFINISHED not in record.getMessage()
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    # After the first failed write orbax closes its event loop, and the other writes fail with this.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _hook_before(unraisable)
 
 
 def _require_room(folder: pathlib.Path, state: Any) -> None:
-    """Raises an `OSError` before a save that cannot succeed."""
+    """Raises `OSError` before a save that cannot succeed."""
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD
     free = shutil.disk_usage(folder).free
     if free < needed:

@@ -1,4 +1,7 @@
-"""The configuration of a run: every key with its default, and the check of a user's version."""
+"""The configuration of a run: every key with its default, and the check of a user's values.
+
+The comments in `default` document every key: what it does, its unit, and below it the default.
+"""
 
 import difflib
 import json
@@ -8,7 +11,8 @@ from typing import Any
 
 import ml_collections
 
-from kernsym_jax import symmetry
+from kernsym_jax import data, symmetry
+from kernsym_jax.training.loss import median_frequency_weights
 
 _NESTED = (Mapping, ml_collections.ConfigDict)
 _AT_LEAST = {
@@ -32,175 +36,254 @@ _WORDS = {
     "model.dtype": ("float32", "bfloat16"),
     "class_balance": ("none", "median"),
 }
-# Where and how a run computes, which may change from session to session: the numbers do not.
+# Keys that may change when a run resumes, because the results do not depend on them.
 _PLACE = ("backend", "devices", "population", "keep_checkpoints", "keep_best")
+# Training masks whose pixels are counted; reading all masks of a large set would take hours.
+_MASKS_COUNTED = 2000
 
 
 def default() -> ml_collections.ConfigDict:
-    """Every key that a run knows, with its default; a config file changes a few and returns it."""
+    """Returns a config with every key and its default; a config file changes a few of them."""
     config = ml_collections.ConfigDict()
+    # Seed of the weights, the order of the images, the augmentation and dropout; 0 to 2³² − 1.
     config.seed = 0
-    # How many networks, of the seeds seed, seed + 1, …; each gets a run directory of its own.
+    # Number of networks with the seeds seed, seed + 1, …; above 1 each gets a run directory of its
+    # own, seed_000, seed_001, …, below the workdir.
     config.seeds = 1
-    # Several seeds as one program (vmap) or one after another (turn); auto for what is faster here.
+    # Training of several seeds: as one program (vmap) or one after another (turn); auto chooses the
+    # faster one, turn on the CPU and vmap elsewhere.
     config.population = "auto"
-    # Over all devices and processes.
+    # Images per training step of one network, over all devices and processes together.
     config.batch_size = 128
+    # Length of the run in passes over the training images; may be a fraction.
     config.epochs = 10.0
+    # Images per evaluation step, over all devices and processes together.
     config.eval_batch_size = 256
-    # jit over a mesh of devices, or pmap.
+    # How devices share a batch: jit (one program over a mesh) or pmap (one program per device).
     config.backend = "jit"
-    # 0 for all; for one of each process on the CPU, where further devices only share the cores.
+    # Number of devices over all processes; 0 for all of them, on the CPU for one per process, where
+    # further devices only share the cores.
     config.devices = 0
 
+    # The network: its name in the registry (see `kernsym_jax.models`) or package.module:Class.
+    # Further keys here are the fields of that network, such as width and depth of small_cnn.
     config.model = ml_collections.ConfigDict()
     config.model.name = "small_cnn"
+    # Padding of all convolutions and poolings: zero, same (TensorFlow's), reflect, replicate,
+    # symmetric, circular, partial or valid.
     config.model.padding = "zero"
+    # How strided layers step down: stride, blur, sbpool, aps or lps.
     config.model.downsample = "stride"
-    # 0 for as many as the training labels have.
+    # Number of classes that the network tells apart; 0 for the number of classes in the data.
     config.model.num_classes = 0
+    # Type in which the network computes: float32 or bfloat16. Parameters, BatchNorm's statistics
+    # and all figures of symmetry are float32 in both cases.
     config.model.dtype = "float32"
 
+    # The images: digits; idx:<dir>, folder:<dir or tar>, tfds:<name> for class labels;
+    # masks:<dir or tar>, tfds-masks:<name> for masks; textures[:…], noise[:…], fake[:…] for
+    # generated ones.
     config.data = ml_collections.ConfigDict()
     config.data.source = "digits"
-    # Per channel, on the scale where white is 1; empty for those of the training images.
+    # Mean and standard deviation of the images, one number per channel, where white is 1; () for
+    # those of the training images (of a sample, if the set is streamed).
     config.data.mean = ()
     config.data.std = ()
-    # Of what is drawn once for the whole set: generated images, random labels.
+    # Seed of what is drawn once for a whole set: generated images, random labels; 0 to 2³² − 1.
     config.data.seed = 0
-    # Files that are no readable images: fail, or skip.
+    # A file that is no readable image stops the run (fail) or is left out (skip).
     config.data.on_broken = "fail"
-    # Images are scaled and cropped to squares of that size as they are read; 0 to leave them.
+    # Pixels per side: the largest square in the middle of each image is scaled to this size as the
+    # image is read; 0 leaves images as they are.
     config.data.image_size = 0
-    # Height and width to which whole images are scaled as they are read, masks by nearest
-    # neighbour; empty to leave them.
+    # (height, width) in pixels: whole images are scaled to this size as they are read, masks by
+    # nearest neighbour; () leaves them as they are.
     config.data.scale_to = ()
-    # Of masks: the values that do not count (CamVid: (11,)), the others in the order of the classes
-    # (empty for 0 to the largest), and the names of the classes (empty for the values).
+    # Values of mask pixels without a class, such as (11,) for CamVid; () for none.
     config.data.void = ()
+    # Values of mask pixels in the order of the classes; () for 0, 1, … up to the largest.
     config.data.mask_values = ()
+    # Names of the classes of masks; () for their values.
     config.data.classes = ()
-    # The whole set, both splits, turned counter-clockwise by 0, 90, 180 or 270 degrees.
+    # Degrees by which the images of both splits are turned counter-clockwise: 0, 90, 180 or 270.
     config.data.rotate = 0
-    # Labels of the training split shuffled.
+    # Whether the labels of the training images are shuffled among them.
     config.data.random_labels = False
-    # Largest random shift in pixels, and random flips: none, horizontal, vertical, d4.
+    # Augmentation: largest random shift of a training image along each axis, in pixels; 0 for none.
     config.data.shift = 0
+    # Augmentation: random flips of training images: none, horizontal, vertical or d4 (all eight).
     config.data.flip = "none"
-    # Random resized crops of that size, 0 for none: share of the area, and width over height. At
-    # evaluation the middle of the image, of that share of its shorter side.
+    # Augmentation: pixels per side of random resized crops of training images; 0 for no crops.
+    # Evaluation takes a crop of this size from the middle of each image.
     config.data.crop_size = 0
+    # Share of the image's area that a random crop covers, (least, largest).
     config.data.crop_scale = (0.08, 1.0)
+    # Width over height of a random crop, (least, largest).
     config.data.crop_ratio = (3 / 4, 4 / 3)
+    # Side of the crop that evaluation takes, as a share of the image's shorter side.
     config.data.eval_crop = 0.875
-    # Read while training instead of once before; always so for sets of more bytes when decoded.
+    # Whether images are read and decoded while the network trains, rather than once before.
     config.data.streaming = False
+    # Bytes of the decoded training images above which a set is streamed in any case.
     config.data.device_bytes = 4 * 2**30
-    # Processes that read and decode a streamed set besides this one's threads; 0 for none.
+    # Processes that read and decode a streamed set; 0 for threads of this process alone.
     config.data.workers = 0
 
+    # SGD with momentum. The learning rate rises from 0 over the warm-up and then falls along half a
+    # cosine to 0 at the last step.
     config.optimizer = ml_collections.ConfigDict()
+    # Largest learning rate.
     config.optimizer.learning_rate = 0.1
+    # Momentum, 0 for none, and whether it is Nesterov's.
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = True
+    # Weight decay of kernels, added to the gradient; BatchNorm and biases have none.
     config.optimizer.weight_decay = 5e-4
+    # Length of the warm-up in epochs.
     config.optimizer.warmup_epochs = 1.0
-    # Parts into which a batch is split, one after another, to need less memory. The gradient is the
-    # whole batch's; BatchNorm sees each part by itself.
+    # Number of parts of a batch that are computed one after another, to need less memory. The
+    # gradient is that of the whole batch; BatchNorm sees each part on its own.
     config.optimizer.accumulate = 1
-    # Longest gradient over all parameters together; 0 for any.
+    # Longest gradient, as the norm over all parameters; 0 for no bound.
     config.optimizer.clip_norm = 0.0
 
-    # Share of the target that is spread over all classes.
+    # Share of the target that is spread over all classes, 0 to 1.
     config.label_smoothing = 0.0
-    # What a label of each class counts in the loss; empty for all alike. With class_balance=median,
-    # for masks, it is filled in from the training masks: median frequency over that of the class.
+    # Weight of each class in the loss; () for equal weights, or for those of class_balance.
     config.class_weights = ()
+    # Class weights from the training masks: none, or median (median frequency over the frequency of
+    # the class). config.json then holds the weights under class_weights.
     config.class_balance = "none"
-    # Of the moving average of the weights, which is then evaluated too; 0 for none.
+    # Decay of the moving average of the weights per step, which is evaluated too; 0 for no average.
     config.ema_decay = 0.0
 
-    # At every evaluation: how often the class of a few test images, evenly chosen, survives flips
-    # and every shift of up to so many pixels, circular or with zeros entering. 0 images for never.
+    # Consistency, measured at every evaluation: the share of a few test images, evenly spread over
+    # the set, whose predicted class survives flips, quarter turns and small shifts.
     config.consistency = ml_collections.ConfigDict()
+    # Number of test images; 0 for no measurement.
     config.consistency.images = 256
+    # Largest shift along each axis, in pixels; 0 for no shifts.
     config.consistency.shift = 1
+    # What enters at the border: the other side of the image (circular), or zero.
     config.consistency.mode = "circular"
 
+    # Two ways to make mean kernels more symmetric than the task alone does.
     config.symmetry = ml_collections.ConfigDict()
-    # λ of the term λ·(1 − mean score) of the loss. Train lines have the loss without it, so that
-    # they can be compared, and its own value as symmetry_loss.
+    # λ of the loss term λ·(1 − mean score over the layers); 0 for no term. The loss in train lines
+    # leaves the term out, so that runs compare; symmetry_loss is its value.
     config.symmetry.loss_weight = 0.0
-    # After each update, and at the start, the mean kernels are replaced by their invariant part.
+    # Whether mean kernels are replaced by their invariant part, at the start and after each update.
     config.symmetry.project = False
-    # Of D4, such as ("fliplr",): both are about the group that they generate; empty for all of D4.
-    # What does not apply to a kernel's shape (kh ≠ kw) is left out.
+    # Elements of D4, such as ("fliplr",), that generate the group of the term and the projection;
+    # () for all of D4. A kernel with kh ≠ kw leaves out the elements that do not apply to it.
     config.symmetry.elements = ()
-    # Both are about these layers; empty for all convolutions larger than 1×1. As shell patterns of
-    # the end of a path, ("conv*", "layer3_*/conv1"), or after a slash of all of it, ("/conv1",).
+    # Layers of the term and the projection; () for all convolutions larger than 1×1. Shell patterns
+    # of the end of a layer's path, ("conv*", "layer3_*/conv1"), or of the whole, ("/conv1",).
     config.symmetry.layers = ()
 
-    # In steps; evaluation and checkpoints in epochs.
+    # Steps between two log lines, and between two measurements of the symmetry of all layers.
     config.log_every = 50
+    # Epochs between two evaluations; may be a fraction.
     config.eval_every_epochs = 1.0
+    # Epochs between two checkpoints; may be a fraction.
     config.checkpoint_every_epochs = 1.0
-    # The newest, and besides them those of the best evaluation accuracy, or mean IoU of masks.
+    # Number of newest checkpoints to keep.
     config.keep_checkpoints = 3
+    # Number of further checkpoints to keep: those of the best evaluation accuracy, or mean IoU.
     config.keep_best = 1
     return config
 
 
 def resolve(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Fills a config up with the defaults and checks it.
+    """Returns the config with defaults for the keys that it leaves out, and checks it.
 
     Args:
-      config: any part of the keys of `default`, nested alike. Under ``model`` further keys are the
-        fields of the model.
+      config: some of the keys of `default`, nested alike. Further keys under ``model`` are fields
+        of the model.
 
     Returns:
-      A complete, locked config of plain values.
+      A locked config of plain values.
 
     Raises:
-      ValueError: for a key that no run knows, or a value of the wrong kind or range.
+      ValueError: for an unknown key, or a value of the wrong type or out of range.
     """
+    complete = default()
     try:
-        _update(complete := default(), config, ())
-    except AttributeError as error:  # no mapping, as after a config file that could not be loaded
+        _update(complete, config, ())
+    # A config file that raises an error gives an object without the methods of a mapping.
+    except AttributeError as error:
         raise ValueError(f"not a config: {error}") from error
-    for name, low in _AT_LEAST.items():
-        if _value(complete, name) < low:
-            raise ValueError(f"config.{name} must be at least {low}, got {_value(complete, name)}")
-    for name in ("epochs", "eval_every_epochs", "checkpoint_every_epochs"):
-        if not complete[name] > 0:
-            raise ValueError(f"config.{name} must be above 0, got {complete[name]}")
-    for name in ("label_smoothing", "ema_decay"):
-        if not 0 <= complete[name] < 1:
-            raise ValueError(f"config.{name} must lie in 0 to 1, 1 left out, got {complete[name]}")
-    if not 0 <= complete.seed <= 2**32 - complete.seeds:
-        raise ValueError(f"config.seed must lie in 0 to 2³² − 1, got {complete.seed}")
-    for name, words in _WORDS.items():
-        if _value(complete, name) not in words:
-            raise ValueError(
-                f"config.{name}: got {_value(complete, name)!r}, wanted {' or '.join(words)}"
-            )
+    _require_ranges(complete)
     _require_group(complete.symmetry)
-    if not all(isinstance(w, int | float) and 0 <= w < math.inf for w in complete.class_weights):
-        raise ValueError(f"config.class_weights: numbers ≥ 0, got {complete.class_weights}")
     complete.lock()
     return complete
 
 
+def complete(config: ml_collections.ConfigDict, dataset: data.Dataset) -> ml_collections.ConfigDict:
+    """Returns the config with the values that it leaves to the data filled in.
+
+    These are the mean and the standard deviation of the images, the number of classes and the class
+    weights.
+
+    Args:
+      config: the resolved config of the run.
+      dataset: the data of the run.
+
+    Raises:
+      ValueError: if the model has too few classes for the data, or too many for masks, or if the
+        images are too small for a shift or not square for a flip.
+    """
+    config = ml_collections.ConfigDict(config)
+    config.data.mean, config.data.std = dataset.mean, dataset.std
+    classes = len(dataset.classes)
+    if 0 < config.model.num_classes < classes:
+        raise ValueError(
+            f"labels up to {classes - 1} are out of range for "
+            f"config.model.num_classes={config.model.num_classes}"
+        )
+    config.model.num_classes = config.model.num_classes or classes
+    if dataset.masks and config.model.num_classes > data.VOID:
+        raise ValueError(
+            f"masks have at most {data.VOID} classes, got "
+            f"config.model.num_classes={config.model.num_classes}"
+        )
+    config.class_weights = _class_weights(config, dataset)
+    height, width = dataset.image_shape[:2]
+    if config.data.shift >= min(height, width):
+        raise ValueError(
+            f"config.data.shift={config.data.shift} leaves nothing of {height}×{width} images"
+        )
+    if config.data.flip == "d4" and height != width:
+        raise ValueError(f"config.data.flip=d4 needs square images, got {height}×{width}")
+    if config.consistency.images and config.consistency.shift >= min(height, width):
+        raise ValueError(
+            f"config.consistency.shift={config.consistency.shift} leaves nothing of "
+            f"{height}×{width} images"
+        )
+    return config
+
+
+def member_configs(config: ml_collections.ConfigDict) -> list[ml_collections.ConfigDict]:
+    """Returns the configs with which the members of a population would train alone."""
+    members = []
+    for index in range(config.seeds):
+        member = ml_collections.ConfigDict(config)
+        member.seed, member.seeds, member.population = config.seed + index, 1, "auto"
+        members.append(member)
+    return members
+
+
 def to_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as plain nested dicts and lists, as ``config.json`` holds it."""
+    """Returns the config as plain nested dicts and lists, the content of ``config.json``."""
     plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
     return json.loads(json.dumps(plain))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys in which two configs of a run differ, as ``key: old → new``, in order.
+    """Returns the keys in which two configs of a run differ, as ``key: old → new``, in order.
 
-    A key that a config lacks, as those of earlier versions do, has its default; what only says
-    where a run computes does not count.
+    A key that one of them lacks, because an earlier version wrote it, counts as its default. Keys
+    that leave the results as they are, such as ``devices``, do not count.
     """
     defaults = dict(_leaves(to_json(default())))
     old_values, new_values = (defaults | dict(_leaves(to_json(one))) for one in (old, new))
@@ -209,6 +292,22 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for key in sorted(old_values.keys() | new_values.keys())
         if key not in _PLACE and old_values.get(key, ...) != new_values.get(key, ...)
     ]
+
+
+def _class_weights(config: ml_collections.ConfigDict, dataset: data.Dataset) -> tuple[float, ...]:
+    """Returns the class weights of the config, or those that it computes from the masks."""
+    given, classes = tuple(config.class_weights), config.model.num_classes
+    if config.class_balance != "none" and not dataset.masks:
+        raise ValueError(
+            f"config.class_balance={config.class_balance} is for masks, and the data have class "
+            "labels; config.class_weights gives weights for these"
+        )
+    if given and len(given) != classes:
+        raise ValueError(f"config.class_weights: {len(given)} numbers for {classes} classes")
+    if given or config.class_balance == "none":
+        return given
+    masks = dataset.take_static(min(dataset.train_size, _MASKS_COUNTED))["label"]
+    return median_frequency_weights(masks, classes)
 
 
 def _update(known: Any, given: Mapping[str, Any], path: tuple[str, ...]) -> None:
@@ -228,6 +327,27 @@ def _update(known: Any, given: Mapping[str, Any], path: tuple[str, ...]) -> None
             _update(known[key], value, (*path, key))
         else:
             known[key] = _like(known[key], value, name)
+
+
+def _require_ranges(config: ml_collections.ConfigDict) -> None:
+    for name, low in _AT_LEAST.items():
+        if _value(config, name) < low:
+            raise ValueError(f"config.{name} must be at least {low}, got {_value(config, name)}")
+    for name in ("epochs", "eval_every_epochs", "checkpoint_every_epochs"):
+        if not config[name] > 0:
+            raise ValueError(f"config.{name} must be above 0, got {config[name]}")
+    for name in ("label_smoothing", "ema_decay"):
+        if not 0 <= config[name] < 1:
+            raise ValueError(f"config.{name} must lie in 0 to 1, 1 left out, got {config[name]}")
+    if not 0 <= config.seed <= 2**32 - config.seeds:
+        raise ValueError(f"config.seed must lie in 0 to 2³² − 1, got {config.seed}")
+    for name, words in _WORDS.items():
+        if _value(config, name) not in words:
+            raise ValueError(
+                f"config.{name}: got {_value(config, name)!r}, wanted {' or '.join(words)}"
+            )
+    if not all(isinstance(w, int | float) and 0 <= w < math.inf for w in config.class_weights):
+        raise ValueError(f"config.class_weights: numbers ≥ 0, got {config.class_weights}")
 
 
 def _require_group(lever: ml_collections.ConfigDict) -> None:

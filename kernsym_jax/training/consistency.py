@@ -1,33 +1,36 @@
-"""While training: how often the answers to a few images survive small shifts and flips."""
+"""The consistency of a few answers while training, measured by `evaluation.measure`."""
 
-import itertools
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
+from jax.tree_util import Partial
 
-from kernsym_jax import data, evaluation, symmetry
-from kernsym_jax.symmetry.group import cell_permutations
+from kernsym_jax import data, evaluation
 from kernsym_jax.training.backend import Backend
-from kernsym_jax.training.recipe import Recipe
-from kernsym_jax.training.stop import Stop
+from kernsym_jax.training.processes import Stop
+from kernsym_jax.training.state import Recipe, TrainState
 
-_REST = (0, 0)
+
+class _Stopped(Exception):
+    """A request to stop came during the measurement."""
 
 
 class Consistency:
-    """A fixed part of the test images, and how answers to them are compared.
+    """A fixed part of the test images, and the share of them whose answer survives a change.
 
-    Every member is shown the same images: at rest, moved by each offset of the grid, and under each
-    element of D4. The network is compiled once for all of them.
+    All members of a population see the same images: at rest, moved by each offset of the grid, and
+    under each element of D4. Every process measures on its own devices and finds the same figures.
 
     Args:
-      config: of the runs, complete.
-      backend: on which they train.
-      recipe: of their steps.
-      dataset: their data.
+      config: the complete config of the runs.
+      backend: the devices.
+      recipe: the settings of the steps.
+      dataset: the data.
 
     Raises:
       ValueError: if a shift could move an image out of sight.
@@ -42,109 +45,95 @@ class Consistency:
     ) -> None:
         asked = config.consistency
         self._shifts = evaluation.Shifts(asked.mode, -asked.shift, asked.shift)
-        size = dataset.image_shape[:2]
-        self._shifts.view_size(*size)
-        self._elements = [name for name in symmetry.elements(*size) if name != "e"]
-        self._backend, self._axis = backend, int(backend.members > 0)
-        self._step = backend.compile_answers(recipe, asked.mode)
-        self._images = dataset.take_test(min(asked.images, dataset.test_size))["image"]
-        parts = backend.parts
-        most = -(-config.eval_batch_size // parts) * parts
-        self._batch_size = min(most, -(-len(self._images) // parts) * parts)
+        self._shifts.view_size(*dataset.image_shape[:2])
+        self._backend, self._recipe = backend, recipe
+        self._taken = dataset.take_test(min(asked.images, dataset.test_size))
+        devices, images = len(backend.local_devices), len(self._taken["label"])
+        # The last batch is filled up, so that all batches have one size and one compiled program.
+        size = min(config.eval_batch_size, images)
+        self._batch_size = -(-size // devices) * devices
 
-    def measure(self, state: Any, stop: Stop) -> list[dict[str, Any]] | None:
-        """Compares the answers of every member.
+    def measure(self, state: TrainState, stop: Stop) -> list[dict[str, Any]] | None:
+        """Measures the consistency of every member.
 
         Args:
-          state: of the members.
-          stop: whether they have been asked to stop.
+          state: the state of the members.
+          stop: the request to stop, which ends the measurement.
 
         Returns:
           For each member ``images``, ``mode``, ``reach`` (the largest offset), and the shares of
-          the same answer: ``shifts``, the mean over all offsets but rest, and ``flips`` with one of
-          each element; of the moving averages too, with the prefix ``ema_``. Of masks they are
-          shares of the pixels that both see. ``None`` if stopped.
+          equal answers: ``shifts``, the mean over all offsets but rest, and ``flips``, one for each
+          element; with moving averages also theirs, with the prefix ``ema_``. With masks they are
+          shares of the pixels that both images show. None after a request to stop.
         """
-        rest = self._answers(state, self._images, _REST)
-        found: dict[str, list[Any]] = {}
-        for name, offset in self._views():
+
+        def leave_if_asked() -> None:
             if stop.asked():
-                return None
-            places = self._places(name, offset)
-            images = self._images
-            if name != "e":
-                images = images.reshape(len(images), -1, images.shape[-1])[:, places.ravel()]
-                images = images.reshape(-1, *places.shape, images.shape[-1])
-            kind = "shifts" if name == "e" else name
-            found.setdefault(kind, []).append(
-                {
-                    prefix: _agreement(rest[prefix], other, places)
-                    for prefix, other in self._answers(state, images, offset).items()
-                }
-            )
-        return [self._figures(found, member) for member in range(self._backend.members or 1)]
+                raise _Stopped
 
-    def _views(self) -> Iterator[tuple[str, tuple[int, int]]]:
-        offsets = (offset for offset in self._shifts.grid if offset != _REST)
-        return itertools.chain(
-            (("e", offset) for offset in offsets), ((name, _REST) for name in self._elements)
-        )
+        try:
+            return [
+                self._measure_member(self._backend.member(state, index), leave_if_asked)
+                for index in range(max(1, self._backend.members))
+            ]
+        except _Stopped:
+            return None
 
-    def _places(self, name: str, offset: tuple[int, int]) -> np.ndarray:
-        """Where every pixel of a view was at rest: its flat index, −1 for what has entered."""
-        height, width = self._images.shape[1:3]
-        names = symmetry.elements(height, width)
-        turned = cell_permutations(height, width)[names.index(name)]
-        moved = np.roll(turned.reshape(height, width), offset, (0, 1))
-        if self._shifts.mode == "zero":
-            for axis, by in enumerate(offset):
-                entered = slice(0, by) if by > 0 else slice(by or moved.shape[axis], None)
-                moved[(slice(None),) * axis + (entered,)] = -1
-        return moved
-
-    def _answers(
-        self, state: Any, images: np.ndarray, offset: tuple[int, int]
-    ) -> dict[str, np.ndarray]:
-        """The answers to all images, (members, images, …)."""
-        own = self._batch_size // jax.process_count()
-        first = jax.process_index() * own
-        down, right = (self._backend.shard(np.full(own, by, np.int32)) for by in offset)
-        parts = []
-        for start in range(0, len(images), self._batch_size):
-            # The last batch is filled up with images that are not looked at.
-            chosen = np.minimum(np.arange(start, start + self._batch_size), len(images) - 1)
-            part = self._backend.shard(images[chosen[first : first + own]])
-            parts.append(self._step(state, {"image": part, "down": down, "right": right}))
-            parts[:-1] = jax.device_get(parts[:-1])
-        joined = jax.tree.map(
-            lambda *answers: np.concatenate(answers, self._axis), *jax.device_get(parts)
-        )
-        return {
-            prefix: (answers if self._axis else answers[None])[:, : len(images)]
-            for prefix, answers in joined.items()
-        }
-
-    def _figures(self, found: dict[str, list[Any]], member: int) -> dict[str, Any]:
-        asked = self._shifts
+    def _measure_member(self, state: TrainState, before_pass: Callable[[], None]) -> dict[str, Any]:
         figures: dict[str, Any] = {
-            "images": len(self._images), "mode": asked.mode, "reach": asked.high,
-        }  # fmt: skip
-        for prefix in next(iter(found.values()))[0]:
-            means = {
-                kind: float(np.mean([one[prefix][member] for one in parts]))
-                for kind, parts in found.items()
+            "images": len(self._taken["label"]),
+            "mode": self._shifts.mode,
+            "reach": self._shifts.high,
+        }
+        for prefix, variables in state.evaluated.items():
+            local = jax.tree.map(lambda leaf: leaf.addressable_data(0), variables)
+            answers = evaluation.measure(
+                Partial(_predictor(self._recipe.model), local),
+                self._batches(),
+                self._shifts,
+                rolled=False,
+                devices=self._backend.local_devices,
+                before_pass=before_pass,
+            )
+            if self._shifts.high:
+                figures[f"{prefix}shifts"] = _without_rest(answers)
+            figures[f"{prefix}flips"] = {
+                name: float(np.mean(flips.agrees, dtype=np.float64))
+                for name, flips in answers.flips.items()
+                if name != "e"
             }
-            if "shifts" in means:
-                figures[f"{prefix}shifts"] = means.pop("shifts")
-            figures[f"{prefix}flips"] = means
         return figures
 
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        images, labels = self._taken["image"], self._taken["label"]
+        for start in range(0, len(labels), self._batch_size):
+            places = np.arange(start, start + self._batch_size)
+            chosen = np.minimum(places, len(labels) - 1)
+            part = jax.device_put(images[chosen])
+            yield {
+                "image": _normalize(part, self._recipe.mean, self._recipe.std),
+                "label": labels[chosen],
+                "weight": np.where(places < len(labels), np.float32(1), np.float32(0)),
+            }
 
-def _agreement(rest: np.ndarray, other: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The share of equal answers of each member; of masks, over the pixels that both see."""
-    if rest.ndim == 2:
-        return np.mean(rest == other, axis=1)
-    members, count = rest.shape[:2]
-    seen = places.ravel() >= 0
-    rest, other = (answers.reshape(members, count, -1) for answers in (rest, other))
-    return np.mean(rest[..., places.ravel()[seen]] == other[..., seen], axis=(1, 2))
+
+def _without_rest(answers: Any) -> float:
+    """Returns the share of equal answers over all offsets but rest, which always agrees."""
+    agreeing, compared = answers.map_agreeing.copy(), answers.map_compared.copy()
+    rest = answers.shifts.differences.index(0)
+    agreeing[rest, rest] = compared[rest, rest] = 0
+    return float(agreeing.sum() / compared.sum())
+
+
+_normalize = jax.jit(data.normalize, static_argnames=("mean", "deviation"))
+
+
+@functools.lru_cache(maxsize=16)
+def _predictor(model: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
+    """Returns one function per model, so that runs of the same model share the compiled program."""
+
+    def predict(variables: Any, images: jax.Array) -> jax.Array:
+        logits: Any = model.apply(variables, images, train=False)
+        return logits
+
+    return predict

@@ -1,227 +1,422 @@
-"""The story of training, step by step: of one network, or of a population side by side."""
+"""The story of a run, from its config to its summary.
 
+`train_and_evaluate` opens the run and makes the state. Then for each step it gets a batch, trains,
+logs, and where they are due evaluates and saves. A population of several networks is told by the
+same story: the state of all its members is one state, and each member has a run directory.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
-from kernsym_jax import data, symmetry
-from kernsym_jax.training import ahead
-from kernsym_jax.training.backend import Backend
+from kernsym_jax import data, geometry, symmetry
+from kernsym_jax.training import processes
+from kernsym_jax.training.backend import Backend, choose_backend, trains_as_one
+from kernsym_jax.training.checkpoints import newest_whole
+from kernsym_jax.training.config import complete, member_configs, resolve
 from kernsym_jax.training.consistency import Consistency
-from kernsym_jax.training.metrics import Progress, show
-from kernsym_jax.training.profile import Profile
-from kernsym_jax.training.recipe import Recipe
-from kernsym_jax.training.run import Run, require_finite
-from kernsym_jax.training.state import TrainState
+from kernsym_jax.training.pace import STEPS_AHEAD, Ahead, Profile, Progress, show
+from kernsym_jax.training.processes import Preempted, Stop, stop_on_signal
+from kernsym_jax.training.run import (
+    Run,
+    ended_summary,
+    finish_population,
+    open_population,
+    require_finite,
+)
+from kernsym_jax.training.state import Recipe, TrainState, make_recipe
 from kernsym_jax.training.step import Logs
-from kernsym_jax.training.stop import Preempted, Stop
+
+Summary = dict[str, Any]
 
 
-class Loop:
-    """What the parts of the loop share.
+class _MembersApart(Exception):
+    """The members of a population have no checkpoint of a common step."""
+
+
+def train_and_evaluate(
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    resume: bool = False,
+    profile: str | None = None,
+) -> Summary:
+    """Trains a network, or continues from the newest checkpoint of its run directory.
+
+    With ``config.seeds`` above 1 it trains a population: each network gets a run directory
+    ``seed_000``, ``seed_001``, … with the results that it would have if it trained alone.
 
     Args:
-      runs: of the networks that train side by side, in the order of the state's members.
-      backend: on which they train.
-      recipe: of their steps.
-      dataset: their data.
-      stop: whether they have been asked to stop.
-      profile: folder for a profile of a few steps, or ``None``.
+      config: some of the keys of `kernsym_jax.training.config.default`.
+      workdir: the run directory; it is made if it does not exist. Several processes share it.
+      resume: whether a run with another config continues with this one.
+      profile: folder for a profile of a few steps; None for no profile.
+
+    Returns:
+      The content of ``summary.json``.
+
+    Raises:
+      ValueError: if the config, the data or the directory cannot be used, or a loss is not finite.
+      OSError: if the data are missing, or a file cannot be written.
+      Preempted: after SIGTERM or SIGINT, once the state is saved.
+    """
+    workdir = pathlib.Path(workdir)
+    config = resolve(config)
+    with stop_on_signal() as stop:
+        if config.seeds == 1:
+            return _train([config], [workdir], stop, resume=resume, profile=profile)[0]
+        return _train_population(config, workdir, stop, resume=resume, profile=profile)
+
+
+def _train_population(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    stop: Stop,
+    *,
+    resume: bool,
+    profile: str | None,
+) -> Summary:
+    """Trains the members of a population, as one program or one after another."""
+    configs, as_one = member_configs(config), trains_as_one(config)
+    folders = open_population(workdir, config)
+    summaries: list[Summary] = []
+    if as_one:
+        with contextlib.suppress(_MembersApart):
+            summaries = _train(configs, folders, stop, resume=resume, profile=profile, as_one=True)
+    if not summaries:
+        for index, (member, folder) in enumerate(zip(configs, folders, strict=True)):
+            show(f"{folder.name}:")
+            recorded = profile if index == 0 else None
+            summaries += _train([member], [folder], stop, resume=resume, profile=recorded)
+    return finish_population(workdir, folders, summaries)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Session:
+    """The fixed parts of a session of training.
+
+    Attributes:
+      runs: the run of each network, in the order of the members of the state.
+      backend: the devices.
+      recipe: the settings of the steps.
+      dataset: the data.
+      stop: the request to stop.
+      consistency: the measurement at every evaluation; None for none.
     """
 
-    def __init__(
-        self,
-        runs: Sequence[Run],
-        backend: Backend,
-        recipe: Recipe,
-        dataset: data.Dataset,
-        stop: Stop,
-        profile: str | None = None,
-    ) -> None:
-        self._runs, self._backend, self._recipe = runs, backend, recipe
-        self._dataset, self._stop, self._profile = dataset, stop, profile
-        self._train_step = backend.compile_train(recipe)
-        self._eval_step = backend.compile_eval(recipe)
-        self._config, per_epoch = runs[0].config, dataset.train.steps_per_epoch
-        self._consistency: Consistency | None = None
-        if self._config.consistency.images:
-            self._consistency = Consistency(self._config, backend, recipe, dataset)
-        self._evaluate_at = round(self._config.eval_every_epochs * per_epoch) or 1
-        self._save_at = round(self._config.checkpoint_every_epochs * per_epoch) or 1
-        self._images_per_step = self._config.batch_size * len(runs)
-        self._speeds: list[float] = []
-        self._seconds = self._waited = 0.0
+    runs: Sequence[Run]
+    backend: Backend
+    recipe: Recipe
+    dataset: data.Dataset
+    stop: Stop
+    consistency: Consistency | None
 
-    def go(self, state: TrainState) -> list[dict[str, Any]]:
-        """Trains to the end and returns the summaries of the runs.
+    def evaluates_at(self, step: int) -> bool:
+        """Returns whether an evaluation is due after that many completed steps."""
+        every = self._steps(self.runs[0].config.eval_every_epochs)
+        return step % every == 0 or step == self.recipe.total_steps
 
-        Args:
-          state: where to start; it is donated to the first step.
+    def saves_at(self, step: int) -> bool:
+        """Returns whether a checkpoint is due after that many completed steps."""
+        every = self._steps(self.runs[0].config.checkpoint_every_epochs)
+        return step % every == 0 or step == self.recipe.total_steps
 
-        Raises:
-          ValueError: if a loss is not finite.
-          OSError: if a checkpoint cannot be saved.
-          Preempted: after a request to stop, once the state is saved.
-        """
-        started, steps = time.monotonic(), self._recipe.total_steps
-        first = int(state.step)
-        keys = self._backend.keys([run.config.seed for run in self._runs])
-        if not first and not self._written(0, "symmetry"):
-            self._measure_start(state)
-        # From here on every copy between host and device is written out in the code.
-        with jax.transfer_guard("disallow"):
-            # A request to stop may have cut the evaluation short that was due here.
-            complete = not first or self._evaluate(first, state)
-            if complete:
-                state, complete = self._steps(state, first, keys)
+    def written(self, step: int, split: str) -> bool:
+        """Returns whether all runs have a line of that split and step."""
+        # A list, because every process has to ask for every run.
+        return all([run.written(step, split) for run in self.runs])  # noqa: C419
+
+    def of_run(self, tree: Any, index: int) -> Any:
+        """Returns the part of one run of host arrays."""
+        return jax.tree.map(lambda leaf: leaf[index], tree) if self.backend.members else tree
+
+    def show(self, run: Run, line: str) -> None:
+        """Prints a line about one run."""
+        show(f"{run.name}: {line}" if len(self.runs) > 1 else line)
+
+    def _steps(self, epochs: float) -> int:
+        return max(1, round(epochs * self.dataset.train.steps_per_epoch))
+
+
+def _train(
+    configs: Sequence[ml_collections.ConfigDict],
+    folders: Sequence[pathlib.Path],
+    stop: Stop,
+    *,
+    resume: bool,
+    profile: str | None,
+    as_one: bool = False,
+) -> list[Summary]:
+    """Trains one network, or the members of a population as one program."""
+    backend = choose_backend(configs[0], len(configs) if as_one else 0)
+    dataset = processes.together(lambda: data.open_dataset(configs[0], backend))
+    configs = [complete(config, dataset) for config in configs]
+    recipe = make_recipe(configs[0], dataset, backend.axis_name)
+    ended = [
+        ended_summary(folder, config, recipe.total_steps)
+        for folder, config in zip(folders, configs, strict=True)
+    ]
+    if processes.first_says(None not in ended):
+        return [summary or {} for summary in ended]
+
+    # Whatever is wrong with the config or the data is found before a file is written.
+    states = [backend.initial_state(recipe, dataset.image_shape, c.seed) for c in configs]
+    _require_fit(recipe, states[0], dataset)
+    layers = _layers(recipe, states[0], dataset.image_shape)
+    with contextlib.ExitStack() as stack:
+        runs = [
+            stack.enter_context(contextlib.closing(Run(config, folder, resume=resume)))
+            for config, folder in zip(configs, folders, strict=True)
+        ]
+        states = _restore(runs, states)
+        for run in runs:
+            run.begin(int(states[0].step), layers)
+        consistency = None
+        if configs[0].consistency.images:
+            consistency = Consistency(configs[0], backend, recipe, dataset)
+        session = _Session(runs, backend, recipe, dataset, stop, consistency)
+        return _run_session(session, backend.join(states), profile)
+
+
+def _restore(runs: Sequence[Run], states: list[TrainState]) -> list[TrainState]:
+    """Returns the states of the newest checkpoint that all runs have, or the initial states."""
+    step = newest_whole([run.checkpoints for run in runs])
+    if step is None:
+        if any(run.checkpoints.steps() for run in runs):
+            raise _MembersApart
+        return states
+    for run in runs:
+        for later in run.checkpoints.steps():
+            if later > step:
+                run.checkpoints.remove(later)
+    return [run.checkpoints.restore(step, state) for run, state in zip(runs, states, strict=True)]
+
+
+def _run_session(session: _Session, state: TrainState, profile: str | None) -> list[Summary]:
+    """Trains to the end and returns the summaries of the runs.
+
+    Args:
+      session: the fixed parts.
+      state: the state to start from; the first step donates it.
+      profile: folder for a profile of a few steps, or None.
+
+    Raises:
+      ValueError: if a loss is not finite.
+      OSError: if a checkpoint cannot be saved.
+      Preempted: after a request to stop, once the state is saved.
+    """
+    started, step = time.monotonic(), int(state.step)
+    if step == 0 and not session.written(0, "symmetry"):
+        _log_initial_symmetry(session, state)
+    images_per_step = session.runs[0].config.batch_size * len(session.runs)
+    progress = Progress(session.recipe.total_steps, images_per_step, step)
+    batches = Ahead(session.dataset.train.start(step))
+    # From here on the code spells out every copy between host and device.
+    with jax.transfer_guard("disallow"):
+        # An earlier session may have stopped during the evaluation that is due at this step.
+        complete = step == 0 or _evaluate(session, step, state)
+        if complete:
+            state, complete = _run_steps(
+                session, state, step, batches, progress, Profile(profile, step)
+            )
             step = int(jax.device_get(state.step))
-            if not complete:
-                self._save(step, state)
-        for run in self._runs:
-            run.checkpoints.wait()
-        for run in self._runs:
-            run.checkpoints.trim()
         if not complete:
-            raise Preempted(f"stopped after step {step} of {steps}, which is saved")
-        epochs = step / self._dataset.train.steps_per_epoch
-        speed = float(np.median(self._speeds)) / len(self._runs) if self._speeds else None
-        waiting = self._waited / self._seconds if self._seconds else None
-        facts = {"step": step, "epochs": epochs, "images_per_second": speed}
-        facts |= {"waiting_share": waiting, "seconds": time.monotonic() - started}
-        return [run.finish(**facts) for run in self._runs]
+            _save(session, step, state)
+    _wait_and_trim(session)
+    if not complete:
+        total = session.recipe.total_steps
+        raise Preempted(f"stopped after step {step} of {total}, which is saved")
+    speed = progress.images_per_second
+    facts = {
+        "step": step,
+        "epochs": step / session.dataset.train.steps_per_epoch,
+        "images_per_second": speed / len(session.runs) if speed is not None else None,
+        "waiting_share": batches.waited / progress.seconds if progress.seconds else None,
+        "seconds": time.monotonic() - started,
+    }
+    return [run.finish(**facts) for run in session.runs]
 
-    def _steps(self, state: TrainState, step: int, keys: jax.Array) -> tuple[TrainState, bool]:
-        """All remaining steps, and whether they came to the end."""
-        steps, first, logs = self._recipe.total_steps, step, None
-        progress, profile = Progress(steps, step), Profile(self._profile, step)
-        flight = ahead.Ahead(self._dataset.train.start(step))
-        unwritten: tuple[int, Logs] | None = None
-        complete, resumed = True, time.monotonic()
-        while complete and step < steps and not self._stop.agreed(step):
-            profile.before(step)
-            state, logs = self._train_step(state, flight.batch(), keys)
-            step += 1
-            flight.started(logs["meter"])
-            if step == first + 1:
-                jax.block_until_ready(logs)
-                progress.restart(step)
-            # What a step has logged is written while the next one runs.
-            self._write(unwritten, progress)
-            unwritten = (step, logs) if self._recipe.logs_at(step) else None
-            if step % self._evaluate_at == 0 or step % self._save_at == 0 or step == steps:
-                self._write(unwritten, progress)
-                unwritten = None
-                self._seconds += time.monotonic() - resumed
-                complete = self._pause(step, state, logs)
-                progress.restart(step)
-                resumed = time.monotonic()
-        profile.close()
-        self._write(unwritten, progress)
-        self._seconds += time.monotonic() - resumed
-        self._waited = flight.waited
-        if logs is not None:
-            self._require_finite(logs)
-        return state, complete and step == steps
 
-    def _pause(self, step: int, state: TrainState, logs: Logs) -> bool:
-        """Evaluates and saves where that is due; whether it came to the end."""
-        self._require_finite(logs)
-        last = step == self._recipe.total_steps
-        if not self._evaluate(step, state):
-            return False
-        if step % self._save_at == 0 or last:
-            self._save(step, state)
+def _run_steps(
+    session: _Session,
+    state: TrainState,
+    step: int,
+    batches: Ahead,
+    progress: Progress,
+    profile: Profile,
+) -> tuple[TrainState, bool]:
+    """Takes all remaining steps.
+
+    Returns:
+      The state, and whether it is that of the end, rather than of a request to stop.
+    """
+    train_step = session.backend.compile_train(session.recipe)
+    keys = session.backend.keys([run.config.seed for run in session.runs])
+    total, first, complete = session.recipe.total_steps, step, True
+    logs: Logs | None = None
+    unwritten: tuple[int, Logs] | None = None
+    progress.resume(step)
+    while complete and step < total and not session.stop.agreed(step):
+        profile.before(step)
+        state, logs = train_step(state, batches.batch(), keys)
+        step += 1
+        batches.started(logs["meter"])
+        if step == first + 1:
+            # The time to compile is no part of the speed.
+            jax.block_until_ready(logs)
+            progress.restart(step)
+        # The host writes the logs of a step while the devices compute the next one.
+        _log(session, unwritten, progress)
+        unwritten = (step, logs) if session.recipe.logs_at(step) else None
+        if session.evaluates_at(step) or session.saves_at(step):
+            _log(session, unwritten, progress)
+            unwritten = None
+            progress.pause()
+            _require_finite(session, logs)
+            complete = _evaluate(session, step, state)
+            if complete and session.saves_at(step):
+                _save(session, step, state)
+            progress.resume(step)
+    profile.close()
+    _log(session, unwritten, progress)
+    progress.pause()
+    if logs is not None:
+        _require_finite(session, logs)
+    return state, complete and step == total
+
+
+def _log(session: _Session, unwritten: tuple[int, Logs] | None, progress: Progress) -> None:
+    """Writes and prints the logs of a step, if there are any."""
+    if unwritten is None:
+        return
+    step, logs = unwritten
+    logs = jax.device_get(logs)
+    figures = [run.log(step, session.of_run(logs, i)) for i, run in enumerate(session.runs)]
+    means = {name: float(np.mean([one[name] for one in figures])) for name in figures[0]}
+    progress.line(step, means)
+
+
+def _log_initial_symmetry(session: _Session, state: TrainState) -> None:
+    """Writes the symmetry of the weights before the first step."""
+    measure = symmetry.measure
+    if session.backend.members:
+        measure = jax.vmap(measure)
+    logs = {"symmetry": jax.device_get(jax.jit(measure)(state.params))}
+    if state.ema:
+        logs["ema_symmetry"] = logs["symmetry"]
+    for index, run in enumerate(session.runs):
+        run.log_symmetry(0, session.of_run(logs, index))
+
+
+def _evaluate(session: _Session, step: int, state: TrainState) -> bool:
+    """Evaluates if that is due and not yet done; returns False if a request to stop ended it."""
+    if not session.evaluates_at(step):
         return True
-
-    def _evaluate(self, step: int, state: TrainState) -> bool:
-        """Evaluates if that is due and not done; whether it came to the end."""
-        if step % self._evaluate_at != 0 and step != self._recipe.total_steps:
-            return True
-        if not self._written(step, "eval") and not self._test(step, state):
-            return False
-        if self._consistency is None or self._written(step, "consistency"):
-            return True
-        found = self._consistency.measure(state, self._stop)
-        for run, figures in zip(self._runs, found or [], strict=False):
-            run.log_consistency(step, figures)
-            kept = {"shifted": figures.get("shifts"), **figures["flips"]}
-            shown = "  ".join(
-                f"{name} {kept[name]:.4f}"
-                for name in ("shifted", "fliplr", "flipud")
-                if kept[name] is not None
-            )
-            show(f"{self._named(run)}same answer: {shown}  ({figures['images']} images)")
-        return found is not None
-
-    def _test(self, step: int, state: TrainState) -> bool:
-        """Evaluates on the test images; whether it came to the end."""
-        parts: list[Any] = []
-        for batch in self._dataset.evaluation():
-            if self._stop.asked():
-                return False
-            parts.append(self._eval_step(state, batch))
-            if len(parts) > ahead.STEPS:
-                jax.block_until_ready(parts[-ahead.STEPS])
-        parts = jax.device_get(parts)
-        for index, run in enumerate(self._runs):
-            sums = {
-                name: sum(np.asarray(self._of(part[name], index), np.float64) for part in parts)
-                for name in parts[0]
-            }
-            figures = run.log_evaluation(step, sums)
-            shown = "  ".join(
-                f"{name.replace('_', ' ')} {figures[name]:.4f}"
-                for name in ("accuracy", "mean_iou", "loss")
-                if name in figures
-            )
-            show(
-                f"{self._named(run)}evaluation after step {step}: {shown}  "
-                f"({figures['images']} images)"
-            )
+    if not session.written(step, "eval") and not _evaluate_accuracy(session, step, state):
+        return False
+    if session.consistency is None or session.written(step, "consistency"):
         return True
+    return _evaluate_consistency(session, session.consistency, step, state)
 
-    def _named(self, run: Run) -> str:
-        return f"{run.name}: " if len(self._runs) > 1 else ""
 
-    def _save(self, step: int, state: TrainState) -> None:
-        # The members' older checkpoints go only when all newer ones are on disk: whenever a process
-        # dies, there is a step that all of them have.
-        for run in self._runs:
-            run.checkpoints.wait()
-        for run in self._runs:
-            run.checkpoints.trim()
-        for index, run in enumerate(self._runs):
-            run.save(step, self._backend.member(state, index))
+def _evaluate_accuracy(session: _Session, step: int, state: TrainState) -> bool:
+    """Evaluates on all test images; returns False if a request to stop ended it."""
+    eval_step = session.backend.compile_eval(session.recipe)
+    parts: list[Any] = []
+    for batch in session.dataset.evaluation():
+        if session.stop.asked():
+            return False
+        parts.append(eval_step(state, batch))
+        if len(parts) > STEPS_AHEAD:
+            jax.block_until_ready(parts[-STEPS_AHEAD])
+    parts = jax.device_get(parts)
+    for index, run in enumerate(session.runs):
+        sums = {
+            name: sum(np.asarray(session.of_run(part[name], index), np.float64) for part in parts)
+            for name in parts[0]
+        }
+        figures = run.log_evaluation(step, sums)
+        shown = "  ".join(
+            f"{name.replace('_', ' ')} {figures[name]:.4f}"
+            for name in ("accuracy", "mean_iou", "loss")
+            if name in figures
+        )
+        images = figures["images"]
+        session.show(run, f"evaluation after step {step}: {shown}  ({images} images)")
+    return True
 
-    def _written(self, step: int, split: str) -> bool:
-        # Every process has to ask for every run.
-        return all([run.written(step, split) for run in self._runs])  # noqa: C419
 
-    def _write(self, unwritten: tuple[int, Logs] | None, progress: Progress) -> None:
-        if unwritten is None:
-            return
-        step, logs = unwritten
-        logs = jax.device_get(logs)
-        shown = [run.log(step, self._of(logs, index)) for index, run in enumerate(self._runs)]
-        means = {name: float(np.mean([one[name] for one in shown])) for name in shown[0]}
-        self._speeds.append(progress.line(step, self._images_per_step, means))
+def _evaluate_consistency(
+    session: _Session, consistency: Consistency, step: int, state: TrainState
+) -> bool:
+    """Measures the consistency of a few answers; returns False if a request to stop ended it."""
+    found = consistency.measure(state, session.stop)
+    if found is None:
+        return False
+    for run, figures in zip(session.runs, found, strict=True):
+        run.log_consistency(step, figures)
+        shares = {"shifted": figures.get("shifts"), **figures["flips"]}
+        shown = "  ".join(
+            f"{name} {shares[name]:.4f}"
+            for name in ("shifted", "fliplr", "flipud")
+            if shares[name] is not None
+        )
+        session.show(run, f"same answer: {shown}  ({figures['images']} images)")
+    return True
 
-    def _measure_start(self, state: TrainState) -> None:
-        measure = jax.jit(jax.vmap(symmetry.measure) if self._backend.members else symmetry.measure)
-        logs = {"symmetry": jax.device_get(measure(state.params))}
-        if state.ema:
-            logs["ema_symmetry"] = logs["symmetry"]
-        for index, run in enumerate(self._runs):
-            run.log_symmetry(0, self._of(logs, index))
 
-    def _require_finite(self, logs: Logs) -> None:
-        meter = jax.device_get(logs["meter"])
-        for index in range(len(self._runs)):
-            require_finite(self._of(meter, index))
+def _save(session: _Session, step: int, state: TrainState) -> None:
+    """Saves the state of every run."""
+    _wait_and_trim(session)
+    for index, run in enumerate(session.runs):
+        run.save(step, session.backend.member(state, index))
 
-    def _of(self, tree: Any, index: int) -> Any:
-        """What belongs to one run, of host arrays."""
-        return jax.tree.map(lambda leaf: leaf[index], tree) if self._backend.members else tree
+
+def _wait_and_trim(session: _Session) -> None:
+    """Waits until all checkpoints are on disk, and removes old ones.
+
+    Nothing is removed earlier: whenever a process dies, all members have a common checkpoint.
+    """
+    for run in session.runs:
+        run.checkpoints.wait()
+    for run in session.runs:
+        run.checkpoints.trim()
+
+
+def _require_finite(session: _Session, logs: Logs) -> None:
+    meter = jax.device_get(logs["meter"])
+    for index in range(len(session.runs)):
+        require_finite(session.of_run(meter, index))
+
+
+def _require_fit(recipe: Recipe, state: TrainState, dataset: data.Dataset) -> None:
+    """Raises `ValueError` if a network for images gets data with masks, or the other way round."""
+    images = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.float32)
+    answer: Any = jax.eval_shape(
+        lambda v, x: recipe.model.apply(v, x, train=False), state.variables, images
+    )
+    wanted = (*images.shape[: 3 if dataset.masks else 1], answer.shape[-1])
+    if answer.shape != wanted:
+        network, kind = type(recipe.model).__name__, "masks" if dataset.masks else "class labels"
+        raise ValueError(
+            f"{network} gives logits of shape {answer.shape} for images of shape {images.shape}; "
+            f"data with {kind} want {wanted} (config.model.name=unet is for masks)"
+        )
+
+
+def _layers(
+    recipe: Recipe, state: TrainState, image_shape: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """Returns the convolutions and poolings in forward order, the content of ``layers.json``."""
+    example = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    rows = geometry.audit(
+        lambda v, x: recipe.model.apply(v, x, train=False), state.variables, example
+    )
+    return [row.to_dict() for row in rows]

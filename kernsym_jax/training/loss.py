@@ -1,21 +1,30 @@
-"""The cross-entropy of labels and of masks, and what each label counts in it."""
+"""The loss of a run: cross-entropy of class labels or masks, and the symmetry term."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 
+from kernsym_jax import symmetry
 from kernsym_jax.data import VOID
+
+_EPS = float(jnp.finfo(jnp.float32).eps)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """The loss of every label.
+    """Returns the cross-entropy of every label.
 
     Args:
       logits: (…, classes) float32.
-      labels: (…) of any integers; those beyond the classes, as void is, have some finite loss that
-        is not to count.
-      smoothing: share of the target that is spread over all classes.
+      labels: (…) integers. A label beyond the classes, such as void, gets a finite loss; the caller
+        gives it no weight.
+      smoothing: share of the target that is spread over all classes, 0 to 1.
 
     Returns:
       (…) float32.
@@ -29,18 +38,25 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
 
 
 def counted(labels: jax.Array) -> jax.Array:
-    """Which labels count: all of images, and those pixels of masks that are not void; bool."""
+    """Returns which labels count: every class label, and every pixel of a mask that is not void.
+
+    Args:
+      labels: (batch,) integers, or masks (batch, height, width).
+
+    Returns:
+      bool, of the labels' shape.
+    """
     if labels.ndim == 1:
         return jnp.ones(labels.shape, bool)
     return labels != VOID
 
 
 def label_weights(labels: jax.Array, class_weights: tuple[float, ...] = ()) -> jax.Array:
-    """What every label counts in the mean loss.
+    """Returns the weight of every label in the mean loss.
 
     Args:
       labels: (batch,) integers, or masks (batch, height, width).
-      class_weights: of each class; empty for all alike.
+      class_weights: one weight per class; () for equal weights.
 
     Returns:
       float32 of the labels' shape; 0 where a mask is void.
@@ -53,15 +69,16 @@ def label_weights(labels: jax.Array, class_weights: tuple[float, ...] = ()) -> j
 
 
 def median_frequency_weights(masks: np.ndarray, classes: int) -> tuple[float, ...]:
-    """Class weights under which rare classes count as much as frequent ones.
+    """Returns class weights that give rare classes as much influence as frequent ones.
 
     Args:
-      masks: (n, height, width) uint8, with ``data.VOID`` where pixels do not count.
-      classes: how many there are.
+      masks: (n, height, width) uint8, with ``data.VOID`` for pixels without a class.
+      classes: number of classes.
 
     Returns:
-      For each class the median frequency over its own: the frequency of a class is its share of
-      the pixels that count in the masks that have it. A class that no mask has weighs 1.
+      For each class the median of all frequencies over its own. The frequency of a class is its
+      share of the labelled pixels of those masks in which it occurs. A class that never occurs
+      weighs 1.
 
     Reference: Eigen and Fergus, "Predicting Depth, Surface Normals and Semantic Labels with a
     Common Multi-Scale Convolutional Architecture", ICCV 2015, section 6.3.2.
@@ -72,9 +89,117 @@ def median_frequency_weights(masks: np.ndarray, classes: int) -> tuple[float, ..
     """
     pixels = np.stack([np.bincount(mask.ravel(), minlength=VOID + 1)[:classes] for mask in masks])
     present = pixels > 0
-    seen = (present * pixels.sum(1, keepdims=True)).sum(0)
-    frequency = pixels.sum(0) / np.maximum(seen, 1)
+    seen = np.where(present, pixels.sum(axis=1, keepdims=True), 0).sum(axis=0)
+    frequency = pixels.sum(axis=0) / np.maximum(seen, 1)
     found = frequency > 0
     median = np.median(frequency[found]) if found.any() else 1.0
     weights = np.divide(median, frequency, out=np.ones(classes), where=found)
     return tuple(round(float(weight), 6) for weight in weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class SymmetryLever:
+    """Makes mean kernels more symmetric than the task alone does; the default does nothing.
+
+    Attributes:
+      loss_weight: λ of the loss term λ·(1 − mean score over the chosen layers); 0 for no term.
+      project: whether the mean kernels of the chosen layers are made invariant after every update.
+      elements: elements of D4 that generate the group of the score and of the projection; () for
+        D4.
+      layers: patterns of the chosen layers' paths; () for all spatial convolutions.
+    """
+
+    loss_weight: float = 0.0
+    project: bool = False
+    elements: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict) -> "SymmetryLever":
+        """Returns the lever that the keys under ``config.symmetry`` describe."""
+        return cls(**config.to_dict())
+
+    @property
+    def active(self) -> bool:
+        """Whether it changes the training at all."""
+        return self.project or self.loss_weight > 0
+
+    def chosen(self, params: Any) -> dict[str, jax.Array]:
+        """Returns the spatial kernels that match the patterns and that the group can change.
+
+        Args:
+          params: the model's parameters.
+
+        Returns:
+          ``{"block/conv": weight}``, never empty.
+
+        Raises:
+          ValueError: if a pattern matches no spatial convolution, or no element of the group
+            applies to a chosen kernel.
+        """
+        spatial = {
+            path.removesuffix("/kernel"): weight
+            for path, weight in symmetry.conv_kernels(params).items()
+            if weight.shape[0] * weight.shape[1] > 1
+        }
+        matched = set() if self.layers else set(spatial)
+        for pattern in self.layers:
+            found = {name for name in spatial if _matches(name, pattern)}
+            if not found:
+                raise ValueError(
+                    f"config.symmetry.layers: {pattern!r} matches no spatial convolution; there "
+                    f"are {', '.join(spatial) or 'none'}"
+                )
+            matched |= found
+        group = set(symmetry.generated(self.elements)) - {"e"}
+        chosen = {
+            name: weight
+            for name, weight in spatial.items()
+            if name in matched and group & set(symmetry.elements(*weight.shape[:2]))
+        }
+        if not chosen:
+            names = [name for name in spatial if name in matched]
+            raise ValueError(
+                f"config.symmetry.elements: {', '.join(self.elements) or 'D4'} applies to none of "
+                f"the chosen spatial convolutions: {', '.join(names) or 'there are none'}"
+            )
+        return chosen
+
+    def projected(self, params: Any) -> Any:
+        """Returns the parameters with invariant mean kernels in the chosen layers."""
+        kernels = {f"{name}/kernel" for name in self.chosen(params)}
+
+        def move(path: tuple, leaf: jax.Array) -> jax.Array:
+            name = "/".join(str(key.key) for key in path)
+            return symmetry.project_mean_kernel(leaf, self.elements) if name in kernels else leaf
+
+        return jax.tree_util.tree_map_with_path(move, params)
+
+    def loss(self, params: Any) -> jax.Array:
+        """Returns λ·(1 − mean score over the chosen layers); the score includes the identity.
+
+        Args:
+          params: the model's parameters.
+
+        Returns:
+          () float32, with a gradient that is finite everywhere. A layer has no score if its mean
+          kernel is no larger than the rounding of its weights; such layers do not count.
+        """
+        by_shape: dict[tuple[int, ...], list[jax.Array]] = {}
+        for weight in self.chosen(params).values():
+            by_shape.setdefault(weight.shape[:2], []).append(weight)
+        losses, counts = [], []
+        for weights in by_shape.values():
+            kernels = jnp.stack([symmetry.mean_kernel(weight) for weight in weights])
+            largest = jnp.stack([jnp.max(jnp.abs(weight)) for weight in weights])
+            negligible = jax.lax.stop_gradient(_EPS * largest)
+            losses.append(jnp.sum(symmetry.asymmetry(kernels, self.elements, negligible)))
+            counts.append(jnp.sum(jnp.max(jnp.abs(kernels), axis=(1, 2)) > negligible))
+        count = functools.reduce(jnp.add, counts).astype(jnp.float32)
+        total = functools.reduce(jnp.add, losses)
+        return self.loss_weight * total / jnp.where(count > 0, count, 1.0)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Returns whether a path ends in the pattern, or after a leading slash equals it."""
+    return bool(pattern) and pathlib.PurePosixPath("/" + name).match(pattern)

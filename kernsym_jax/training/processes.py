@@ -1,12 +1,14 @@
-"""Several processes as one run: how they find each other, and what they have to agree on."""
+"""Several processes as one run: how they meet, agree, fail together and stop on a signal."""
 
 import glob
 import importlib.util
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,7 +19,11 @@ T = TypeVar("T")
 
 
 class AgreedFailure(ValueError):
-    """What went wrong on one of several processes, raised on all of them."""
+    """An error on one of several processes, raised on all of them."""
+
+
+class Preempted(Exception):
+    """The run was asked to stop, and has saved its state."""
 
 
 def start(
@@ -26,18 +32,18 @@ def start(
     processes: int | None = None,
     process: int | None = None,
 ) -> None:
-    """Joins this process to the others of its run; before anything is computed.
+    """Connects this process to the other processes of its run, before JAX computes anything.
 
     Args:
-      mode: ``on``; ``off``; or ``auto``, which is on if a coordinator is named, in a step of Slurm
-        or Open MPI with several tasks, and on a Cloud TPU.
-      coordinator: ``host:port`` of process 0; ``None`` for JAX's own detection, or
-        ``JAX_COORDINATOR_ADDRESS``.
-      processes: how many there are; ``None`` for JAX's own detection.
-      process: the number of this one, from 0; ``None`` likewise.
+      mode: ``on``, ``off`` or ``auto``. ``auto`` connects if there is a coordinator, in a step of
+        Slurm or Open MPI with several tasks, and on a Cloud TPU.
+      coordinator: ``host:port`` of process 0; None for ``JAX_COORDINATOR_ADDRESS``, or JAX's own
+        detection.
+      processes: number of processes; None for JAX's own detection.
+      process: index of this process from 0; None for JAX's own detection.
 
     Raises:
-      ValueError: if something is missing.
+      ValueError: if a setting is missing.
       OSError: if the processes cannot reach each other.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
@@ -45,7 +51,7 @@ def start(
         return
     if (processes is None) != (process is None):
         raise ValueError("the number of processes and that of this process go together")
-    # Loopback is for one machine alone: other machines have no business at the port.
+    # With a loopback address all processes are on this machine, and no other may reach the port.
     bind = coordinator if coordinator and coordinator.startswith("127.") else None
     try:
         jax.distributed.initialize(coordinator, processes, process, coordinator_bind_address=bind)
@@ -57,21 +63,21 @@ def start(
 
 
 def is_first() -> bool:
-    """Whether this process writes the files of the run."""
+    """Returns whether this process writes the files of the run."""
     return jax.process_index() == 0
 
 
 def together(action: Callable[[], T]) -> T:
-    """Does something that may fail on any process; if it fails on one, it fails on all.
+    """Calls a function on every process; if it fails on one process, it fails on all.
 
     Args:
-      action: is called once on every process.
+      action: function that every process calls once.
 
     Returns:
-      What it returned on this process.
+      Its result on this process.
 
     Raises:
-      AgreedFailure: among several processes, if it raised a ``ValueError`` or ``OSError`` on one.
+      AgreedFailure: with several processes, if it raises `ValueError` or `OSError` on one of them.
     """
     if jax.process_count() == 1:
         return action()
@@ -93,9 +99,10 @@ def together(action: Callable[[], T]) -> T:
 
 @contextmanager
 def leaving_on_failure() -> Iterator[None]:
-    """Ends this process at once if it alone of several fails, since it would wait for the others.
+    """Ends this process at once if it is the only one of several that fails.
 
-    They notice that it has gone and end as well. What all have agreed on is raised as usual.
+    Otherwise it would wait for the others; they notice that it has gone, and end as well. An
+    `AgreedFailure` is raised as usual.
     """
     try:
         yield
@@ -109,7 +116,7 @@ def leaving_on_failure() -> Iterator[None]:
 
 
 def first_says(value: int) -> int:
-    """The number that process 0 has, on every process."""
+    """Returns the number of process 0, on every process."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils
@@ -118,11 +125,56 @@ def first_says(value: int) -> int:
         return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+class Stop:
+    """A request to stop the run."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+
+    def ask(self) -> None:
+        """Asks the run to stop."""
+        self._asked.set()
+
+    def asked(self) -> bool:
+        """Returns whether to stop in the middle of an action; never with several processes."""
+        return self._asked.is_set() and jax.process_count() == 1
+
+    def agreed(self, step: int) -> bool:
+        """Returns whether all processes stop after a step; call it with every completed step."""
+        if jax.process_count() == 1:
+            return self._asked.is_set()
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """Takes SIGTERM and SIGINT inside the block for requests to stop."""
+    stop = Stop()
+    # Only the main thread may handle signals; elsewhere the caller keeps them.
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    handlers: dict[int, Any] = {
+        number: lambda *_: stop.ask() for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    if jax.process_count() > 1:
+        # JAX handles SIGTERM itself and tells the other processes.
+        handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _on_cluster() -> bool:
     tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
     if any(int(os.environ.get(name) or 1) > 1 for name in tasks):
         return True
-    # The files of a TPU's driver, and its library: together they are found on TPU machines only.
+    # Only TPU machines have both the files of a TPU's driver and its library.
     on_tpu = os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
     device = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
     return on_tpu and bool(device) and importlib.util.find_spec("libtpu") is not None

@@ -1,20 +1,18 @@
-"""One run: its directory, its checkpoints, and the figures it has come to."""
+"""One run in its directory: its checkpoints, its figures, and the directory of a population."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 
-from kernsym_jax import geometry, run_directory, symmetry
+from kernsym_jax import run_directory, symmetry
 from kernsym_jax.evaluation import confusion
 from kernsym_jax.training import config as configuration
 from kernsym_jax.training import processes
 from kernsym_jax.training.checkpoints import Checkpoints
 from kernsym_jax.training.metrics import MetricsWriter
-from kernsym_jax.training.recipe import Recipe
 from kernsym_jax.training.state import NEVER, Meter, TrainState
 
 
@@ -22,27 +20,27 @@ class Run:
     """A run directory while its network trains. Only the first of several processes writes.
 
     Args:
-      config: of the run, complete.
-      workdir: the run directory; made if it is not there.
-      resume: agrees that a run with another config goes on with this one.
+      config: the complete config of the run.
+      workdir: the run directory; it is made if it does not exist.
+      resume: whether a run with another config continues with this one.
 
     Attributes:
-      config: of the run.
-      name: of the directory.
-      checkpoints: of the run.
-      figures: the latest of each kind, as ``summary.json`` holds them.
+      config: the config of the run.
+      name: name of the directory.
+      checkpoints: the checkpoints of the run.
+      figures: the latest figures of each split, as in ``summary.json``.
 
     Raises:
       ValueError: if the directory holds something else.
     """
 
     def __init__(
-        self, config: ml_collections.ConfigDict, workdir: pathlib.Path, resume: bool
+        self, config: ml_collections.ConfigDict, workdir: pathlib.Path, *, resume: bool
     ) -> None:
         self.config, self.name, self._workdir = config, workdir.name, workdir
         first = processes.is_first()
         self._changed = processes.together(
-            lambda: open_directory(workdir, config, resume) if first else []
+            lambda: _open_directory(workdir, config, resume=resume) if first else []
         )
         self.checkpoints = Checkpoints(
             workdir / run_directory.CHECKPOINTS, config.keep_checkpoints, config.keep_best
@@ -55,17 +53,15 @@ class Run:
         """Starts a session.
 
         Args:
-          step: completed steps. What an earlier session wrote about later ones is taken out, since
-            this one will write it again.
-          layers: for ``layers.json``.
+          step: completed steps. Metrics of an earlier session about later steps are removed,
+            because this session writes them again.
+          layers: the content of ``layers.json``.
         """
         if not processes.is_first():
             return
-        # Only now, since a changed config may not fit the checkpoints.
-        run_directory.write_json(
-            self._workdir / run_directory.CONFIG, configuration.to_json(self.config)
-        )
-        run_directory.write_json(self._workdir / run_directory.LAYERS, layers)
+        # Not earlier, because the checkpoints may not fit a changed config.
+        run_directory.write_config(self._workdir, configuration.to_json(self.config))
+        run_directory.write_layers(self._workdir, layers)
         run_directory.add_session(
             self._workdir,
             seed=self.config.seed,
@@ -77,24 +73,24 @@ class Run:
             self._remember(line["step"], line["split"], line)
 
     def written(self, step: int, split: str) -> bool:
-        """Whether the latest line of that split is of that step."""
+        """Returns whether the latest line of a split is of that step; every process has to ask."""
         return bool(processes.first_says(self._latest.get(split) == step))
 
     def log(self, step: int, logs: Mapping[str, Any]) -> dict[str, float]:
-        """Writes what a step has logged.
+        """Writes the logs of a training step.
 
         Args:
           step: completed steps.
-          logs: of that step, as host arrays.
+          logs: the logs of `step.train_step`, as host arrays.
 
         Returns:
-          What is worth showing.
+          The figures to print.
         """
         meter: Meter = logs["meter"]
         require_finite(meter)
         figures = {
             "loss": float(meter.loss / meter.steps),
-            # Of masks that are all void there is none.
+            # Without a labelled pixel since the last log line there is no accuracy.
             "accuracy": float(meter.correct / meter.images) if meter.images else np.nan,
         }
         if "symmetry_loss" in logs:
@@ -118,27 +114,30 @@ class Run:
         return figures["mean_score"]
 
     def log_evaluation(self, step: int, sums: Mapping[str, Any]) -> dict[str, Any]:
-        """Writes an evaluation, given its sums over all images, and returns its figures."""
+        """Writes an evaluation and returns its figures.
+
+        Args:
+          step: completed steps.
+          sums: the sums of `step.eval_step` over all images.
+        """
         figures: dict[str, Any] = {}
         for prefix in ("", "ema_"):
             if f"{prefix}loss" in sums:
-                figures |= {
-                    f"{prefix}{name}": float(value)
-                    for name, value in _evaluated(sums, prefix).items()
-                }
+                found = _evaluated(sums, prefix)
+                figures |= {f"{prefix}{name}": float(value) for name, value in found.items()}
         figures["images"] = int(sums["images"])
         self._write(step, "eval", figures)
         return figures
 
     def log_consistency(self, step: int, figures: dict[str, Any]) -> None:
-        """Writes how often answers have survived shifts and flips."""
+        """Writes the consistency of the answers under shifts and flips."""
         self._write(step, "consistency", figures)
 
     def save(self, step: int, state: TrainState) -> None:
-        """Saves a state, with the accuracy of this step if it has been evaluated.
+        """Saves a state, with the accuracy if this step has been evaluated.
 
-        Of masks mean IoU decides which is the best: in street scenes a network is right about nine
-        pixels of ten without knowing any of the small classes.
+        With masks mean IoU ranks the checkpoints: in street scenes a network classifies nine pixels
+        of ten correctly without knowing any of the small classes.
         """
         quality = None
         if self._latest.get("eval") == step:
@@ -147,14 +146,14 @@ class Run:
         self.checkpoints.save(step, state, quality if known else None)
 
     def finish(self, **facts: Any) -> dict[str, Any]:
-        """Writes ``summary.json`` and returns what it holds."""
+        """Writes ``summary.json`` and returns its content."""
         summary = {**facts, **self.figures}
         if processes.is_first():
-            run_directory.write_json(self._workdir / run_directory.SUMMARY, summary)
+            run_directory.write_summary(self._workdir, summary)
         return summary
 
     def close(self) -> None:
-        """Waits for the files."""
+        """Waits for the checkpoints and closes the files."""
         try:
             self.checkpoints.close()
         finally:
@@ -176,60 +175,68 @@ class Run:
         self._latest[split] = step
 
 
-def finished(
+def ended_summary(
     workdir: pathlib.Path, config: ml_collections.ConfigDict, steps: int
 ) -> dict[str, Any] | None:
-    """The summary of a run of this config that has come to its end; ``None`` of any other."""
-    if not (workdir / run_directory.SUMMARY).exists():
+    """Returns the summary of a run, or None unless it has this config and has reached its end."""
+    if not run_directory.has_ended(workdir):
         return None
-    summary = run_directory.read_json(workdir / run_directory.SUMMARY)
-    old = run_directory.read_json(workdir / run_directory.CONFIG)
+    summary = run_directory.read_summary(workdir)
+    old = run_directory.read_config(workdir)
     same = not configuration.differences(old, config) and summary.get("step") == steps
     return summary if same else None
 
 
-def open_directory(
-    workdir: pathlib.Path, config: ml_collections.ConfigDict, resume: bool
-) -> list[str]:
-    """Makes a run directory, or makes sure that the one there is of this run.
+def open_population(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> list[pathlib.Path]:
+    """Makes the directory of a population, or checks that the existing one is of a population.
 
     Args:
       workdir: the directory.
-      config: of the run, complete.
-      resume: agrees that a run with another config goes on with this one.
+      config: the resolved config of the population.
 
     Returns:
-      The differences between the old config and the new one.
+      The members' run directories, which need not exist.
 
     Raises:
       ValueError: if the directory holds something else.
     """
-    path = workdir / run_directory.CONFIG
-    changed: list[str] = []
-    if path.exists():
-        changed = configuration.differences(run_directory.read_json(path), config)
-        if changed and not resume:
-            raise ValueError(
-                f"{workdir} holds a run with another config ({'; '.join(changed)}); choose another "
-                "--workdir, or --resume to go on with the new config"
-            )
-    elif workdir.exists() and any(workdir.iterdir()):
-        raise ValueError(f"{workdir} is not empty and has no {path.name}: not a run directory")
-    else:
+    names = [f"seed_{config.seed + index:03d}" for index in range(config.seeds)]
+
+    def prepare() -> None:
+        path = workdir / run_directory.POPULATION
+        taken = workdir.exists() and any(workdir.iterdir())
+        if taken and not run_directory.is_population(workdir):
+            raise ValueError(f"{workdir} is not empty and has no {path.name}: not a population")
         workdir.mkdir(parents=True, exist_ok=True)
-        run_directory.write_json(path, configuration.to_json(config))
-    return changed
+        run_directory.write_json(path, {"members": names, "config": configuration.to_json(config)})
+
+    processes.together(lambda: prepare() if processes.is_first() else None)
+    return [workdir / name for name in names]
 
 
-def layer_geometry(
-    recipe: Recipe, state: TrainState, image_shape: tuple[int, ...]
-) -> list[dict[str, Any]]:
-    """The convolutions and poolings in forward order, as ``layers.json`` holds them."""
-    example = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-    rows = geometry.audit(
-        lambda v, x: recipe.model.apply(v, x, train=False), state.variables, example
-    )
-    return [row.to_dict() for row in rows]
+def finish_population(
+    workdir: pathlib.Path, folders: Sequence[pathlib.Path], summaries: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Writes the ``summary.json`` of a population.
+
+    Args:
+      workdir: the directory of the population.
+      folders: the members' run directories.
+      summaries: the members' summaries.
+
+    Returns:
+      The mean of every figure over the members, and each member's summary under ``members``.
+    """
+    means = {
+        name: float(np.mean([summary[name] for summary in summaries]))
+        for name in summaries[0]
+        if all(isinstance(summary.get(name), float) for summary in summaries)
+    }
+    members = {folder.name: summary for folder, summary in zip(folders, summaries, strict=True)}
+    summary = {**means, "step": summaries[0].get("step"), "members": members}
+    if processes.is_first():
+        run_directory.write_summary(workdir, summary)
+    return summary
 
 
 def require_finite(meter: Meter) -> None:
@@ -237,13 +244,41 @@ def require_finite(meter: Meter) -> None:
     bad = int(meter.bad_step)
     if bad != NEVER:
         raise ValueError(
-            f"the loss or the weights were not finite at step {bad}: stopped, what was saved "
-            "before is kept; "
-            "a smaller config.optimizer.learning_rate may help"
+            f"the loss or the weights were not finite at step {bad}: the run stops, and its "
+            "checkpoints are kept; a smaller config.optimizer.learning_rate may help"
         )
 
 
+def _open_directory(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, *, resume: bool
+) -> list[str]:
+    """Makes a run directory, or checks that the existing one is of this run.
+
+    Returns:
+      The differences between the old config and the new one.
+
+    Raises:
+      ValueError: if the directory holds something else.
+    """
+    if run_directory.has_config(workdir):
+        changed = configuration.differences(run_directory.read_config(workdir), config)
+        if changed and not resume:
+            raise ValueError(
+                f"{workdir} holds a run with another config ({'; '.join(changed)}); choose another "
+                "--workdir, or --resume to go on with the new config"
+            )
+        return changed
+    if workdir.exists() and any(workdir.iterdir()):
+        raise ValueError(
+            f"{workdir} is not empty and has no {run_directory.CONFIG}: not a run directory"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    run_directory.write_config(workdir, configuration.to_json(config))
+    return []
+
+
 def _evaluated(sums: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Returns the figures of an evaluation from its sums; of pixels if the images have masks."""
     loss = sums[f"{prefix}loss"]
     if f"{prefix}correct" in sums:
         images = sums["images"]
@@ -257,11 +292,13 @@ def _evaluated(sums: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _mean_scores(measured: dict[str, symmetry.KernelSymmetry]) -> dict[str, float]:
+    """Returns the means over the layers whose score is defined; NaN if there is no such layer."""
     rows = np.stack([figures.row for figures in measured.values()])
-    names = ("score", "score_centered")
-    # Layers that are undefined do not count; a network in which all are has no mean.
+    means = {}
+    # An infinite score makes an invalid sum.
     with np.errstate(invalid="ignore"):
-        return {
-            f"mean_{name}": float(np.nanmean(column)) if not np.isnan(column).all() else np.nan
-            for name, column in ((n, rows[:, symmetry.FIELDS.index(n)]) for n in names)
-        }
+        for name in ("score", "score_centered"):
+            column = rows[:, symmetry.FIELDS.index(name)]
+            undefined = np.isnan(column).all()
+            means[f"mean_{name}"] = np.nan if undefined else float(np.nanmean(column))
+    return means

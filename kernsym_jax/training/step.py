@@ -1,4 +1,4 @@
-"""The pure steps of a run: training, evaluation, and answers to shifted images."""
+"""The pure steps of a run: one of training and one of evaluation."""
 
 import functools
 from typing import Any
@@ -10,49 +10,46 @@ import optax
 from kernsym_jax import symmetry
 from kernsym_jax.data import VOID, augment, normalize
 from kernsym_jax.evaluation.confusion import confusion_matrix
-from kernsym_jax.evaluation.transforms import shift
 from kernsym_jax.training.loss import counted, cross_entropy, label_weights
-from kernsym_jax.training.optimizer import optimizer
-from kernsym_jax.training.recipe import Recipe
-from kernsym_jax.training.state import NEVER, Meter, TrainState
+from kernsym_jax.training.state import NEVER, Meter, Recipe, TrainState, optimizer
 
 Batch = dict[str, jax.Array]
 Logs = dict[str, Any]
 Sums = dict[str, jax.Array]
 
 AUXILIARY_WEIGHT = 0.4
-"""What an auxiliary head's loss counts (Inception-v3's usual share)."""
+"""Weight of an auxiliary head's loss, as usual for Inception-v3."""
 
 
 def train_step(
     recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[TrainState, Logs]:
-    """One step of training.
+    """Trains for one step.
 
-    The numbers do not depend on how devices share the batch, to rounding: an image is varied by a
-    key of its place in the whole batch. (Under ``pmap`` dropout and LPS draw other noise than under
-    ``jit``, of the same distribution.)
+    The numbers depend on the number of devices only by rounding: the augmentation of an image is
+    drawn with a key of its place in the whole batch. (Under ``pmap`` dropout and LPS draw other
+    noise than under ``jit``, of the same distribution.)
 
     Args:
       recipe: static. With an ``axis_name`` the step runs once on each device of that axis, on its
         part of the batch.
-      state: before the step.
-      batch: ``image`` (batch, height, width, channels) uint8 and ``label``, (batch,) int32 or masks
-        (batch, height, width) uint8 with ``data.VOID`` where pixels do not count.
-      key: the run's key; the step's own randomness is folded in from ``state.step``.
+      state: the state before the step.
+      batch: ``image`` (batch, height, width, channels) uint8, and ``label``: (batch,) int32 classes
+        or (batch, height, width) uint8 masks with ``data.VOID`` for pixels without a class.
+      key: the run's key; the step folds ``state.step`` into it.
 
     Returns:
-      The state after the step, and ``{"meter": Meter, "symmetry": {path: KernelSymmetry}}`` whose
-      symmetry is NaN except where `Recipe.logs_at` says that it is measured; with moving averages
-      also theirs, ``ema_symmetry``; with a symmetry term in the loss also that, ``symmetry_loss``,
-      of the weights before the step. The meter's loss is without it.
+      The state after the step, and its logs: ``meter``, a `Meter`; ``symmetry``, ``{path:
+      KernelSymmetry}``, NaN unless `Recipe.logs_at` this step; with moving averages also their
+      ``ema_symmetry``; with a symmetry term also ``symmetry_loss``, its value for the weights
+      before the step. The meter's loss does not include the symmetry term.
     """
     augment_key, layer_key = jax.random.split(jax.random.fold_in(key, state.step))
     images, labels = _vary(recipe, batch["image"], batch["label"], augment_key)
     gradients, batch_stats, sums = _gradients(recipe, state, images, labels, layer_key)
     logs: Logs = {}
     if recipe.lever.loss_weight:
-        # By itself, not once for every part of the batch and every device.
+        # On its own: the weights are the same for every part of the batch and every device.
         logs["symmetry_loss"], slopes = jax.value_and_grad(recipe.lever.loss)(state.params)
         gradients = jax.tree.map(jnp.add, gradients, slopes)
     updates, opt_state = optimizer(recipe).update(gradients, state.opt_state, state.params)
@@ -61,7 +58,7 @@ def train_step(
         params = recipe.lever.projected(params)
     step = state.step + 1
     ema = _average(recipe, state.ema, {"params": params, "batch_stats": batch_stats}, step)
-    # A step may have a finite loss and still leave weights that are not.
+    # The loss of a step may be finite and its update not.
     finite = jnp.isfinite(sums["loss"]) & _all_finite(params)
     meter = _advance(state.meter, state.step % recipe.log_every == 0, step, sums, finite)
     state = TrainState(step, params, batch_stats, opt_state, ema, meter)
@@ -69,27 +66,26 @@ def train_step(
 
 
 def eval_step(recipe: Recipe, state: TrainState, batch: Batch) -> Sums:
-    """What a batch adds to the evaluation.
+    """Evaluates the network on one batch.
 
     Args:
       recipe: static.
       state: the parameters and statistics to evaluate.
-      batch: as in training, with ``weight`` (batch,) float32: 0 for images that only fill it up.
+      batch: as in training, with ``weight`` (batch,) float32: 0 for images that only fill the
+        batch.
 
     Returns:
-      Sums over the images that count: ``loss`` (without label smoothing and class weights),
-      ``correct``, ``images``, float32. Of masks ``loss`` is over their pixels that count, and
-      instead of ``correct`` there is ``confusion`` (classes, classes) int32, true classes in rows.
-      With moving averages also theirs, with the prefix ``ema_``.
+      float32 sums over the images that count: ``images``, ``correct``, and ``loss`` (without label
+      smoothing and class weights). With masks ``loss`` sums over labelled pixels, and ``confusion``
+      (classes, classes) int32, with true classes in rows, replaces ``correct``. With moving
+      averages also their sums, with the prefix ``ema_``.
     """
     images, labels = normalize(batch["image"], recipe.mean, recipe.std), batch["label"]
     sums = {"images": jnp.sum(batch["weight"])}
     counts = (batch["weight"] > 0).reshape(-1, *[1] * (labels.ndim - 1)) & counted(labels)
-    for prefix, variables in {"": state.variables, "ema_": state.ema}.items():
-        if not variables:
-            continue
+    for prefix, variables in state.evaluated.items():
         logits: Any = recipe.model.apply(variables, images, train=False)
-        # An image that does not count may have any loss, also one that is not finite.
+        # The loss of an image that does not count may be infinite; 0 times that is NaN.
         sums[f"{prefix}loss"] = jnp.sum(jnp.where(counts, cross_entropy(logits, labels), 0))
         if labels.ndim == 1:
             sums[f"{prefix}correct"] = jnp.sum(_correct(logits, labels) * batch["weight"])
@@ -98,30 +94,6 @@ def eval_step(recipe: Recipe, state: TrainState, batch: Batch) -> Sums:
         every = confusion_matrix(answers, known, logits.shape[-1])
         sums[f"{prefix}confusion"] = jnp.sum(every, axis=0)
     return _over_devices(recipe, jax.lax.psum, sums)
-
-
-def answer_step(recipe: Recipe, mode: str, state: TrainState, batch: Batch) -> Batch:
-    """The network's answers to images that are shifted.
-
-    Args:
-      recipe: static.
-      mode: static, how they are shifted; one of ``evaluation.MODES``.
-      state: the parameters and statistics to evaluate.
-      batch: ``image`` (batch, height, width, channels) uint8; ``down`` and ``right`` (batch,)
-        int32, pixels.
-
-    Returns:
-      The likeliest class of every image, (batch,) int32, or of its every pixel; by prefix: empty
-      for the network itself, ``ema_`` for its moving averages if there are any.
-    """
-    offsets = jnp.stack([batch["down"], batch["right"]], axis=1)
-    images = shift(normalize(batch["image"], recipe.mean, recipe.std), offsets, mode)
-    answers = {}
-    for prefix, variables in {"": state.variables, "ema_": state.ema}.items():
-        if variables:
-            logits: Any = recipe.model.apply(variables, images, train=False)
-            answers[prefix] = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return _over_devices(recipe, functools.partial(jax.lax.all_gather, tiled=True), answers)
 
 
 def _vary(
@@ -145,39 +117,19 @@ def _vary(
 def _gradients(
     recipe: Recipe, state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array
 ) -> tuple[Any, Any, Sums]:
-    """The gradient of the whole batch's mean loss, the new statistics, and sums for the meter."""
+    """Returns the gradient of the batch's mean loss, the new statistics, and the meter's sums."""
     parts = recipe.optimizer.accumulate
-    # Of the whole batch, since parts and devices differ in how many of their pixels count.
+    # Over the whole batch: parts and devices differ in the number of their labelled pixels.
     total = jnp.sum(label_weights(labels, recipe.class_weights))
     total = _over_devices(recipe, jax.lax.psum, total)
     total = jnp.where(total > 0, total, 1)
 
-    def mean_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        losses = cross_entropy(logits, labels, recipe.label_smoothing)
-        return jnp.sum(losses * label_weights(labels, recipe.class_weights)) / total
-
-    def loss_of(params: Any, batch_stats: Any, part: tuple) -> tuple[jax.Array, Any]:
-        images, labels, number = part
-        output: Any = recipe.model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            normalize(images, recipe.mean, recipe.std),
-            train=True,
-            mutable=["batch_stats"],
-            rngs=_layer_keys(recipe, jax.random.fold_in(key, number)),
-        )
-        logits, updates = output
-        loss = jnp.zeros((), jnp.float32)
-        if isinstance(logits, tuple):
-            logits, auxiliary = logits
-            loss = AUXILIARY_WEIGHT * mean_loss(auxiliary, labels)
-        loss = loss + mean_loss(logits, labels)
-        return loss, (updates.get("batch_stats", {}), jnp.sum(_correct(logits, labels)))
-
     def one_part(carry: tuple, part: tuple) -> tuple[tuple, None]:
         gradients, batch_stats, loss, correct = carry
+        loss_of = functools.partial(_part_loss, recipe, batch_stats, total=total, key=key)
         (part_loss, (batch_stats, part_correct)), part_gradients = jax.value_and_grad(
             loss_of, has_aux=True
-        )(state.params, batch_stats, part)
+        )(state.params, part)
         gradients = jax.tree.map(jnp.add, gradients, part_gradients)
         return (gradients, batch_stats, loss + part_loss, correct + part_correct), None
 
@@ -186,9 +138,9 @@ def _gradients(
     if parts == 1:
         carry, _ = one_part(carry, (images, labels, 0))
     else:
-        # Every part takes each n-th image, so that no image has to leave its device.
+        # Part i takes the images i, i + n, i + 2n, …, so that every image stays on its device.
         split = [x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for x in (images, labels)]
-        # XLA:CPU runs convolutions inside a loop many times slower than outside.
+        # XLA:CPU runs convolutions inside a loop many times slower than outside of it.
         unroll = parts if jax.default_backend() == "cpu" else 1
         carry, _ = jax.lax.scan(one_part, carry, (*split, jnp.arange(parts)), unroll=unroll)
     gradients, batch_stats, loss, correct = carry
@@ -198,10 +150,45 @@ def _gradients(
     return gradients, batch_stats, sums
 
 
+def _part_loss(
+    recipe: Recipe, batch_stats: Any, params: Any, part: tuple, *, total: jax.Array, key: jax.Array
+) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+    """Returns the share of a part in the batch's mean loss, the new statistics, and the hits.
+
+    Args:
+      recipe: static.
+      batch_stats: BatchNorm's statistics before the part.
+      params: the parameters.
+      part: images, labels and the number of the part.
+      total: sum of the label weights of the whole batch.
+      key: key of the step for noise in layers.
+    """
+    images, labels, number = part
+    output: Any = recipe.model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        normalize(images, recipe.mean, recipe.std),
+        train=True,
+        mutable=["batch_stats"],
+        rngs=_layer_keys(recipe, jax.random.fold_in(key, number)),
+    )
+    logits, updates = output
+
+    def mean_loss(logits: jax.Array) -> jax.Array:
+        losses = cross_entropy(logits, labels, recipe.label_smoothing)
+        return jnp.sum(losses * label_weights(labels, recipe.class_weights)) / total
+
+    loss = jnp.zeros((), jnp.float32)
+    if isinstance(logits, tuple):
+        logits, auxiliary = logits
+        loss = AUXILIARY_WEIGHT * mean_loss(auxiliary)
+    loss = loss + mean_loss(logits)
+    return loss, (updates.get("batch_stats", {}), jnp.sum(_correct(logits, labels)))
+
+
 def _layer_keys(recipe: Recipe, key: jax.Array) -> dict[str, jax.Array]:
     dropout, downsample = jax.random.split(key)
     if recipe.axis_name is not None:
-        # Noise per image has to differ between devices; SBPool's offset is the whole batch's.
+        # Noise per image has to differ between devices; SBPool draws one offset per batch.
         device = jax.lax.axis_index(recipe.axis_name)
         dropout = jax.random.fold_in(dropout, device)
         if recipe.model.variant.downsample == "lps":
@@ -212,12 +199,12 @@ def _layer_keys(recipe: Recipe, key: jax.Array) -> dict[str, jax.Array]:
 def _average(recipe: Recipe, old: Any, new: Any, step: jax.Array) -> Any:
     if not recipe.ema_decay:
         return {}
-    # Short at first: the initial weights would otherwise stay in the average for long.
+    # A short average at first, so that the initial weights soon leave it.
     count = step.astype(jnp.float32)
     decay = jnp.minimum(recipe.ema_decay, (1 + count) / (10 + count))
     ema = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
     if recipe.lever.project:
-        # A mean of projected weights is projected, but for rounding, which would add up.
+        # A mean of projected weights is projected up to rounding, which would add up.
         ema["params"] = recipe.lever.projected(ema["params"])
     return ema
 
@@ -230,7 +217,7 @@ def _measured(recipe: Recipe, state: TrainState) -> Logs:
     def measure(trees: dict[str, Any]) -> Logs:
         return {name: symmetry.measure(tree) for name, tree in trees.items()}
 
-    # Decided inside the program: one compiled step serves the whole run.
+    # The program itself decides, so that one compiled step serves the whole run.
     return jax.lax.cond(
         (state.step % recipe.log_every == 0) | (state.step == recipe.total_steps),
         measure,

@@ -5,7 +5,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from kernsym_jax.training.ahead import STEPS, Ahead
+from kernsym_jax.training.pace import STEPS_AHEAD, Ahead
 
 
 def batches(seconds):
@@ -24,7 +24,7 @@ class Unfinished:
 
 def go(seconds, result):
     ahead = Ahead(batches(seconds))
-    for _ in range(STEPS + 5):
+    for _ in range(STEPS_AHEAD + 5):
         ahead.batch()
         ahead.started(result())
     return ahead.waited

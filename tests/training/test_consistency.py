@@ -10,9 +10,9 @@ import pytest
 from jax.tree_util import Partial
 
 from kernsym_jax import data, evaluation, training
+from kernsym_jax.training.config import complete
 from kernsym_jax.training.consistency import Consistency
-from kernsym_jax.training.recipe import complete
-from kernsym_jax.training.stop import Stop
+from kernsym_jax.training.processes import Stop
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny

@@ -12,7 +12,8 @@ from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
 from kernsym_jax import run_directory
-from kernsym_jax.training.metrics import MetricsWriter, duration
+from kernsym_jax.training.metrics import MetricsWriter
+from kernsym_jax.training.pace import duration
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from tiny import lines

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernsym_jax.training.optimizer import learning_rate, optimizer
+from kernsym_jax.training.state import learning_rate, optimizer
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kernsym_jax import training
-from kernsym_jax.training import population
+from kernsym_jax.training import backend
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny
@@ -112,8 +112,8 @@ def test_members_with_no_step_in_common_go_on_one_after_another(populations, tmp
 
 
 def test_members_take_turn_on_the_cpu_unless_told_otherwise():
-    assert not population.trains_as_one(training.resolve({"seeds": 8}))
-    assert population.trains_as_one(training.resolve({"seeds": 8, "population": "vmap"}))
+    assert not backend.trains_as_one(training.resolve({"seeds": 8}))
+    assert backend.trains_as_one(training.resolve({"seeds": 8, "population": "vmap"}))
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path):

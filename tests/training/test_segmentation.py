@@ -15,9 +15,9 @@ from PIL import Image
 
 from kernsym_jax import data, evaluation, models, training
 from kernsym_jax.training import loss
+from kernsym_jax.training.config import complete
 from kernsym_jax.training.consistency import Consistency
-from kernsym_jax.training.recipe import complete
-from kernsym_jax.training.stop import Stop
+from kernsym_jax.training.processes import Stop
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny

@@ -12,7 +12,7 @@ import pytest
 
 from kernsym_jax import symmetry, training
 from kernsym_jax.symmetry import D4
-from kernsym_jax.training.symmetry_lever import SymmetryLever
+from kernsym_jax.training.loss import SymmetryLever
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny

@@ -10,7 +10,8 @@ import numpy as np
 from kernsym_jax import data, training
 from kernsym_jax.training.backend import Backend, choose_backend
 from kernsym_jax.training.checkpoints import Checkpoints, newest_whole
-from kernsym_jax.training.recipe import Recipe, complete, make_recipe
+from kernsym_jax.training.config import complete
+from kernsym_jax.training.state import Recipe, make_recipe
 
 
 def config(**changes):

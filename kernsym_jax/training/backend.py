@@ -111,9 +111,10 @@ class Backend:
         """Returns the keys of the members (members,), or the key of the one network ()."""
         if self.members:
             make = jax.jit(jax.vmap(jax.random.key), out_shardings=self._sharding(MEMBERS))
-            return make(np.array(seeds, np.uint32))
+            return make(self.replicate(np.array(seeds, np.uint32)))
         (seed,) = seeds
-        return jax.jit(jax.random.key, out_shardings=self._sharding())(np.uint32(seed))
+        make = jax.jit(jax.random.key, out_shardings=self._sharding())
+        return make(self.replicate(np.array(seed, np.uint32)))
 
     def initial_state(self, recipe: Recipe, image_shape: tuple[int, ...], seed: int) -> TrainState:
         """Returns the state of one network before its first step, on all devices."""

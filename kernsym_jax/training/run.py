@@ -244,8 +244,8 @@ def require_finite(meter: Meter) -> None:
     bad = int(meter.bad_step)
     if bad != NEVER:
         raise ValueError(
-            f"the loss or the weights were not finite at step {bad}: stopped, earlier checkpoints are "
-            "kept; a smaller config.optimizer.learning_rate may help"
+            f"the loss or the weights were not finite at step {bad}: stopped, earlier checkpoints "
+            "are kept; a smaller config.optimizer.learning_rate may help"
         )
 
 

@@ -1,16 +1,11 @@
 """The same numbers on one device, on eight, by jit and by pmap."""
 
-import pathlib
-import sys
-
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from kernsym_jax import training
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import tiny
 
 BACKENDS = {
     "one": {"devices": 1},

@@ -1,11 +1,9 @@
 """What is saved is found again, whole; what is damaged is told; what cannot be written is said."""
 
 import os
-import pathlib
 import resource
 import shutil
 import signal
-import sys
 import threading
 import time
 
@@ -14,13 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tiny
+from tiny import lines, require_close, require_equal, saved_state
 
 from kernsym_jax import training
 from kernsym_jax.training.checkpoints import Checkpoints, newest_whole
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import tiny
-from tiny import lines, require_close, require_equal, saved_state
 
 
 def state(number):

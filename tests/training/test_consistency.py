@@ -1,21 +1,17 @@
 """Consistency while training: the same numbers as an evaluation of the same images."""
 
 import json
-import pathlib
-import sys
 
 import jax
 import numpy as np
 import pytest
+import tiny
 from jax.tree_util import Partial
 
 from kernsym_jax import data, evaluation, training
 from kernsym_jax.training.config import complete
 from kernsym_jax.training.consistency import Consistency
 from kernsym_jax.training.processes import Stop
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import tiny
 
 
 def measured(changed, members=0, steps=2):

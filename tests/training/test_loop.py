@@ -2,22 +2,18 @@
 
 import json
 import os
-import pathlib
 import shutil
 import signal
-import sys
 import threading
 import time
 
 import jax
 import numpy as np
 import pytest
-
-from kernsym_jax import data, symmetry, training
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny
 from tiny import lines, require_equal, saved_state
+
+from kernsym_jax import data, symmetry, training
 
 
 @pytest.fixture(scope="module")

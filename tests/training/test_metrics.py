@@ -2,21 +2,17 @@
 
 import json
 import math
-import pathlib
 import resource
 import struct
-import sys
 
 import pytest
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
+from tiny import lines
 
 from kernsym_jax import run_directory
 from kernsym_jax.training.metrics import MetricsWriter
 from kernsym_jax.training.pace import duration
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from tiny import lines
 
 LAYERS = {"conv1": {"score": 0.5, "E": 0.25}, "conv2": {"score": None, "E": None}}
 

@@ -1,17 +1,12 @@
 """The optimizer and its schedule, against hand-computed steps."""
 
-import pathlib
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from kernsym_jax.training.state import learning_rate, optimizer
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import tiny
 
 
 def recipe(**changes):

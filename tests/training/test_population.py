@@ -1,20 +1,16 @@
 """Several seeds, as one program or one after another: each is as if it had trained alone."""
 
 import json
-import pathlib
 import shutil
-import sys
 
 import jax
 import numpy as np
 import pytest
+import tiny
+from tiny import lines, require_close, require_equal, saved_state
 
 from kernsym_jax import training
 from kernsym_jax.training import backend
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import tiny
-from tiny import lines, require_close, require_equal, saved_state
 
 TWENTY = {"epochs": 20 / 22, "eval_every_epochs": 10 / 22, "checkpoint_every_epochs": 10 / 22}
 MEMBERS = ("seed_003", "seed_004", "seed_005", "seed_006")

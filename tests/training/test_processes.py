@@ -9,18 +9,14 @@ import sys
 import time
 
 import pytest
-
-from kernsym_jax.training import processes
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny
 from tiny import lines, require_close, saved_state
+
+from kernsym_jax.training import processes
 
 # An evaluation at every step makes the run last until a signal has arrived.
 LONG = {"epochs": 900 / 22, "eval_every_epochs": 1 / 22, "checkpoint_every_epochs": 1.0}
 CONFIG = f"""
-import sys
-sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
 import tiny
 
 def get_config():
@@ -33,7 +29,7 @@ def train_in_two_processes(repository, folder, lines_to_wait_for):
     environment = {
         **os.environ,
         "PYTHON": sys.executable,
-        "PYTHONPATH": str(repository),
+        "PYTHONPATH": f"{repository}:{repository / 'tests' / 'support'}",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "CONFIG": str(folder / "config.py"),
         "WORKDIR": str(folder / "run"),

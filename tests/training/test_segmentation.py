@@ -2,14 +2,13 @@
 
 import functools
 import json
-import pathlib
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax.tree_util import Partial
 from PIL import Image
 
@@ -18,9 +17,6 @@ from kernsym_jax.training import loss
 from kernsym_jax.training.config import complete
 from kernsym_jax.training.consistency import Consistency
 from kernsym_jax.training.processes import Stop
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import tiny
 
 SIZE, TRAIN, TEST, VOID_VALUE = 8, 16, 6, 9
 DIGITS = {"data__source": "digits", "data__void": ()}

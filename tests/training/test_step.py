@@ -1,18 +1,14 @@
 """One training step against one computed by hand, with everything that can be switched on."""
 
 import json
-import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from kernsym_jax import data, training
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import tiny
 
 PLAIN = {"data__shift": 0, "optimizer__warmup_epochs": 0.0}
 RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4

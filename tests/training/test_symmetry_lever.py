@@ -2,20 +2,16 @@
 
 import itertools
 import json
-import pathlib
 import shutil
-import sys
 
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from kernsym_jax import symmetry, training
 from kernsym_jax.symmetry import D4
 from kernsym_jax.training.loss import SymmetryLever
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import tiny
 
 EVERY_STEP = {"log_every": 1, "data__shift": 0}
 BOTH = {"symmetry__project": True, "symmetry__loss_weight": 0.3}

@@ -58,7 +58,7 @@ def parts(changed, members=0):
     """Backend, data and recipe of a config, as a run puts them together."""
     resolved = training.resolve(changed)
     backend = choose_backend(resolved, members)
-    dataset = data.open_dataset(resolved, backend)
+    dataset = data.open_dataset({**resolved, "eval_batch_size": 256}, backend)
     recipe = make_recipe(complete(resolved, dataset), dataset, backend.axis_name)
     return Parts(backend, dataset, recipe)
 

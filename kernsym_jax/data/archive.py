@@ -26,7 +26,7 @@ _MOST_HEADER_BYTES, _MOST_HEADER_FIELDS = 2**20, 1000
 # they are compressed, so an archive that grows beyond this holds something else.
 _MOST_GROWTH, _GROWS_TO = 4, 2**28
 # Many members in few bytes are not images either, and each takes its time.
-_LEAST_BYTES_PER_HEADER, _HEADERS_IN_ANY = 64, 10_000
+_LEAST_BYTES_PER_HEADER, _HEADERS_IN_ANY = 32, 30_000
 # Folders are listed to this depth: a common folder, a split, and a class or a kind.
 _FOLDER_DEPTH = 3
 

@@ -40,6 +40,19 @@ class BrokenImage(ValueError):
     """An image file that cannot be read."""
 
 
+class OtherSize(ValueError):
+    """An image of another size than the caller wants.
+
+    Attributes:
+      height: of the image in pixels.
+      width: of the image in pixels.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__(f"{width}×{height} pixels")
+        self.height, self.width = height, width
+
+
 class _Room:
     """Lets threads decode side by side as long as all their images together have few pixels."""
 
@@ -171,7 +184,13 @@ def central_box(height: int, width: int, share: float) -> Box:
     return (height - side) / 2, (width - side) / 2, side, side
 
 
-def decode(encoded: bytes, name: str, view: View, draws: np.ndarray | None = None) -> np.ndarray:
+def decode(
+    encoded: bytes,
+    name: str,
+    view: View,
+    draws: np.ndarray | None = None,
+    size: tuple[int, ...] | None = None,
+) -> np.ndarray:
     """Decodes an image file.
 
     Args:
@@ -179,12 +198,14 @@ def decode(encoded: bytes, name: str, view: View, draws: np.ndarray | None = Non
       name: of the file, for messages.
       view: the steps that follow.
       draws: (DRAWS,) uniform random numbers for a random window; ``None`` for the middle.
+      size: height and width that the result must have; ``None`` for any.
 
     Returns:
       (height, width, 1 or 3) uint8.
 
     Raises:
       BrokenImage: if the file cannot be read or has more than `MOST_PIXELS` pixels.
+      OtherSize: if the result would have another size.
     """
     with _opened(encoded, name) as picture:
         windows = _windows(view, picture.height, picture.width, draws)
@@ -193,6 +214,8 @@ def decode(encoded: bytes, name: str, view: View, draws: np.ndarray | None = Non
             _, _, box, size = windows[0]
             least = max(size[0] / box[2], size[1] / box[3])
             picture.draft(None, (int(picture.width * least), int(picture.height * least)))
+        elif size is not None:
+            _require_size(picture, view, size)
         with _room_for(picture):
             return _see(picture, view, windows)
 
@@ -282,6 +305,8 @@ def _opened(encoded: bytes, name: str) -> Iterator["Image.Image"]:
     try:
         with _identify(encoded) as picture:
             yield picture
+    except OtherSize:
+        raise
     except Exception as error:
         reason = f" ({error})" if str(error) else ""
         raise BrokenImage(f"{name}: not a readable image{reason}") from error
@@ -310,6 +335,14 @@ def _with_few_scans(picture: "Image.Image", encoded: bytes) -> "Image.Image":
     if scans > _MOST_SCANS:
         raise ValueError(f"a JPEG file of {scans} scans, more than {_MOST_SCANS}")
     return picture
+
+
+def _require_size(picture: "Image.Image", view: View, size: tuple[int, ...]) -> None:
+    height, width = picture.height, picture.width
+    if view.rotate in (90, 270):
+        height, width = width, height
+    if (height, width) != size:
+        raise OtherSize(height, width)
 
 
 @contextlib.contextmanager

@@ -258,7 +258,11 @@ class Files:
         return self.size
 
     def read(
-        self, index: int, view: View, draws: np.ndarray | None = None
+        self,
+        index: int,
+        view: View,
+        draws: np.ndarray | None = None,
+        size: tuple[int, ...] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Decodes the image of an index, and its mask if it has one.
 
@@ -266,25 +270,27 @@ class Files:
           index: of the file.
           view: the steps that follow, for the image and the mask.
           draws: uniform random numbers for a random window; ``None`` for the middle.
+          size: height and width that the result must have; ``None`` for any.
 
         Returns:
           (height, width, 1 or 3) uint8, and the label: () int32, or (height, width) uint8.
 
         Raises:
           BrokenImage: if one of them cannot be read.
+          OtherSize: if the result would have another size.
           ValueError: if a mask does not fit its image or its classes.
         """
         content, label = self.record(index)
-        image = decode(content, self.name(index), view, draws)
+        image = decode(content, self.name(index), view, draws, size)
         if isinstance(label, int):
             return image, np.asarray(label, np.int32)
         assert self.masks is not None, "only masks are labels that have to be decoded"
         name = self.masks.name(index)
-        values, size = read_values(label, name), size_of(content)
-        if values.shape != size:
+        values, wanted = read_values(label, name), size_of(content)
+        if values.shape != wanted:
             raise ValueError(
                 f"{name}: a mask of {values.shape[1]}×{values.shape[0]} pixels for an image of "
-                f"{size[1]}×{size[0]} ({self.name(index)})"
+                f"{wanted[1]}×{wanted[0]} ({self.name(index)})"
             )
         return image, look_at_mask(self.masks.coding.encode(values, name), view, draws)
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 from absl import logging
 
-from kernsym_jax.data.decode import BrokenImage, View, look_at, look_at_mask
+from kernsym_jax.data.decode import BrokenImage, OtherSize, View, look_at, look_at_mask
 from kernsym_jax.data.image_set import EncodedSet, Files, ImageSet
 
 ON_BROKEN = ("fail", "skip")
@@ -125,30 +125,29 @@ def decode_all(encoded: EncodedSet, view: View, on_broken: str) -> Decoded:
 def _decoded(files: Files, view: View) -> Iterator[tuple[np.ndarray | BrokenImage, np.ndarray]]:
     """Yields every image, or why it cannot be read, and its label."""
     first = 0
-    shape: tuple[int, ...] | None = None
+    size: tuple[int, ...] | None = None
 
     def one(index: int) -> tuple[np.ndarray | BrokenImage, np.ndarray]:
         try:
-            image, label = files.read(index, view)
+            return files.read(index, view, size=size)
         except BrokenImage as error:
             return error, np.empty(0)
-        # Here and not where the images are collected, so that none of another size waits in memory.
-        if shape is not None and image.shape[:2] != shape[:2]:
+        except OtherSize as error:
+            assert size is not None, "without a size, every size is right"
             raise ValueError(
-                f"{files.name(index)}: {image.shape[1]}×{image.shape[0]} pixels, where "
-                f"{files.name(first)} has {shape[1]}×{shape[0]}; images must have one size: set "
-                "config.data.image_size or config.data.scale_to to scale them as they are read, or "
-                "config.data.crop_size and config.data.streaming to crop them while training"
-            )
-        return image, label
+                f"{files.name(index)}: {error}, where {files.name(first)} has {size[1]}×{size[0]}; "
+                "images must have one size: set config.data.image_size or config.data.scale_to to "
+                "scale them as they are read, or config.data.crop_size and config.data.streaming "
+                "to crop them while training"
+            ) from error
 
     ahead, index = 1, 0
     # Pillow releases the interpreter while it decodes, so threads do run side by side.
     with concurrent.futures.ThreadPoolExecutor() as pool:
         while index < len(files):
             for image, label in pool.map(one, range(index, min(index + ahead, len(files)))):
-                if shape is None and isinstance(image, np.ndarray):
-                    first, shape = index, image.shape
+                if size is None and isinstance(image, np.ndarray):
+                    first, size = index, image.shape[:2]
                     per_image = max(image.nbytes + label.nbytes, 1)
                     ahead = max(1, min(_BYTES_AHEAD // per_image, _AHEAD * (os.cpu_count() or 1)))
                 index += 1
@@ -294,6 +293,10 @@ def _lock(path: pathlib.Path) -> Iterator[bool]:
         except OSError:
             # This file system has no locks. Renaming alone keeps entries whole, too.
             yield True
+            return
+        # A writer that has ended since the file was opened has removed it.
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            yield False
             return
         try:
             yield True

@@ -1,6 +1,12 @@
 """Small sets of image files, a data set on one device, and a cache that no two tests share."""
 
+import contextlib
 import dataclasses
+import pathlib
+import re
+import struct
+import time
+import zlib
 
 import jax
 import numpy as np
@@ -75,3 +81,47 @@ def image_folder(tmp_path):
                 pixels = rng.integers(0, 256, (5, 7, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{index}.png")
     return tmp_path
+
+
+def in_memory(key):
+    """Bytes of this process, as the kernel counts them."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(rf"{key}:\s+(\d+)", status).group(1)) * 1024
+
+
+@pytest.fixture(scope="session")
+def bounded():
+    """Fails if what is done within takes more than 8 s, or more memory than is given."""
+
+    @contextlib.contextmanager
+    def limits(most_bytes):
+        before, started = in_memory("VmRSS"), time.perf_counter()
+        # Sets the peak back to what is used now.
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+        yield
+        assert time.perf_counter() - started < 8
+        assert in_memory("VmHWM") - before < most_bytes
+
+    return limits
+
+
+@pytest.fixture(scope="session")
+def black_png():
+    """Makes the bytes of a black PNG file of any size, without holding its pixels."""
+
+    def chunk(kind, content):
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    def make(height, width, channels=3):
+        packer, row = zlib.compressobj(1), bytes(1 + channels * width)
+        rows = [packer.compress(row) for _ in range(height)]
+        header = struct.pack(">IIBBBBB", width, height, 8, {1: 0, 3: 2}[channels], 0, 0, 0)
+        parts = (
+            chunk(b"IHDR", header),
+            chunk(b"IDAT", b"".join([*rows, packer.flush()])),
+            chunk(b"IEND", b""),
+        )
+        return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+    return make

@@ -1,6 +1,9 @@
 """Archives of class folders hold what the folders hold, and nothing of them touches the disk."""
 
+import bz2
+import gzip
 import io
+import lzma
 import tarfile
 
 import numpy as np
@@ -96,3 +99,180 @@ def test_a_cut_off_compressed_archive_is_refused_by_name(image_folder, tmp_path_
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match=r"set\.tar\.gz: not a readable tar file"):
         data.load(f"folder:{path}", "train")
+
+
+MIB = 2**20
+
+
+def header(kind, size, name="x"):
+    """A header as it lies in a tar file, of any kind and claiming any size."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+    block[156:157], block[124:136] = kind, b"%011o\0" % size
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def padded(content):
+    return content + bytes(-len(content) % 512)
+
+
+def member(name, content):
+    return header(b"0", len(content), name) + padded(content)
+
+
+@pytest.fixture
+def two_images(black_png):
+    """The members of a set of one image per split."""
+    image = black_png(2, 3)
+    return member("train/a/1.png", image) + member("test/a/1.png", image)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    ("blocks", "says"),
+    [
+        (member(".", b"x"), r"the member '\.' is a file without a name"),
+        (member("./", b"x"), r"the member '\./' is a file without a name"),
+        (header(b"x", 256 * MIB) + bytes(4 * MIB), "header of the member 'x' has 268435456 bytes"),
+        (header(b"X", 256 * MIB) + bytes(4 * MIB), "header of the member 'x' has 268435456 bytes"),
+        (header(b"g", 256 * MIB) + bytes(4 * MIB), "header of the member 'x' has 268435456 bytes"),
+        (header(b"L", 256 * MIB) + bytes(4 * MIB), "header of the member 'x' has 268435456 bytes"),
+        (header(b"K", 256 * MIB) + bytes(4 * MIB), "header of the member 'x' has 268435456 bytes"),
+        (header(b"L", 9000) + padded(b"n" * 9000) + member("x", b""), "a name of 9000 characters"),
+        (header(b"L", 9000) + padded(b"n/" * 4500) + member("x", b""), "a name of 9000 characters"),
+        (header(b"L", 12) + padded(b"../../escape") + member("x", b""), "leads out of the archive"),
+        (header(b"x", 16) + padded(b"16 path=../esca\n") + member("x", b""), "leads out of the"),
+        (
+            header(b"x", 20) + padded(b"20 size=99999999999\n") + member("x", b""),
+            "end of data|'x' makes it grow",
+        ),
+        (header(b"x", 11) + padded(b"11 size=-4\n") + member("x", b""), "has the size -4"),
+        (
+            header(b"x", 9) + padded(b"99 path=x") + member("x", b""),
+            "header of the member .* damaged",
+        ),
+        (
+            header(b"x", 9) + padded(b"-1 path=x") + member("x", b""),
+            "header of the member .* damaged",
+        ),
+        (header(b"g", 11) + padded(b"11 path=ab\n"), "gives all members one name or size"),
+        (header(b"x", 22) + padded(b"22 GNU.sparse.major=1\n") + member("x", b""), "no plain file"),
+        (header(b"S", 0), "is no plain file or folder"),
+        (header(b"1", 0), "is no plain file or folder"),
+        (header(b"2", 0), "is no plain file or folder"),
+        (header(b"3", 0), "is no plain file or folder"),
+        (header(b"4", 0), "is no plain file or folder"),
+        (header(b"6", 0), "is no plain file or folder"),
+        (member("train/a", b"x"), "is a file and a folder"),
+        (member("train/a/1.png/2.png", b"x"), "is a file and a folder"),
+        (b"no header" * 200, "not a readable tar file"),
+    ],
+)
+def test_hostile_members_are_refused_in_one_line_with_bounded_memory(
+    two_images, tmp_path, bounded, blocks, says, compressed
+):
+    path = tmp_path / "set.tar"
+    content = two_images + blocks + bytes(1024)
+    path.write_bytes(gzip.compress(content, 1) if compressed else content)
+    for split in ("train", "test"):
+        with (
+            bounded(64 * MIB),
+            pytest.raises((ValueError, FileNotFoundError), match=says) as caught,
+        ):
+            data.load(f"folder:{path}", split)
+        assert str(path) in str(caught.value)
+        assert len(str(caught.value)) < 300 + len(str(path))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_chain_of_headers_is_read_one_by_one(two_images, tmp_path, bounded):
+    path = tmp_path / "set.tar"
+    chain = (header(b"x", 12) + padded(b"12 path=abc\n")) * 5000
+    path.write_bytes(chain + member("x", b"") + two_images + bytes(1024))
+    with bounded(64 * MIB):
+        assert len(data.load(f"folder:{path}", "train")) == 1
+
+
+@pytest.mark.parametrize(
+    ("opener", "fast", "on_broken"),
+    [
+        (gzip.open, {"compresslevel": 1}, "fail"),
+        (gzip.open, {"compresslevel": 1}, "skip"),
+        (bz2.open, {"compresslevel": 1}, "skip"),
+        (lzma.open, {"preset": 0}, "skip"),
+    ],
+)
+def test_a_compressed_archive_that_grows_without_end_is_refused_by_name(
+    two_images, tmp_path, bounded, opener, fast, on_broken
+):
+    path = tmp_path / "set.tar.gz"
+    with opener(path, "wb", **fast) as file:
+        file.write(two_images + header(b"0", 250 * MIB, "train/a/zeros_1.png"))
+        for _ in range(250):
+            file.write(bytes(MIB))
+        file.write(header(b"0", 250 * MIB, "train/a/zeros_2.png"))
+    with bounded(600 * MIB), pytest.raises(ValueError, match=r"zeros_2\.png' makes it grow to"):
+        data.load(f"folder:{path}", "train", on_broken=on_broken)
+
+
+def test_members_without_content_are_refused_when_there_are_too_many(tmp_path, bounded):
+    path = tmp_path / "set.tar.gz"
+    path.write_bytes(gzip.compress(member("train/a/1.png", b"") * 40_000))
+    with bounded(64 * MIB), pytest.raises(ValueError, match=r"more than \d+ members in \d+ bytes"):
+        data.load(f"folder:{path}", "train")
+
+
+@pytest.mark.parametrize("place", ["archive", "folder"])
+def test_a_file_larger_than_any_image_is_broken_and_not_read(
+    two_images, black_png, tmp_path, bounded, place, caplog
+):
+    size = 300 * MIB
+    if place == "archive":
+        path = tmp_path / "set.tar"
+        with path.open("wb") as file:
+            file.write(two_images + header(b"0", size, "train/a/9.png"))
+            file.truncate(file.tell() + size)
+    else:
+        path = tmp_path
+        for split in ("train", "test"):
+            (path / split / "a").mkdir(parents=True)
+            (path / split / "a" / "1.png").write_bytes(black_png(2, 3))
+        with (path / "train" / "a" / "9.png").open("wb") as file:
+            file.truncate(size)
+    with (
+        bounded(64 * MIB),
+        pytest.raises(ValueError, match=r"9\.png.* has|: 314572800 bytes, more"),
+    ):
+        data.load(f"folder:{path}", "train")
+    with bounded(64 * MIB):
+        assert len(data.load(f"folder:{path}", "train", on_broken="skip")) == 1
+    assert "skipped 1 of 2 files" in caplog.text
+
+
+def test_names_that_no_terminal_can_show_are_read(two_images, tmp_path):
+    path = tmp_path / "set.tar"
+    odd = member("train/a/1.png", b"").replace(b"1.png", b"\xff\x1b[2J")
+    block = bytearray(odd[:512])
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    path.write_bytes(two_images + bytes(block))
+    assert len(data.load(f"folder:{path}", "train", on_broken="skip")) == 1
+
+
+@pytest.mark.parametrize("blocks", [member(".", b"x"), header(b"x", 256 * MIB)])
+def test_a_binary_ends_with_one_line_and_status_2(
+    two_images, tmp_path, repository, run_binary, blocks
+):
+    path = tmp_path / "set.tar.gz"
+    path.write_bytes(gzip.compress(two_images + blocks + bytes(1024)))
+    status, output, errors = run_binary(
+        "train",
+        f"--config={repository}/configs/digits.py",
+        f"--workdir={tmp_path}/run",
+        f"--config.data.source=folder:{path}",
+    )
+    assert (status, output) == (2, "")
+    assert errors.startswith(f"kernsym-train: {path}: ")
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -1,5 +1,6 @@
 """From the bytes of image files to pixels, and where random windows lie."""
 
+import concurrent.futures
 import io
 
 import numpy as np
@@ -190,3 +191,47 @@ def test_areas_and_places_of_windows_are_spread_evenly():
 def test_where_no_size_fits_the_window_is_the_largest_in_the_middle():
     assert np.allclose(boxes(5, 10, 100, scale=(1.0, 1.0)), (0, 50 - 20 / 3, 10, 40 / 3))
     assert np.allclose(boxes(5, 100, 10, scale=(1.0, 1.0)), (50 - 20 / 3, 0, 40 / 3, 10))
+
+
+def test_a_file_of_too_many_pixels_is_broken_before_it_is_decoded(black_png, bounded):
+    bomb = black_png(13_000, 13_000)
+    for view in (View(), View(image_size=8)):
+        with bounded(2**26), pytest.raises(BrokenImage, match="13000×13000 pixels to decode"):
+            decode.decode(bomb, "x", view)
+    with bounded(2**26), pytest.raises(BrokenImage, match="13000×13000 pixels to decode"):
+        decode.read_values(black_png(13_000, 13_000, 1), "x")
+
+
+def test_a_large_jpeg_file_is_decoded_if_a_fraction_of_it_is_small(bounded):
+    large = encoded(Image.new("L", (9000, 9000), 90), "JPEG")
+    with bounded(2**29):
+        assert (decode.decode(large, "x", View(image_size=16)) == 90).all()
+    with pytest.raises(BrokenImage, match="9000×9000 pixels to decode"):
+        decode.decode(large, "x", View())
+
+
+def test_a_jpeg_file_of_many_scans_is_broken(colours):
+    content = encoded(colours, "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    scan = content[last:-2]
+    bomb = content[:-2] + scan * 150 + content[-2:]
+    with pytest.raises(BrokenImage, match=r"x: not .*a JPEG file of \d+ scans"):
+        decode.decode(bomb, "x", View())
+
+
+def test_images_of_any_size_are_decoded_side_by_side_with_bounded_memory(black_png, bounded):
+    large = black_png(7000, 7000)
+    with bounded(2**30), concurrent.futures.ThreadPoolExecutor(4) as pool:
+        seen = list(pool.map(lambda _: decode.decode(large, "x", View(image_size=4)), range(4)))
+    assert [image.shape for image in seen] == [(4, 4, 3)] * 4
+
+
+def test_a_result_of_another_size_than_wanted_is_refused_before_it_is_decoded(black_png, bounded):
+    content = black_png(8000, 7000)
+    with bounded(2**26), pytest.raises(decode.OtherSize, match="7000×8000 pixels"):
+        decode.decode(content, "x", View(), size=(7000, 8000))
+    small = black_png(3, 5)
+    assert decode.decode(small, "x", View(), size=(3, 5)).shape == (3, 5, 3)
+    assert decode.decode(small, "x", View(rotate=90), size=(5, 3)).shape == (5, 3, 3)
+    with pytest.raises(decode.OtherSize, match="3×5 pixels"):
+        decode.decode(small, "x", View(rotate=270), size=(3, 5))

@@ -1,8 +1,14 @@
 """Decoding once: what comes from the cache is what was decoded, and it is never needed."""
 
+import contextlib
+import fcntl
+import hashlib
 import json
 import logging
 import os
+import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -136,3 +142,97 @@ def test_what_was_skipped_is_told_of_again_when_it_comes_from_the_cache(image_fo
     assert len(again) == len(first.images) == 7
     assert "skipped 1 of 8 files" in caplog.text
     assert "1.png" in caplog.text
+
+
+WRITER = """
+import hashlib, os, sys
+from kernsym_jax.data import folder, reading
+from kernsym_jax.data.decode import View
+place, first = sys.argv[1], int(sys.argv[2])
+for number in range(first, first + 40):
+    os.utime(os.path.join(place, "train", "cat", "0.png"), (number, number))
+    encoded = folder.load(place, "train")
+    found = reading.decode_cached(encoded, View(), "fail", worth_seconds=0.0).images
+    print(hashlib.sha256(found.images.tobytes() + found.labels.tobytes()).hexdigest())
+"""
+
+
+def test_processes_that_prepare_one_cache_at_once_all_succeed(image_folder, own_cache):
+    with contextlib.ExitStack() as stack:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        writers = [
+            stack.enter_context(
+                subprocess.Popen([sys.executable, "-c", WRITER, str(image_folder), first], **pipes)
+            )
+            for first in ("100", "120")
+        ]
+        printed = [writer.communicate(timeout=100) for writer in writers]
+    wanted = decoded(image_folder).images
+    digest = hashlib.sha256(wanted.images.tobytes() + wanted.labels.tobytes()).hexdigest()
+    for writer, (output, errors) in zip(writers, printed, strict=True):
+        assert writer.returncode == 0, errors
+        assert output.split() == [digest] * 40
+        assert "not cached" not in errors
+    assert len(entries(own_cache)) == 1
+    assert from_cache(decoded(image_folder))
+
+
+def test_a_set_that_another_process_writes_is_left_to_it(image_folder, own_cache):
+    decoded(image_folder)
+    (entry,) = entries(own_cache)
+    lock = own_cache / f".{entry.name.partition('-')[0]}.lock"
+    os.utime(image_folder / "train" / "cat" / "0.png", (1, 1))
+    with lock.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert len(decoded(image_folder).images) == 8
+        assert entries(own_cache) == sorted([entry, lock])
+    assert not from_cache(decoded(image_folder))
+    assert from_cache(decoded(image_folder))
+
+
+def test_what_a_killed_writer_left_goes_with_the_next(image_folder, own_cache):
+    decoded(image_folder)
+    (entry,) = entries(own_cache)
+    (own_cache / f".{entry.name.partition('-')[0]}-left").mkdir()
+    os.utime(image_folder / "train" / "cat" / "0.png", (1, 1))
+    decoded(image_folder)
+    assert len(entries(own_cache)) == 1
+    assert entries(own_cache) != [entry]
+
+
+@pytest.fixture
+def no_space():
+    """Lets no file of this process grow beyond 100 bytes, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_without_space_for_the_cache_a_run_goes_on_and_says_so_in_one_line(
+    image_folder, own_cache, no_space, caplog
+):
+    with caplog.at_level(logging.WARNING, "absl"):
+        found = decoded(image_folder)
+    assert len(found.images) == 8
+    (record,) = caplog.records
+    assert "not cached" in record.getMessage()
+    assert "\n" not in record.getMessage()
+    assert entries(own_cache) == []
+
+
+def test_images_that_the_machine_cannot_hold_are_refused_before_they_are_decoded(
+    image_folder, black_png, bounded
+):
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    count = pages // (6000 * 6000 * 3) + 1
+    large = image_folder / "train" / "cat" / "0.png"
+    large.write_bytes(black_png(6000, 6000))
+    for number in range(1, count):
+        large.with_name(f"{number}.png").unlink(missing_ok=True)
+        large.with_name(f"{number}.png").symlink_to(large)
+    with (
+        bounded(2**30),
+        pytest.raises(ValueError, match=r"images of 6000×6000 pixels take \d+ GiB"),
+    ):
+        decoded(image_folder)

@@ -3,6 +3,7 @@
 import gzip
 import os
 import pathlib
+import shutil
 import struct
 
 import numpy as np
@@ -232,3 +233,55 @@ def test_channel_statistics_are_those_of_the_pixels():
     np.testing.assert_allclose(deviation[:2], (images / 255).std((0, 1, 2))[:2], atol=1e-6)
     assert mean[2] == pytest.approx(0.2)
     assert deviation[2] == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "masks", "idx"])
+@pytest.mark.parametrize("name", ["images:with:colon", "gs:", "a//b", "file://c"])
+def test_places_with_colons_and_double_slashes_are_local_paths(
+    image_folder, idx_folder, tmp_path_factory, monkeypatch, kind, name
+):
+    parent = tmp_path_factory.mktemp("parent")
+    place = parent / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "masks":
+        for split in ("train", "val"):
+            (image_folder / split / "dog").rename(image_folder / split / "images")
+            (image_folder / split / "cat").rename(image_folder / split / "masks")
+            for mask in (image_folder / split / "masks").iterdir():
+                Image.new("L", (7, 5), 1).save(mask)
+    shutil.copytree(image_folder, place)
+    monkeypatch.chdir(parent)
+    wanted = data.load(f"{kind}:{image_folder}", "test")
+    for written in (name, f"{parent}/{name}", f"//{parent}//{name}"):
+        found = data.load(f"{kind}:{written}", "test")
+        np.testing.assert_array_equal(found.images, wanted.images)
+        np.testing.assert_array_equal(found.labels, wanted.labels)
+
+
+@pytest.mark.parametrize(
+    ("shape", "content"),
+    [
+        ((2**31, 2**31, 2**31), 100),
+        ((2**10, 2**10, 2**10), 2**29),
+        ((2**10, 2**9, 2**10), 2**29),
+    ],
+)
+def test_an_idx_file_that_grows_without_end_is_refused_with_bounded_memory(
+    idx_folder, bounded, shape, content
+):
+    path = idx_folder / "train-images-idx3-ubyte.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(bytes([0, 0, 8, 3]) + struct.pack(">3I", *shape))
+        for _ in range(content // 2**20):
+            file.write(bytes(2**20))
+    with bounded(2**30), pytest.raises(ValueError, match=r"ubyte\.gz: declares \d+ bytes of shape"):
+        data.load(f"idx:{idx_folder}", "train")
+
+
+def test_a_link_that_leads_to_itself_is_a_broken_image(image_folder, caplog):
+    loop = image_folder / "train" / "cat" / "loop.png"
+    loop.symlink_to(loop)
+    with pytest.raises(ValueError, match=r"loop\.png: not a readable file"):
+        data.load(f"folder:{image_folder}", "train")
+    assert len(data.load(f"folder:{image_folder}", "train", on_broken="skip")) == 8
+    assert "loop.png" in caplog.text

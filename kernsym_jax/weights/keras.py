@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from kernsym_jax.formats import hdf5
 from kernsym_jax.formats.arrays import StoredArray, natural_order, parse_json
 from kernsym_jax.formats.hdf5 import Hdf5
+from kernsym_jax.formats.keras_config import Layer, all_layers, read_model
 from kernsym_jax.formats.zip_archive import ZipMembers
 from kernsym_jax.weights import fold
 from kernsym_jax.weights.conv_kernel import (
@@ -20,15 +21,11 @@ from kernsym_jax.weights.conv_kernel import (
     TRANSPOSED,
     ConvKernel,
     Padding,
-    Pair,
     Weights,
 )
 from kernsym_jax.weights.kernels import POINTWISE, describe_axes
 from kernsym_jax.weights.layout import HWIO, looks_like_kernel
 
-MAX_DEPTH = 16
-
-_MODELS = ("Functional", "Model", "Sequential")
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 _LISTED = "Keras HDF5"
 _EPSILON = 1e-3
@@ -49,35 +46,6 @@ _VARIABLES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layer:
-    """A layer as the configuration describes it.
-
-    Attributes:
-      path: its name behind the names of the models around it: ``backbone/conv1``.
-      kind: its class, such as ``Conv2D``.
-      settings: its arguments.
-      inputs: paths of the layers that feed it.
-      key: its name in a ``.weights.h5`` file, such as ``conv2d_1``, behind those of the models
-        around it.
-    """
-
-    path: str
-    kind: str
-    settings: Mapping[str, Any]
-    inputs: tuple[str, ...]
-    key: str
-
-    def pair(self, setting: str) -> Pair | None:
-        """Returns a setting that holds (rows, columns), or one number for both."""
-        value = self.settings.get(setting)
-        if isinstance(value, int):
-            return value, value
-        return (
-            (int(value[0]), int(value[1])) if isinstance(value, list) and len(value) == 2 else None
-        )
-
-
 def is_keras_archive(names: list[str]) -> bool:
     """Returns whether a zip archive with these members is a ``.keras`` file."""
     return _CONFIG in names and _WEIGHTS in names
@@ -94,7 +62,7 @@ def read_archive(path: str | os.PathLike, *, fold_batchnorm: bool = False) -> We
       ValueError: if it is damaged.
     """
     members = ZipMembers(path)
-    layers = _read_layers(parse_json(members.read(_CONFIG).tobytes()))
+    layers = all_layers(read_model(parse_json(members.read(_CONFIG).tobytes())))
     place = members.place(_WEIGHTS)
     if place is not None:
         content = hdf5.read(path, *place)
@@ -119,7 +87,7 @@ def read_hdf5(path: str | os.PathLike, *, fold_batchnorm: bool = False) -> Weigh
     """
     content = hdf5.read(path)
     config = content.groups[""].get("model_config")
-    layers = _read_layers(parse_json(config)) if config else {}
+    layers = all_layers(read_model(parse_json(config))) if config else {}
     for root in ("model_weights/", ""):
         if "layer_names" in content.groups.get(root.rstrip("/"), {}):
             variables = _named(content, root, layers)
@@ -138,10 +106,10 @@ class _Variable:
     name: str
     array: StoredArray
     kind: str
-    known: _Layer | None
+    known: Layer | None
 
 
-def _named(content: Hdf5, root: str, layers: Mapping[str, _Layer]) -> list[_Variable]:
+def _named(content: Hdf5, root: str, layers: Mapping[str, Layer]) -> list[_Variable]:
     """Returns the variables of a file that lists their names layer by layer."""
     by_name = {path.rsplit("/", 1)[-1]: layer for path, layer in layers.items()}
     found = []
@@ -159,7 +127,7 @@ def _named(content: Hdf5, root: str, layers: Mapping[str, _Layer]) -> list[_Vari
     return found
 
 
-def _numbered(content: Hdf5, layers: Mapping[str, _Layer]) -> list[_Variable]:
+def _numbered(content: Hdf5, layers: Mapping[str, Layer]) -> list[_Variable]:
     """Returns the variables of a file that numbers them, in the order of the layers if known."""
     keys = {layer.key: layer for layer in layers.values()}
     place = {layer.path: index for index, layer in enumerate(layers.values())}
@@ -192,7 +160,7 @@ def _given_name(content: Hdf5, group: str) -> str:
     return "/".join(names)
 
 
-def _variable_names(kind: str, known: _Layer | None) -> tuple[str, ...]:
+def _variable_names(kind: str, known: Layer | None) -> tuple[str, ...]:
     names = _VARIABLES.get(kind, ("kernel", "bias") if "Conv" in kind else ())
     absent = set()
     if kind == "BatchNormalization" and known is not None:
@@ -208,7 +176,7 @@ def _class_of(key: str) -> str:
 def _weights(
     content: Hdf5,
     variables: list[_Variable],
-    layers: Mapping[str, _Layer],
+    layers: Mapping[str, Layer],
     name: str,
     path: str | os.PathLike,
     fold_batchnorm: bool,
@@ -255,7 +223,7 @@ def _why_not(variable: _Variable) -> str | None:
     return POINTWISE if shape[:2] == (1, 1) else None
 
 
-def _kernel(variable: _Variable, layers: Mapping[str, _Layer]) -> ConvKernel:
+def _kernel(variable: _Variable, layers: Mapping[str, Layer]) -> ConvKernel:
     weight = variable.array.read()
     kh, kw, third, fourth = weight.shape
     known = variable.known
@@ -279,10 +247,10 @@ def _kernel(variable: _Variable, layers: Mapping[str, _Layer]) -> ConvKernel:
 def _fold(
     kernels: Mapping[str, ConvKernel],
     arrays: Mapping[str, StoredArray],
-    layers: Mapping[str, _Layer],
+    layers: Mapping[str, Layer],
 ) -> tuple[dict[str, ConvKernel], tuple[str, ...]]:
     """Folds each BatchNormalization into the convolution that feeds it and nothing else."""
-    users: dict[str, list[_Layer]] = {}
+    users: dict[str, list[Layer]] = {}
     for layer in layers.values():
         for source in layer.inputs:
             users.setdefault(source, []).append(layer)
@@ -309,23 +277,7 @@ def _fold(
     return folded, (f"BatchNorm folded into {done} of {len(kernels)} kernels",)
 
 
-def _read_layers(config: Any) -> dict[str, _Layer]:
-    """Returns the layers of a model and of the models inside it, in the configuration's order.
-
-    Args:
-      config: the content of ``config.json`` in a ``.keras`` file, or of the attribute
-        ``model_config``.
-
-    Returns:
-      path -> layer.
-
-    Raises:
-      ValueError: if it is not the configuration of a model.
-    """
-    return {layer.path: layer for layer in _layers(config, "", "", 0)}
-
-
-def _padding_before(layer: _Layer, layers: Mapping[str, _Layer]) -> Padding | None:
+def _padding_before(layer: Layer, layers: Mapping[str, Layer]) -> Padding | None:
     """Returns the padding of a convolution, including that of a ZeroPadding2D in front of it."""
     rule = layer.settings.get("padding")
     if rule == "same":
@@ -341,50 +293,3 @@ def _padding_before(layer: _Layer, layers: Mapping[str, _Layer]) -> Padding | No
             rows, columns = (([side] * 2 if isinstance(side, int) else side) for side in value)
             return (int(rows[0]), int(rows[1])), (int(columns[0]), int(columns[1]))
     return (0, 0), (0, 0)
-
-
-def _layers(config: Any, path: str, key: str, depth: int) -> Iterator[_Layer]:
-    inner = config.get("config") if isinstance(config, dict) else None
-    entries = inner if isinstance(inner, list) else inner.get("layers") if inner else None
-    if not isinstance(entries, list) or depth > MAX_DEPTH:
-        raise ValueError("a Keras configuration, but not of a model with layers")
-    counts: dict[str, int] = {}
-    previous: tuple[str, ...] = ()
-    for entry in entries:
-        kind, settings = str(entry["class_name"]), entry["config"]
-        settings = settings if isinstance(settings, dict) else {"layers": settings}
-        name = f"{path}{settings.get('name') or entry.get('name') or kind}"
-        snake = _snake(kind)
-        own_key = f"{key}{snake}_{counts[snake]}" if snake in counts else f"{key}{snake}"
-        counts[snake] = counts.get(snake, 0) + 1
-        feeding = tuple(f"{path}{source}" for source in _sources(entry.get("inbound_nodes")))
-        yield _Layer(name, kind, settings, feeding or previous, own_key)
-        if kind in _MODELS:
-            yield from _layers(entry, f"{name}/", f"{own_key}/", depth + 1)
-        previous = (name,)
-
-
-def _sources(nodes: Any) -> list[str]:
-    """Returns the names of the layers that feed a layer, as Keras 2 or Keras 3 lists them."""
-    found: list[str] = []
-    pending = [nodes]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, dict):
-            history = node.get("keras_history")
-            if isinstance(history, list) and history:
-                found.append(str(history[0]))
-            pending.extend(node.values())
-        elif isinstance(node, list):
-            if len(node) >= 3 and isinstance(node[0], str) and isinstance(node[1], int):
-                found.append(node[0])
-            else:
-                pending.extend(node)
-    return list(dict.fromkeys(found))
-
-
-def _snake(name: str) -> str:
-    """Turns ``DepthwiseConv2D`` into ``depthwise_conv2d``, as Keras does to name a group."""
-    name = re.sub(r"\W+", "", name)
-    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()

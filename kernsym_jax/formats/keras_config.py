@@ -1,0 +1,226 @@
+"""Reads the configuration of a Keras model, as Keras 1, 2 and 3 write it into their files."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+MAX_DEPTH = 16
+"""How deep models may lie in models."""
+
+MAX_LAYERS = 20_000
+"""The layers that a model may have, those of the models inside it included."""
+
+# Keras 1 has other names for classes and settings.
+_CLASSES_1 = {
+    "Convolution1D": "Conv1D",
+    "Convolution2D": "Conv2D",
+    "AtrousConvolution2D": "Conv2D",
+    "Deconvolution2D": "Conv2DTranspose",
+    "SeparableConvolution2D": "SeparableConv2D",
+}
+_SETTINGS_1 = {
+    "nb_filter": "filters",
+    "subsample": "strides",
+    "subsample_length": "strides",
+    "border_mode": "padding",
+    "atrous_rate": "dilation_rate",
+    "filter_length": "kernel_size",
+}
+_ORDERINGS_1 = {"th": "channels_first", "tf": "channels_last"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A result of a layer.
+
+    Attributes:
+      layer: the layer's name, without those of the models around it.
+      call: which of the layer's calls made it.
+      index: which of the call's results it is.
+    """
+
+    layer: str
+    call: int = 0
+    index: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A layer as the configuration describes it.
+
+    Attributes:
+      path: its name behind the names of the models around it: ``backbone/conv1``.
+      kind: its class, such as ``Conv2D``, by its name in Keras 2 and 3.
+      settings: its arguments, by their names in Keras 2 and 3.
+      inputs: paths of the layers that feed it.
+      key: its name in a ``.weights.h5`` file, such as ``conv2d_1``, behind those of the models
+        around it.
+      calls: what each of its calls reads.
+      build_shape: the shape of its input as Keras noted it, or None.
+      model: the model that it is, or None.
+    """
+
+    path: str
+    kind: str
+    settings: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    key: str
+    calls: tuple[tuple[Reference, ...], ...] = ()
+    build_shape: Any = None
+    model: "Model | None" = None
+
+    def pair(self, setting: str) -> tuple[int, int] | None:
+        """Returns a setting that holds (rows, columns), or one number for both."""
+        value = self.settings.get(setting)
+        if isinstance(value, int):
+            return value, value
+        return (
+            (int(value[0]), int(value[1])) if isinstance(value, list) and len(value) == 2 else None
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The layers of a model.
+
+    Attributes:
+      layers: by name, in the configuration's order.
+      sequential: whether each layer reads the one before it.
+      inputs: the results of its input layers; empty for a sequential model.
+      outputs: the results that it returns; empty for a sequential model.
+      build_shape: the shape of its input as Keras noted it, or None.
+    """
+
+    layers: Mapping[str, Layer]
+    sequential: bool
+    inputs: tuple[Reference, ...] = ()
+    outputs: tuple[Reference, ...] = ()
+    build_shape: Any = None
+
+
+def read_model(config: Any) -> Model:
+    """Returns a model with the models inside it.
+
+    Args:
+      config: the content of ``config.json`` in a ``.keras`` file, or of the attribute
+        ``model_config``.
+
+    Raises:
+      ValueError: if it is not the configuration of a model with layers.
+    """
+    return _model(config, "", "", 0, [0])
+
+
+def all_layers(model: Model) -> dict[str, Layer]:
+    """Returns the layers of a model and of the models inside it: path -> layer, in their order."""
+    return {layer.path: layer for layer in _flattened(model)}
+
+
+def _flattened(model: Model) -> Iterator[Layer]:
+    for layer in model.layers.values():
+        yield layer
+        if layer.model is not None:
+            yield from _flattened(layer.model)
+
+
+def _entries(config: Any) -> list[Any] | None:
+    inner = config.get("config") if isinstance(config, dict) else None
+    if isinstance(inner, dict):
+        inner = inner.get("layers")
+    return inner if isinstance(inner, list) else None
+
+
+def _model(config: Any, path: str, key: str, depth: int, count: list[int]) -> Model:
+    entries = _entries(config)
+    if entries is None or depth > MAX_DEPTH:
+        raise ValueError("a Keras configuration, but not of a model with layers")
+    count[0] += len(entries)
+    if count[0] > MAX_LAYERS:
+        raise ValueError(f"a Keras configuration of more than {MAX_LAYERS} layers")
+    settings = config["config"] if isinstance(config["config"], dict) else {}
+    sequential = "input_layers" not in settings
+    layers: dict[str, Layer] = {}
+    counts: dict[str, int] = {}
+    previous: str | None = None
+    for entry in entries:
+        snake = snake_case(str(entry["class_name"]))
+        own_key = f"{key}{snake}_{counts[snake]}" if snake in counts else f"{key}{snake}"
+        counts[snake] = counts.get(snake, 0) + 1
+        name, layer = _layer(entry, previous if sequential else None, path, own_key, depth, count)
+        layers[name] = layer
+        previous = name
+    return Model(
+        layers,
+        sequential,
+        tuple(_references(settings.get("input_layers"))),
+        tuple(_references(settings.get("output_layers"))),
+        settings.get("build_input_shape") or settings.get("batch_input_shape"),
+    )
+
+
+def _layer(
+    entry: Any, previous: str | None, path: str, key: str, depth: int, count: list[int]
+) -> tuple[str, Layer]:
+    """Returns a layer by its name; `previous` is the one that it reads unless it lists others."""
+    kind, settings = str(entry["class_name"]), entry["config"]
+    settings = settings if isinstance(settings, dict) else {"layers": settings}
+    name = str(settings.get("name") or entry.get("name") or kind)
+    nodes = entry.get("inbound_nodes")
+    calls = tuple(tuple(_references(node)) for node in nodes) if isinstance(nodes, list) else ()
+    calls = tuple(call for call in calls if call)
+    if not calls and previous is not None:
+        calls = ((Reference(previous),),)
+    built = entry.get("build_config")
+    feeding = dict.fromkeys(f"{path}{each.layer}" for call in calls for each in call)
+    is_model = kind in ("Functional", "Model", "Sequential") or "input_layers" in settings
+    inner = _model(entry, f"{path}{name}/", f"{key}/", depth + 1, count) if is_model else None
+    return name, Layer(
+        f"{path}{name}",
+        _CLASSES_1.get(kind, kind),
+        _renamed(settings),
+        tuple(feeding),
+        key,
+        calls,
+        built.get("input_shape") if isinstance(built, dict) else None,
+        inner,
+    )
+
+
+def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings by the names that Keras 2 and 3 give them."""
+    renamed = {_SETTINGS_1.get(name, name): value for name, value in settings.items()}
+    if "nb_row" in settings and "nb_col" in settings:
+        renamed["kernel_size"] = [settings["nb_row"], settings["nb_col"]]
+    if settings.get("dim_ordering") in _ORDERINGS_1:
+        renamed["data_format"] = _ORDERINGS_1[settings["dim_ordering"]]
+    return renamed
+
+
+def _references(node: Any) -> list[Reference]:
+    """Returns the results that a part of a configuration names, in its order.
+
+    Keras 2 writes ``[layer, call, index, arguments]``, and Keras 3 a ``keras_history``.
+    """
+    found: list[Reference] = []
+    pending = [node]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            history = item.get("keras_history")
+            pending.extend([history] if history else reversed(item.values()))
+        elif isinstance(item, list):
+            name, *numbers = item[:3] if item else [None]
+            if isinstance(name, str) and len(numbers) == 2 and all(type(n) is int for n in numbers):
+                found.append(Reference(name, *numbers))
+                pending.extend(reversed(item[3:]))
+            else:
+                pending.extend(reversed(item))
+    return found
+
+
+def snake_case(name: str) -> str:
+    """Turns ``DepthwiseConv2D`` into ``depthwise_conv2d``, as Keras does to name a group."""
+    name = re.sub(r"\W+", "", name)
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()

@@ -261,18 +261,17 @@ def test_names_that_no_terminal_can_show_are_read(two_images, tmp_path):
 
 
 @pytest.mark.parametrize("blocks", [member(".", b"x"), header(b"x", 256 * MIB)])
-def test_a_binary_ends_with_one_line_and_status_2(
-    two_images, tmp_path, repository, run_binary, blocks
-):
+def test_a_binary_ends_with_one_line_and_status_2(two_images, tmp_path, run_binary, blocks):
     path = tmp_path / "set.tar.gz"
     path.write_bytes(gzip.compress(two_images + blocks + bytes(1024)))
     status, output, errors = run_binary(
-        "train",
-        f"--config={repository}/configs/digits.py",
-        f"--workdir={tmp_path}/run",
-        f"--config.data.source=folder:{path}",
+        "evaluate",
+        "--model=small_cnn",
+        f"--weights={tmp_path}/none.npz",
+        f"--data=folder:{path}",
+        "--mean=.5",
+        "--std=.2",
     )
     assert (status, output) == (2, "")
-    assert errors.startswith(f"kernsym-train: {path}: ")
+    assert errors.startswith(f"kernsym-evaluate: {path}: ")
     assert errors.count("\n") == 1
-    assert not (tmp_path / "run").exists()

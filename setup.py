@@ -46,7 +46,7 @@ setuptools.setup(
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["kernsym_jax", "kernsym_jax.*"]),
     package_data={
-        "kernsym_jax": ["py.typed", "report/page.*", "studies/*.jinja", "studies/*.css"],
+        "kernsym_jax": ["py.typed", "report/*.jinja", "report/*.css", "report/*.js", "studies/*.jinja", "studies/*.css"],
     },
     install_requires=_requirements(),
     extras_require={
@@ -65,6 +65,7 @@ setuptools.setup(
         "tpu": ["jax[tpu]>=0.8.0"],
         "cuda": ["jax[cuda12]>=0.8.0"],
         "parquet": ["pyarrow>=16"],
+        "pandas": ["pandas>=2.2"],
     },
     entry_points={
         "console_scripts": [f"kernsym-{name} = kernsym_jax.{name}:run" for name in _BINARIES]

@@ -145,6 +145,15 @@ def is_population(path: pathlib.Path) -> bool:
     return (path / POPULATION).exists()
 
 
+def run_of(path: str | os.PathLike) -> pathlib.Path | None:
+    """Returns the run directory that a path is, or of which it is one checkpoint; else None."""
+    path = pathlib.Path(path)
+    if is_run(path):
+        return path
+    folder = path.parent
+    return folder.parent if folder.name == CHECKPOINTS and is_run(folder.parent) else None
+
+
 def has_config(workdir: pathlib.Path) -> bool:
     """Returns whether there is a ``config.json``, the first file that training writes."""
     return (workdir / CONFIG).exists()

@@ -62,6 +62,24 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
     return bool(_items(pathlib.Path(path)))
 
 
+def steps(path: str | os.PathLike) -> dict[int, pathlib.Path]:
+    """Finds the numbered checkpoints in a folder.
+
+    Args:
+      path: the folder of a CheckpointManager, or any folder.
+
+    Returns:
+      number -> folder of every complete checkpoint, in order; {} for a checkpoint itself.
+    """
+    path = pathlib.Path(path)
+    if _is_item(path) or not path.is_dir():
+        return {}
+    items = _items(path)
+    if any(folder.parent == path for folder in items.values()) and path.name.isdecimal():
+        return {}
+    return {number: folder for number, folder in sorted(_numbered(path)) if _items(folder)}
+
+
 def read_arrays(
     path: str | os.PathLike, needed: Callable[[Path], bool] = lambda path: True
 ) -> dict[Path, StoredArray]:
@@ -94,15 +112,24 @@ def _items(path: pathlib.Path) -> dict[str, pathlib.Path]:
     """Returns the folders of a checkpoint's trees, of the newest step if there are several."""
     if _is_item(path):
         return {path.name: path}
-    folders = [child for child in sorted(path.iterdir()) if child.is_dir()] if path.is_dir() else []
-    folders = [folder for folder in folders if _UNFINISHED not in folder.name]
+    folders = _finished(path)
     items = {folder.name: folder for folder in folders if _is_item(folder)}
     if items and (path.name.isdecimal() or (path / _STEP_LISTING).is_file()):
         return items
-    matches = [(_STEP.fullmatch(folder.name), folder) for folder in folders]
-    steps = [(int(match[1]), folder) for match, folder in matches if match]
-    found = (_items(folder) for _, folder in sorted(steps, reverse=True))
+    found = (_items(folder) for _, folder in sorted(_numbered(path), reverse=True))
     return next((trees for trees in found if trees), items if len(items) == 1 else {})
+
+
+def _finished(path: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the folders in a folder, without those of checkpoints that are being written."""
+    folders = [child for child in sorted(path.iterdir()) if child.is_dir()] if path.is_dir() else []
+    return [folder for folder in folders if _UNFINISHED not in folder.name]
+
+
+def _numbered(path: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
+    """Returns the folders in a folder whose names end in a number, with that number."""
+    matches = [(_STEP.fullmatch(folder.name), folder) for folder in _finished(path)]
+    return [(int(match[1]), folder) for match, folder in matches if match]
 
 
 def _is_item(folder: pathlib.Path) -> bool:

@@ -21,10 +21,28 @@ from kernsym_jax.report.summary import (
     sentences,
     summarize,
 )
-from kernsym_jax.report.tables import NetworkTable
+from kernsym_jax.report.tables import (
+    Comparison,
+    NetworkTable,
+    Trajectory,
+    compare_tables,
+    find_trajectories,
+)
 
 # Drawing takes longer than measuring. More networks than this are drawn on the page only.
 _MOST_DRAWN = 20
+# A layer-by-layer table of more networks than this is too wide for a terminal.
+_MOST_COLUMNS = 4
+# Figures of `summarize` and their headings.
+_SHOWN_MEANS = {
+    "layers": "layers",
+    "internal_mean": "internal",
+    "strided_mean": "strided",
+    "first_score": "first",
+    "above_null": "above chance",
+    "above_null_centered": "… centred",
+    "strided_deficit": "strided deficit",
+}
 
 
 def analyze(
@@ -32,10 +50,15 @@ def analyze(
 ) -> tuple[list[NetworkTable], dict[str, str]]:
     """Measures networks, prints their tables and writes the report.
 
+    Several networks are compared layer by layer. Checkpoints of one run are one trajectory, of
+    which the last checkpoint is shown in full.
+
     Args:
-      places: run directories, files of weights, folders of them, and patterns.
+      places: run directories, files of weights, folders of checkpoints or of any of these, and
+        patterns.
       out: the folder for ``layers.csv``, ``layers.json``, ``mean_kernels.npz``, ``figures/`` and
-        ``report.html``; created if it is missing.
+        ``report.html``, and for ``comparison.csv`` and ``trajectory.csv`` if there are several
+        networks or checkpoints; created if it is missing.
       options: settings for reading the sources.
 
     Returns:
@@ -67,15 +90,19 @@ def write_results(tables: Sequence[NetworkTable], out: pathlib.Path) -> None:
     """Writes the tables, the mean kernels, the figures of up to 20 networks, and the page.
 
     Args:
-      tables: one per network.
+      tables: one per network or checkpoint.
       out: the folder; created if it is missing.
     """
     _make_folder(out)
-    rows = [row for table in tables for row in table.rows]
-    with (out / "layers.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    shown, comparison, runs = _arranged(tables)
+    _write_csv(out / "layers.csv", COLUMNS, [row for table in tables for row in table.rows])
+    _write_csv(
+        out / "comparison.csv",
+        comparison.columns if comparison else [],
+        comparison.flat_rows() if comparison else [],
+    )
+    columns = dict.fromkeys(column for run in runs for column in run.columns)
+    _write_csv(out / "trajectory.csv", list(columns), [row for run in runs for row in run.rows])
     networks = [_as_json(table) for table in tables]
     (out / "layers.json").write_text(
         json.dumps(networks, indent=1, allow_nan=False) + "\n", encoding="utf-8"
@@ -88,9 +115,9 @@ def write_results(tables: Sequence[NetworkTable], out: pathlib.Path) -> None:
     }
     with (out / "mean_kernels.npz").open("wb") as file:
         np.savez(file, **_file_names(kernels))
-    for index, table in enumerate(tables if len(tables) <= _MOST_DRAWN else [], 1):
-        write_figures(table, out / "figures", prefix=f"{index}_" if several else "")
-    write_page(tables, out / "report.html")
+    for index, table in enumerate(shown if len(shown) <= _MOST_DRAWN else [], 1):
+        write_figures(table, out / "figures", prefix=f"{index}_" if len(shown) > 1 else "")
+    write_page(shown, out / "report.html", comparison=comparison, trajectories=runs)
 
 
 def write_parquet(tables: Sequence[NetworkTable], path: pathlib.Path) -> None:
@@ -114,13 +141,14 @@ def write_parquet(tables: Sequence[NetworkTable], path: pathlib.Path) -> None:
 
 
 def print_tables(tables: Sequence[NetworkTable]) -> None:
-    """Prints the table and the summary of each network.
+    """Prints the table and the summary of each network, their comparison and their trajectories.
 
     Args:
-      tables: one per network.
+      tables: one per network or checkpoint.
     """
     console = cli.console()
-    for table in tables:
+    shown, comparison, runs = _arranged(tables)
+    for table in shown:
         console.print(_layer_table(table))
         said = [*sentences(summarize(table)), advice(table), answers_sentence(table.consistency)]
         console.print(" ".join(filter(None, said)), style="bold", markup=False, highlight=False)
@@ -132,6 +160,72 @@ def print_tables(tables: Sequence[NetworkTable]) -> None:
             markup=False,
             highlight=False,
         )
+    for run in runs:
+        console.print(_run_table(run))
+    if comparison is not None:
+        console.print(_means_table(comparison))
+        if comparison.rows and len(comparison.tables) <= _MOST_COLUMNS:
+            console.print(_comparison_table(comparison))
+
+
+def _arranged(
+    tables: Sequence[NetworkTable],
+) -> tuple[list[NetworkTable], Comparison | None, list[Trajectory]]:
+    """The networks to show in full, their comparison, and the trajectories that end in some."""
+    runs, others = find_trajectories(tables)
+    last = {id(run.tables[-1]): run.last for run in runs}
+    single = {id(table) for table in others}
+    shown = [last.get(id(table), table) for table in tables if id(table) in last.keys() | single]
+    return shown, compare_tables(shown) if len(shown) > 1 else None, runs
+
+
+def _write_csv(path: pathlib.Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Writes a table, or removes that of an earlier analysis if there are no rows."""
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _run_table(run: Trajectory) -> Any:
+    rows = [[str(row["step"]), *(_short(row[key]) for key in _SHOWN_MEANS)] for row in run.rows]
+    title = f"{run.source}: {len(run.steps)} checkpoints"
+    return _grid(title, ["checkpoint", *_SHOWN_MEANS.values()], rows)
+
+
+def _means_table(comparison: Comparison) -> Any:
+    rows = [
+        [f"{number}: {row['source']}", *(_short(row[key]) for key in _SHOWN_MEANS)]
+        for number, row in enumerate(comparison.means, 1)
+    ]
+    return _grid("means", ["network", *_SHOWN_MEANS.values()], rows)
+
+
+def _comparison_table(comparison: Comparison) -> Any:
+    columns = comparison.columns[3:]
+    headings = [name.split(":")[0] for name in columns]
+    rows = [
+        [row["layer"], row["role"] or "", *(_short(row[name]) for name in columns)]
+        for row in comparison.flat_rows()
+    ]
+    return _grid("layer by layer, differences from network 1", ["layer", "role", *headings], rows)
+
+
+def _grid(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    """A table whose first column is text and whose others are numbers."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(title=Text(cli.printable(title)), box=box.SIMPLE_HEAD, title_justify="left")
+    for heading in headings:
+        grid.add_column(heading, justify="left" if heading in headings[:1] else "right")
+    for row in rows:
+        grid.add_row(*(Text(cli.printable(cell)) for cell in row))
+    return grid
 
 
 def _layer_table(table: NetworkTable) -> Any:
@@ -205,6 +299,13 @@ def _file_names(kernels: dict[str, np.ndarray]) -> dict[str, Any]:
             safe += "_"
         named[safe] = kernel
     return named
+
+
+def _short(value: float | None) -> str:
+    """Three digits, or nothing."""
+    if value is None or isinstance(value, int):
+        return "" if value is None else str(value)
+    return f"{value:.3f}"
 
 
 def _figure(value: float | None) -> str:

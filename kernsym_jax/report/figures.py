@@ -154,7 +154,7 @@ def trajectory(table: "NetworkTable") -> Any:
         axis.axhspan(low, high, color=CHANCE, alpha=0.35, lw=0, zorder=0)
         axis.annotate("chance, mean to 95 % point", (steps[-1], low), ha="right", va="bottom",
                       fontsize=7)  # fmt: skip
-    axis.set(xlabel="completed steps", ylabel="symmetry score, |T| = 8")
+    axis.set(xlabel="completed steps or epochs", ylabel="symmetry score, |T| = 8")
     if len(roles) <= _MOST_NAMES:
         axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

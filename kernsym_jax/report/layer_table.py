@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -215,6 +215,28 @@ def chance_scores(kh: int, kw: int) -> tuple[np.ndarray, np.ndarray]:
     return plain, centred
 
 
+class ChanceLevels(NamedTuple):
+    """Levels of the scores of random kernels.
+
+    Attributes:
+      mean: mean score.
+      q95: 95 % point of the score.
+      centred_q95: 95 % point of the centred score.
+    """
+
+    mean: float
+    q95: float
+    centred_q95: float
+
+
+@functools.lru_cache(maxsize=64)
+def chance_levels(kh: int, kw: int) -> ChanceLevels:
+    """Returns the levels of `chance_scores` for kernels of kh rows and kw columns."""
+    plain, centred = chance_scores(kh, kw)
+    quantiles = (float(np.quantile(scores, 0.95)) for scores in (plain, centred))
+    return ChanceLevels(float(plain.mean()), *quantiles)
+
+
 def beside_chance(score: float | None, kh: int, kw: int) -> dict[str, float | None]:
     """Describes the null of a kernel shape, and computes the p-value of a score under it.
 
@@ -226,12 +248,12 @@ def beside_chance(score: float | None, kh: int, kw: int) -> dict[str, float | No
     Returns:
       ``null_mean``, ``null_q95`` and ``p_value``.
     """
-    null, _ = chance_scores(kh, kw)
+    (null, _), levels = chance_scores(kh, kw), chance_levels(kh, kw)
     # The draws are sorted, so a search counts those below the score.
     below = None if score is None else int(np.searchsorted(null, np.float32(score)))
     return {
-        "null_mean": float(null.mean()),
-        "null_q95": float(np.quantile(null, 0.95)),
+        "null_mean": levels.mean,
+        "null_q95": levels.q95,
         "p_value": None if below is None else (1 + len(null) - below) / (1 + len(null)),
     }
 

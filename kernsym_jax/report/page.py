@@ -3,6 +3,7 @@
 import importlib.resources
 import itertools
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from kernsym_jax.evaluation.figures import svg
 from kernsym_jax.report import figures, summary
 
 if TYPE_CHECKING:
-    from kernsym_jax.report.tables import NetworkTable
+    from kernsym_jax.report.tables import Comparison, NetworkTable, Trajectory
 
 # The colour scale of the figures: its ends, its middle and its quarters, as (red, green, blue).
 _NEGATIVE, _ZERO, _POSITIVE = (45, 0, 75), (247, 247, 247), (127, 59, 8)
@@ -58,44 +59,147 @@ _TABLE = (
 )
 
 
-def write_page(tables: Sequence["NetworkTable"], path: pathlib.Path) -> None:
-    """Writes ``report.html``.
+# Figures of whole networks: key of `summarize`, heading.
+_HEADINGS = (
+    ("layers", "layers"),
+    ("internal_mean", "internal"),
+    ("strided_mean", "strided"),
+    ("first_score", "first"),
+    ("above_null", "above chance"),
+    ("above_null_centered", "… centred"),
+    ("discoveries", "… found"),
+    ("depth_spearman", "score with depth"),
+)
+# A layer-by-layer table of more networks than this is too wide to read.
+_MOST_COMPARED = 6
 
-    Args:
-      tables: one per network, from `network_table`.
-      path: the HTML file.
-    """
-    path.write_text(render(tables), encoding="utf-8")
+
+def write_page(
+    tables: Sequence["NetworkTable"],
+    path: pathlib.Path,
+    *,
+    comparison: "Comparison | None" = None,
+    trajectories: Sequence["Trajectory"] = (),
+) -> None:
+    """Writes ``report.html``; the arguments are those of `render`."""
+    text = render(tables, comparison=comparison, trajectories=trajectories)
+    path.write_text(text, encoding="utf-8")
 
 
-def render(tables: Sequence["NetworkTable"]) -> str:
+def render(
+    tables: Sequence["NetworkTable"],
+    *,
+    comparison: "Comparison | None" = None,
+    trajectories: Sequence["Trajectory"] = (),
+) -> str:
     """Renders the page: it makes no request, and names from files are text, never markup.
 
     Args:
       tables: one per network, from `network_table`.
+      comparison: of the networks, layer by layer.
+      trajectories: the runs whose last checkpoints are among the tables.
 
     Returns:
       An HTML document.
     """
+    checkpoints = {run.tables[-1].source: run.rows for run in trajectories}
+    compared = comparison is not None and len(comparison.tables) <= _MOST_COMPARED
+    return _template("page.jinja").render(
+        networks=[
+            {**_network(index, table), "checkpoints": _printable(checkpoints.get(table.source, []))}
+            for index, table in enumerate(tables, 1)
+        ],
+        evaluated=any(table.consistency for table in tables),
+        comparison=_comparison(comparison) if comparison and comparison.rows and compared else None,
+        columns=_TABLE,
+        headings=_HEADINGS,
+        irreps=symmetry.IRREPS,
+        style=_read("page.css"),
+        script=_read("page.js"),
+    )
+
+
+def fragment(table: "NetworkTable") -> str:
+    """Renders a network's mean kernels and table as an HTML fragment for notebooks."""
+    return _fragment(
+        title=printable(table.source),
+        sentences=_sentences(table),
+        layers=[_layer(row, table) for row in table.rows],
+    )
+
+
+def comparison_fragment(comparison: "Comparison") -> str:
+    """Renders a comparison as an HTML fragment for notebooks."""
+    names = [printable(table.source) for table in comparison.tables]
+    means = [
+        f"{name}: {' '.join(_sentences(table))}"
+        for name, table in zip(names, comparison.tables, strict=True)
+    ]
+    return _fragment(title=" · ".join(names), sentences=means, comparison=_comparison(comparison))
+
+
+def trajectory_fragment(trajectory: "Trajectory") -> str:
+    """Renders the figure and the table of a trajectory as an HTML fragment for notebooks."""
+    return _fragment(
+        title=printable(trajectory.source),
+        sentences=[f"{len(trajectory.steps)} checkpoints."],
+        plot=svg(figures.trajectory(trajectory.last), page=True),
+        checkpoints=_printable(trajectory.rows),
+    )
+
+
+def _fragment(**values: Any) -> str:
+    empty: dict[str, Any] = {"plot": "", "layers": [], "checkpoints": [], "comparison": None}
+    return _template("fragment.jinja").render(
+        **{**empty, **values}, columns=_TABLE, headings=_HEADINGS, style=_read("fragment.css")
+    )
+
+
+def _template(name: str) -> Any:
     import jinja2
 
-    files = importlib.resources.files("kernsym_jax.report")
-
-    def read(name: str) -> str:
-        return files.joinpath(name).read_text(encoding="utf-8")
-
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(_read),
     )
     environment.filters["figure"] = _figure
-    return environment.from_string(read("page.jinja")).render(
-        networks=[_network(index, table) for index, table in enumerate(tables, 1)],
-        evaluated=any(table.consistency for table in tables),
-        columns=_TABLE,
-        irreps=symmetry.IRREPS,
-        style=read("page.css"),
-        script=read("page.js"),
-    )
+    return environment.get_template(name)
+
+
+def _read(name: str) -> str:
+    return importlib.resources.files("kernsym_jax.report").joinpath(name).read_text("utf-8")
+
+
+def _sentences(table: "NetworkTable") -> list[str]:
+    figures_of_all = summary.summarize(table)
+    said = [" ".join(summary.sentences(figures_of_all)), summary.advice(table)]
+    return [text for text in said if text]
+
+
+def _printable(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "source": printable(row["source"])} for row in rows]
+
+
+def _comparison(comparison: "Comparison") -> dict[str, Any]:
+    """The headings and rows of the layer-by-layer table, with a last row of means."""
+    columns = comparison.columns[3:]
+    return {
+        "headings": [
+            {"text": re.sub(r"(\d+): .*", r"\1", name, flags=re.DOTALL), "title": printable(name)}
+            for name in columns
+        ],
+        "rows": [
+            {
+                "layer": printable(row["layer"]),
+                "role": row["role"],
+                "figures": [row[name] for name in columns],
+            }
+            for row in comparison.flat_rows()
+        ],
+    }
 
 
 def _network(index: int, table: "NetworkTable") -> dict[str, Any]:

@@ -3,21 +3,43 @@
 import dataclasses
 import functools
 import glob
+import json
+import os
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kernsym_jax import run_directory
 from kernsym_jax.cli import path_name
+from kernsym_jax.formats.arrays import natural_order
+from kernsym_jax.formats.safetensors import read_weight_map
 from kernsym_jax.geometry import CONVOLUTIONS, LayerGeometry
 from kernsym_jax.report.summary import check_evaluation
-from kernsym_jax.report.tables import NetworkTable, RowsAt, network_table
+from kernsym_jax.report.tables import (
+    Comparison,
+    NetworkTable,
+    RowsAt,
+    Trajectory,
+    compare_tables,
+    network_table,
+    trajectory_of,
+)
 from kernsym_jax.weights import Weights, flax_layer
 
 _SUFFIXES = (
     ".safetensors", ".safetensors.index.json", ".npz", ".msgpack", ".pt", ".pth", ".th", ".bin",
-    ".ckpt", ".onnx", ".keras", ".h5", ".hdf5", ".tflite",
+    ".ckpt", ".onnx", ".keras", ".h5", ".hdf5", ".tflite", ".pth.tar", ".pt.tar", ".pkl", ".pickle",
+    ".pdparams", ".ptl",
 )  # fmt: skip
+# ``checkpoint_100`` of Flax, and ``ckpt-100``, have no suffix.
+_NUMBERED = re.compile(r"(checkpoint|ckpt)[-_]?\d+", re.IGNORECASE)
+# What trainers save beside the network.
+_NO_NETWORK = re.compile(
+    r"(optimizer|optim|scheduler|scaler|training_args|rng_state|random_states?)([-_.]?\d+)*"
+    r"\.(pt|pth|bin|pkl)",
+    re.IGNORECASE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +65,91 @@ class Options:
     input_size: int | tuple[int, int] | None = None
 
 
+def table(source: Any, *, name: str | None = None, **options: Any) -> NetworkTable:
+    """Reads and measures one network.
+
+    Args:
+      source: a file of weights, a checkpoint or a run directory; or weights in memory, as for
+        `weights.read`: a state dict, parameters, a module or a TrainState.
+      name: the network's name in the table; its path, or the type of what is in memory, by default.
+      **options: the attributes of `Options`.
+
+    Returns:
+      The network's table: its ``rows``, ``to_dataframe()``, and a view for notebooks.
+
+    Raises:
+      ValueError: if it cannot be read or has no spatial convolution.
+      FileNotFoundError: if it does not exist.
+    """
+    if isinstance(source, NetworkTable):
+        return source
+    settings = Options(**options)
+    if isinstance(source, str | os.PathLike):
+        found = read_table(os.fspath(source), settings)
+    else:
+        found = _in_memory(source, settings)
+    if name is None:
+        return found
+    rows = [{**row, "source": name} for row in found.rows]
+    return dataclasses.replace(found, source=name, rows=rows)
+
+
+def compare(sources: Iterable[Any] | Mapping[str, Any], **options: Any) -> Comparison:
+    """Compares networks layer by layer where their names match.
+
+    Args:
+      sources: networks, each as for `table`; or name -> network.
+      **options: the attributes of `Options`.
+
+    Returns:
+      The comparison.
+
+    Raises:
+      ValueError: if a network cannot be read or has no spatial convolution.
+      FileNotFoundError: if a source does not exist.
+    """
+    return compare_tables(_tables(sources, options))
+
+
+def trajectory(sources: Any, **options: Any) -> Trajectory:
+    """Follows the layers of a network over the checkpoints of one run.
+
+    Args:
+      sources: a folder of checkpoints, a pattern such as ``epoch_*.pth``, or the checkpoints, each
+        as for `table`. Numbers in their names, or ``step`` or ``epoch`` in their contents, tell
+        their order.
+      **options: the attributes of `Options`.
+
+    Returns:
+      The trajectory.
+
+    Raises:
+      ValueError: if a checkpoint cannot be read, or nothing tells their order.
+      FileNotFoundError: if there is no checkpoint.
+    """
+    if isinstance(sources, str | os.PathLike):
+        sources = find_sources([os.fspath(sources)])
+    return trajectory_of(_tables(sources, options))
+
+
+def _tables(
+    sources: Iterable[Any] | Mapping[str, Any], options: Mapping[str, Any]
+) -> list[NetworkTable]:
+    if isinstance(sources, Mapping):
+        return [table(source, name=name, **options) for name, source in sources.items()]
+    return [table(source, **options) for source in sources]
+
+
 def find_sources(places: Sequence[str]) -> list[pathlib.Path]:
     """Finds the sources that a command line names.
 
     Args:
-      places: files, run directories, checkpoints, other folders (for every run directory and file
-        of weights below them), and patterns such as ``runs/*``.
+      places: files, run directories, checkpoints, folders of numbered checkpoints (for each of
+        them), other folders (for every run directory and file of weights below them), and patterns
+        such as ``runs/*``.
 
     Returns:
-      The sources, each once, in order.
+      The sources, each once, in order: checkpoint 2 before checkpoint 10.
 
     Raises:
       FileNotFoundError: if a place does not exist, or a folder or pattern contains no source.
@@ -62,10 +160,11 @@ def find_sources(places: Sequence[str]) -> list[pathlib.Path]:
         if path.exists():
             matches = [path]
         else:
-            matches = [pathlib.Path(match) for match in sorted(glob.glob(place, recursive=True))]
+            names = sorted(glob.glob(place, recursive=True), key=natural_order)
+            matches = [pathlib.Path(name) for name in names]
             if not matches:
                 raise FileNotFoundError(f"{place}: no such file or directory")
-        inside = [source for match in matches for source in _below(match)]
+        inside = [source for match in matches for source in _steps_of(match) or _below(match)]
         if not inside:
             raise FileNotFoundError(f"{place}: no run directory and no file of weights in it")
         found |= dict.fromkeys(inside)
@@ -90,16 +189,40 @@ def read_table(path: str | pathlib.Path, options: Options | None = None) -> Netw
 
     path, options = pathlib.Path(path), options or Options()
     found = weights.read(path, layout=options.layout, fold_batchnorm=options.fold_batchnorm)
-    if not found.kernels:
-        raise ValueError(
-            f"{path_name(path)}: no spatial convolution among its {len(found.skipped)} entries, "
-            f"nothing to measure{_open_layouts(found)}"
-        )
+    _require_kernels(found, path_name(path))
     history = _symmetry_lines(path) if run_directory.is_run(path) else []
-    rows, rows_at = _geometry(path, options)
+    geometry = _geometry(path, options)
+    more = {"history": history, "consistency": _evaluation(path)}
+    return _table(found, str(path), geometry, options, **more)
+
+
+def _in_memory(source: Any, options: Options) -> NetworkTable:
+    from kernsym_jax import weights
+
+    found = weights.read(source, layout=options.layout, fold_batchnorm=options.fold_batchnorm)
+    _require_kernels(found, f"a {found.source} in memory")
+    return _table(found, found.source, _geometry(None, options), options)
+
+
+def _table(
+    found: Weights,
+    source: str,
+    geometry: tuple[Sequence[LayerGeometry], RowsAt | None],
+    options: Options,
+    **more: Any,
+) -> NetworkTable:
+    rows, rows_at = geometry
     if options.model is not None:
         found, rows = _fit(found, rows, options.model)
-    return network_table(found, str(path), rows, rows_at, history, _evaluation(path))
+    return network_table(found, source, rows, rows_at, **more)
+
+
+def _require_kernels(weights: Weights, name: str) -> None:
+    if not weights.kernels:
+        raise ValueError(
+            f"{name}: no spatial convolution among its {len(weights.skipped)} entries, nothing to "
+            f"measure{_open_layouts(weights)}"
+        )
 
 
 def _open_layouts(weights: Weights) -> str:
@@ -116,12 +239,39 @@ def _below(path: pathlib.Path, above: frozenset[pathlib.Path] = frozenset()) -> 
     if here in above:
         return []
     found = []
-    for entry in sorted(path.iterdir()):
+    for entry in sorted(path.iterdir(), key=lambda entry: natural_order(entry.name)):
         if entry.is_dir():
             found += _below(entry, above | {here})
-        elif entry.name.lower().endswith(_SUFFIXES):
+        elif _may_be_network(entry.name):
             found.append(entry)
-    return found
+    return _without_shards(found)
+
+
+def _may_be_network(name: str) -> bool:
+    if _NO_NETWORK.fullmatch(name):
+        return False
+    return name.lower().endswith((*_SUFFIXES, ".bin.index.json")) or bool(_NUMBERED.fullmatch(name))
+
+
+def _without_shards(files: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """The files of a folder without those that an index among them makes one network of."""
+    shards: set[pathlib.Path] = set()
+    for file in files:
+        if file.name.endswith(".index.json"):
+            try:
+                shards |= {file.parent / name for name in read_weight_map(file).values()}
+            except (ValueError, OSError):
+                continue  # reading the index will tell what is wrong with it
+    return [file for file in files if file not in shards]
+
+
+def _steps_of(path: pathlib.Path) -> list[pathlib.Path]:
+    """The checkpoints in a folder of numbered ones; of a run directory only the newest counts."""
+    if not path.is_dir() or run_directory.is_run(path):
+        return []
+    from kernsym_jax.formats import orbax
+
+    return list(orbax.steps(path).values())
 
 
 def _is_source(folder: pathlib.Path) -> bool:
@@ -134,24 +284,25 @@ def _is_source(folder: pathlib.Path) -> bool:
 
 
 def _geometry(
-    path: pathlib.Path, options: Options
+    path: pathlib.Path | None, options: Options
 ) -> tuple[Sequence[LayerGeometry], RowsAt | None]:
     """The rows of the audit, and the audit at other sizes, if the source can be audited."""
     from kernsym_jax import geometry, models
 
-    rows_at: RowsAt
+    run = None if path is None else run_directory.run_of(path)
     fields: dict[str, Any] | None = None
     if options.model is not None:
         fields = {"name": options.model, "padding": options.padding}
         fields["downsample"] = options.downsample
-    elif run_directory.is_run(path) and (path / run_directory.LAYERS).exists():
-        fields = run_directory.read_config(path)["model"]
+    elif run is not None and (run / run_directory.LAYERS).exists():
+        fields = run_directory.read_config(run)["model"]
+    rows_at: RowsAt
     if fields is not None:
-        rows_at = functools.partial(geometry.audit_module, models.create(**fields))
-        if options.model is None and options.input_size is None:
-            return geometry.read_rows(path), rows_at
+        rows_at = _auditor(json.dumps(fields))
+        if options.model is None and options.input_size is None and run is not None:
+            return geometry.read_rows(run), rows_at
         return rows_at(options.input_size or models.default_input_size(fields["name"])), rows_at
-    if path.suffix.lower() == ".onnx":
+    if path is not None and path.suffix.lower() == ".onnx":
         rows_at = functools.partial(geometry.audit_onnx, path)
         try:
             return rows_at(options.input_size), rows_at
@@ -160,6 +311,14 @@ def _geometry(
             if options.input_size:
                 raise
     return (), None
+
+
+@functools.lru_cache(maxsize=16)
+def _auditor(fields: str) -> RowsAt:
+    """The audit of a network of ours by input size; the checkpoints of one run share it."""
+    from kernsym_jax import geometry, models
+
+    return functools.partial(geometry.audit_module, models.create(**json.loads(fields)))
 
 
 def _fit(
@@ -207,16 +366,22 @@ def _evaluation(source: pathlib.Path) -> dict[str, Any] | None:
     """The evaluation of a source.
 
     A run directory has ``consistency.json`` in it. A file of weights may have one beside it, which
-    is an evaluation of this file if it names the file; the folder may hold others.
+    is an evaluation of this file if it names the file. Otherwise it belongs to another file, or to
+    another program.
     """
     folder = source if source.is_dir() else source.parent
     if not (folder / run_directory.CONSISTENCY).exists():
         return None
-    found = run_directory.read_consistency(folder)
     try:
-        weights = pathlib.Path(str(found["settings"]["weights"])).name
-        if source.is_file() and weights != source.name:
-            return None
+        found = run_directory.read_consistency(folder)
+        weights = pathlib.Path(str(found["settings"].get("weights"))).name
+    except ValueError:
+        if source.is_dir():
+            raise
+        return None
+    if source.is_file() and weights != source.name:
+        return None
+    try:
         check_evaluation(found)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         path = path_name(folder / run_directory.CONSISTENCY)

@@ -1,5 +1,6 @@
 """A network, and an evaluation of its answers, in a few numbers and sentences."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ import numpy as np
 
 from kernsym_jax import geometry as audits
 from kernsym_jax import symmetry
-from kernsym_jax.report.layer_table import chance_scores
+from kernsym_jax.report.layer_table import chance_levels
 
 if TYPE_CHECKING:
     from kernsym_jax.report.tables import NetworkTable
@@ -122,12 +123,17 @@ def advice(table: "NetworkTable") -> str:
     Args:
       table: from `network_table`.
     """
-    rows = list(table.geometry)
+    return _advice(tuple(table.geometry), table.rows_at)
+
+
+# The checkpoints of one run have one audit, and other sizes take long to try.
+@functools.lru_cache(maxsize=16)
+def _advice(rows: tuple[audits.LayerGeometry, ...], rows_at: Any) -> str:
     if not rows:
         return ""
     size = "×".join(map(str, rows[0].input_size))
     try:
-        return f"Padding at {size} pixels: {audits.advise(rows, table.rows_at).verdict}."
+        return f"Padding at {size} pixels: {audits.advise(rows, rows_at).verdict}."
     except ValueError:  # these rows do not tell about other sizes
         return ""
 
@@ -271,9 +277,9 @@ def _percent(share: float) -> str:
 
 
 def _above_centred(table: "NetworkTable", row: dict[str, Any]) -> float:
-    _, centred = chance_scores(*table.mean_kernels[row["layer"]].shape)
     score = row["score_centered"]
-    return float(score is not None and score > np.quantile(centred, 0.95))
+    limit = chance_levels(*table.mean_kernels[row["layer"]].shape).centred_q95
+    return float(score is not None and score > limit)
 
 
 def _rank_correlation(rows: list[dict[str, Any]]) -> float | None:

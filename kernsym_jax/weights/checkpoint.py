@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from kernsym_jax.formats.arrays import Path, StoredArray
 from kernsym_jax.formats.pickle_data import Inert, NumpyArray
 
@@ -44,6 +46,7 @@ _WRAPPERS = frozenset(
     ]
 )
 _BOXES = ("value", "raw_value")
+_STEP_KEYS = ("step", "global_step", "iteration", "iter", "epoch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +156,27 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
     items = node.items() if isinstance(node, Mapping) else enumerate(node)
     for key, child in items:
         yield (key if isinstance(key, str) else str(getattr(key, "name", key))), child
+
+
+def step(tree: Any) -> int | None:
+    """Returns the number of steps after which a checkpoint says it was saved, else of epochs.
+
+    Args:
+      tree: the containers of the checkpoint.
+    """
+    if isinstance(tree, Inert):
+        tree = tree.attributes
+    if not isinstance(tree, Mapping):
+        return None
+    for name in _STEP_KEYS:
+        value = tree.get(name)
+        if isinstance(value, NumpyArray):
+            value = value.array
+        if isinstance(value, StoredArray) and value.shape == () and value.dtype.kind in "iu":
+            value = value.read()
+        if isinstance(value, int | np.integer | np.ndarray) and np.ndim(value) == 0:
+            return int(value)
+    return None
 
 
 def kernel_leaves(arrays: Mapping[Path, StoredArray]) -> set[str]:

@@ -72,6 +72,7 @@ class Weights:
         another).
       layout: the stored axes and how the reader knows them, such as ``OIHW (recognised)``.
       notes: remarks for the reader of a report, such as the number of folded BatchNorms.
+      step: the number of steps or epochs after which the file says that it was saved, or None.
     """
 
     kernels: dict[str, ConvKernel]
@@ -81,3 +82,4 @@ class Weights:
     order: str
     layout: str
     notes: tuple[str, ...] = ()
+    step: int | None = None

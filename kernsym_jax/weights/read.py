@@ -35,6 +35,7 @@ class _ArrayFile:
       ordered: whether the arrays come in the order of the network's definition.
       skipped: name of an array or a group of arrays that does not belong to the network -> why.
       notes: remarks for the reader of a report.
+      step: the number of steps or epochs after which the file says that it was saved.
     """
 
     format: str
@@ -43,6 +44,7 @@ class _ArrayFile:
     ordered: bool = False
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    step: int | None = None
 
 
 def read(source: Any, *, layout: str | None = None, fold_batchnorm: bool = False) -> Weights:
@@ -79,7 +81,8 @@ def read(source: Any, *, layout: str | None = None, fold_batchnorm: bool = False
         weights = _read_graph(location, fold_batchnorm)
         if weights is None:
             weights = _kernels(_array_file(location), os.fspath(source), layout, fold_batchnorm)
-    return _with_geometry(weights, location) if run_directory.is_run(location) else weights
+    run = run_directory.run_of(location)
+    return weights if run is None else _with_geometry(weights, run)
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, StoredArray]:
@@ -116,12 +119,14 @@ def _kernels(file: _ArrayFile, source: str, layout: str | None, fold_batchnorm: 
         order="file" if file.ordered else "name",
         layout=found.layout,
         notes=file.notes + found.notes,
+        step=file.step,
     )
 
 
 def _in_memory(source: Any) -> _ArrayFile:
     """Names the arrays of weights in memory."""
-    leaves = checkpoint.leaves(checkpoint.containers(source))
+    tree = checkpoint.containers(source)
+    leaves = checkpoint.leaves(tree)
     if not leaves:
         raise ValueError(
             "no arrays in it; supported are state dicts, pytrees of parameters, TrainStates, and "
@@ -131,7 +136,8 @@ def _in_memory(source: Any) -> _ArrayFile:
     # A mapping with dotted names is a state dict, in the order of the network's definition.
     flat = all("." in path[-1] for path in leaves if len(leaves[path].shape) == 4)
     rule = HWIO if kernels == {"kernel"} else OIHW if flat and kernels == {"weight"} else None
-    return _tree("in memory", leaves, rule, "." if flat else "/", ordered=flat)
+    file = _tree("in memory", leaves, rule, "." if flat else "/", ordered=flat)
+    return dataclasses.replace(file, step=checkpoint.step(tree))
 
 
 def _existing(path: str | os.PathLike) -> pathlib.Path:
@@ -242,7 +248,8 @@ def _by_name(name: str, arrays: Mapping[str, StoredArray]) -> _ArrayFile:
 
 
 def _checkpoint(name: str, tree: Any, rule: str, separator: str, ordered: bool) -> _ArrayFile:
-    return _tree(name, checkpoint.leaves(tree), rule, separator, ordered)
+    file = _tree(name, checkpoint.leaves(tree), rule, separator, ordered)
+    return dataclasses.replace(file, step=checkpoint.step(tree))
 
 
 def _tree(

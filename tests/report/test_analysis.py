@@ -174,6 +174,37 @@ def test_folders_and_patterns_stand_for_what_is_in_them(run, tmp_path):
     assert len(report.find_sources([str(tmp_path)])) == 2
 
 
+def test_a_folder_holds_networks_and_what_a_trainer_saves_beside_them(tmp_path):
+    (tmp_path / "deep").mkdir()
+    ours = ("ckpt-2", "checkpoint_10", "net.pth.tar", "net.pkl", "net.pdparams", "deep/model_2.pt")
+    others = (
+        "optimizer.pt", "scheduler.pt", "training_args.bin", "rng_state_0.pth", "optimizer_1.bin",
+        "trainer_state.json", "ckpt-2.index", "checkpoint",
+    )  # fmt: skip
+    for name in ours + others:
+        (tmp_path / name).touch()
+    found = [str(path.relative_to(tmp_path)) for path in report.find_sources([str(tmp_path)])]
+    assert sorted(found) == sorted(ours)
+    # 2 comes before 10, in folders as in patterns.
+    for number in (10, 2):
+        (tmp_path / "deep" / f"epoch_{number}.npz").touch()
+    for place in (tmp_path / "deep", tmp_path / "deep" / "epoch_*"):
+        found = [path.name for path in report.find_sources([str(place)]) if "epoch" in path.name]
+        assert found == ["epoch_2.npz", "epoch_10.npz"]
+
+
+def test_an_index_and_its_shards_are_one_network(tmp_path):
+    weight_map = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    for name in (*weight_map.values(), "other.safetensors"):
+        (tmp_path / name).touch()
+    found = report.find_sources([str(tmp_path)])
+    assert [path.name for path in found] == [index.name, "other.safetensors"]
+    index.write_text("{")
+    assert len(report.find_sources([str(tmp_path)])) == 4
+
+
 def test_a_model_tells_the_strides_of_weights_that_are_of_it(shared):
     path = shared / "weights" / "cifar_resnet20.th"
     table = report.read_table(path, report.Options(model="cifar_resnet20"))

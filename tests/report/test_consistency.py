@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import orbax.checkpoint
 import pytest
 from safetensors.numpy import save_file
 
@@ -97,11 +98,34 @@ def test_answers_for_pixels_have_a_mean_iou_and_accuracy_may_be_all_there_is(wei
     )
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"settings": {"weights": "net.safetensors"}}'])
-def test_a_damaged_evaluation_is_refused_by_its_name(weights, text):
-    weights.with_name("consistency.json").write_text(text)
+def test_a_damaged_evaluation_is_refused_by_its_name(weights):
+    weights.with_name("consistency.json").write_text('{"settings": {"weights": "net.safetensors"}}')
     with pytest.raises(ValueError, match=r"consistency\.json: not an evaluation"):
         report.read_table(weights)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", "", '{"settings": {}}', '{"settings": {"weights": 3}}']
+)
+def test_a_file_of_another_program_beside_the_weights_does_not_stop_them(weights, text):
+    weights.with_name("consistency.json").write_text(text)
+    table = report.read_table(weights)
+    assert len(table.rows) == 3
+    assert table.consistency is None
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"settings": {}}'])
+def test_a_run_with_a_damaged_evaluation_is_refused(weights, text, tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints" / "1").mkdir(parents=True)
+    orbax.checkpoint.PyTreeCheckpointer().save(
+        (run / "checkpoints" / "1" / "state").absolute(),
+        {"params": {"conv": {"kernel": np.ones((3, 3, 4, 2), np.float32)}}},
+    )
+    (run / "config.json").write_text('{"model": {"name": "small_cnn"}}')
+    (run / "consistency.json").write_text(text)
+    with pytest.raises(ValueError, match=r"consistency\.json: not an evaluation"):
+        report.read_table(run)
 
 
 def test_shifts_without_their_settings_are_damage(weights):

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
+from kernsym_jax.cli import printable
 from kernsym_jax.data.decode import BrokenImage
 
 MOST_BYTES = 2**28
@@ -77,6 +78,12 @@ def state(path: pathlib.Path) -> tuple[int, int]:
     """Returns size and time of change of an archive."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns
+
+
+def shown(name: object, most: int = 200) -> str:
+    """Returns a name from an archive for messages: in one line, printable and not too long."""
+    text = printable(str(name))
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 class _Member(NamedTuple):
@@ -274,5 +281,4 @@ def _size(text: str, name: str) -> int:
 
 
 def _shown(name: str) -> str:
-    """Returns a name for messages, in quotes and not too long."""
-    return repr(name if len(name) <= 100 else f"{name[:100]}…")
+    return f"'{shown(name, 100)}'"

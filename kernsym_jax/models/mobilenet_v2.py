@@ -83,7 +83,7 @@ class MobileNetV2(nn.Module):
         """Logits (batch, num_classes), float32, of images (batch, height, width, channels)."""
         v = self.variant
         down = v.down("features_0_0_down", 2, 0)
-        x = v.conv("features_0_0", _channels(32, self.width), 3, stride=down.inside)(
+        x = v.conv("features_0_0", scaled_channels(32, self.width), 3, stride=down.inside)(
             images.astype(v.dtype), down.position(train)
         )
         x, _ = down(nn.relu6(v.norm("features_0_1")(x, train)), train)
@@ -92,7 +92,7 @@ class MobileNetV2(nn.Module):
             index += stride > 1
             for i in range(blocks):
                 x = InvertedResidual(
-                    features=_channels(channels, self.width),
+                    features=scaled_channels(channels, self.width),
                     expansion=expansion,
                     stride=stride if i == 0 else 1,
                     index=index,
@@ -100,7 +100,7 @@ class MobileNetV2(nn.Module):
                     name=f"features_{number}",
                 )(x, train)
                 number += 1
-        last = _channels(1280, max(1.0, self.width))
+        last = scaled_channels(1280, max(1.0, self.width))
         x = v.norm(f"features_{number}_1")(v.conv(f"features_{number}_0", last, 1)(x), train)
         x = nn.relu6(x).astype(jnp.float32).mean((1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train, name="classifier_0")(x)
@@ -108,8 +108,8 @@ class MobileNetV2(nn.Module):
         return nn.Dense(self.num_classes, kernel_init=kernel_init, name="classifier_1")(x)
 
 
-def _channels(count: int, width: float) -> int:
-    """The scaled number of channels as the nearest multiple of 8, never below 90 % of it."""
+def scaled_channels(count: int, width: float) -> int:
+    """Returns ``count * width`` rounded to a multiple of 8, and never rounded below 90 % of it."""
     scaled = count * width
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * scaled else rounded + 8

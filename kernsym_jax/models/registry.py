@@ -10,6 +10,9 @@ from flax.traverse_util import flatten_dict
 
 from kernsym_jax.models.alexnet import AlexNet
 from kernsym_jax.models.cifar_resnet import CifarResNet
+from kernsym_jax.models.convnext import ConvNeXt
+from kernsym_jax.models.densenet import DenseNet
+from kernsym_jax.models.efficientnet import EfficientNet
 from kernsym_jax.models.inception_v3 import InceptionV3
 from kernsym_jax.models.mobilenet_v2 import MobileNetV2
 from kernsym_jax.models.resnet import ResNet
@@ -37,6 +40,32 @@ class Model(NamedTuple):
 
 _BASIC, _DEEP = {"bottleneck": False}, {"bottleneck": True}
 _BN = {"batch_norm": True}
+# torchvision's BatchNorm of EfficientNet B5 to B7.
+_SLOW_NORM = {"bn_epsilon": 1e-3, "bn_momentum": 0.99}
+
+
+def _resnet(blocks: tuple[int, ...], what: str, **fields: int) -> Model:
+    text = f"{sum(blocks)} bottleneck blocks, {what}"
+    return Model(ResNet, {"blocks": blocks, "bottleneck": True, **fields}, 224, text)
+
+
+def _densenet(blocks: tuple[int, ...], *, growth: int, width: int) -> Model:
+    fields = {"blocks": blocks, "growth": growth, "width": width}
+    text = f"4 dense blocks of {sum(blocks)} layers, each adding {growth} channels"
+    return Model(DenseNet, fields, 224, text)
+
+
+def _efficientnet(input_size: int, **fields: float) -> Model:
+    scales = f"width × {fields['width']}, depth × {fields['depth']}"
+    text = f"inverted residual blocks with squeeze-and-excitation, {scales}"
+    return Model(EfficientNet, fields, input_size, text)
+
+
+def _convnext(blocks: tuple[int, ...], *, width: int, stochastic_depth: float) -> Model:
+    fields = {"blocks": blocks, "width": width, "stochastic_depth": stochastic_depth}
+    text = f"{sum(blocks)} blocks with depthwise 7×7 convolutions, {width} channels at first"
+    return Model(ConvNeXt, fields, 224, text)
+
 
 _MODELS: dict[str, Model] = {
     "small_cnn": Model(SmallCNN, {}, 32, "3×3 convolutions, BatchNorm, global average pooling"),
@@ -54,6 +83,10 @@ _MODELS: dict[str, Model] = {
     "resnet50": Model(ResNet, {"blocks": (3, 4, 6, 3)} | _DEEP, 224, "16 bottleneck blocks"),
     "resnet101": Model(ResNet, {"blocks": (3, 4, 23, 3)} | _DEEP, 224, "33 bottleneck blocks"),
     "resnet152": Model(ResNet, {"blocks": (3, 8, 36, 3)} | _DEEP, 224, "50 bottleneck blocks"),
+    "resnext50_32x4d": _resnet((3, 4, 6, 3), "32 groups", groups=32, width_per_group=4),
+    "resnext101_32x8d": _resnet((3, 4, 23, 3), "32 groups", groups=32, width_per_group=8),
+    "wide_resnet50_2": _resnet((3, 4, 6, 3), "twice the inner width", width_per_group=128),
+    "wide_resnet101_2": _resnet((3, 4, 23, 3), "twice the inner width", width_per_group=128),
     "cifar_resnet20": Model(CifarResNet, {"blocks": (3,) * 3}, 32, "9 basic blocks, option A"),
     "cifar_resnet32": Model(CifarResNet, {"blocks": (5,) * 3}, 32, "15 basic blocks, option A"),
     "cifar_resnet44": Model(CifarResNet, {"blocks": (7,) * 3}, 32, "21 basic blocks, option A"),
@@ -61,6 +94,22 @@ _MODELS: dict[str, Model] = {
     "cifar_resnet110": Model(CifarResNet, {"blocks": (18,) * 3}, 32, "54 basic blocks, option A"),
     "inception_v3": Model(InceptionV3, {}, 299, "11 mixed blocks, auxiliary head in training"),
     "mobilenet_v2": Model(MobileNetV2, {}, 224, "17 inverted residual blocks"),
+    "densenet121": _densenet((6, 12, 24, 16), growth=32, width=64),
+    "densenet161": _densenet((6, 12, 36, 24), growth=48, width=96),
+    "densenet169": _densenet((6, 12, 32, 32), growth=32, width=64),
+    "densenet201": _densenet((6, 12, 48, 32), growth=32, width=64),
+    "efficientnet_b0": _efficientnet(224, width=1.0, depth=1.0, dropout=0.2),
+    "efficientnet_b1": _efficientnet(240, width=1.0, depth=1.1, dropout=0.2),
+    "efficientnet_b2": _efficientnet(288, width=1.1, depth=1.2, dropout=0.3),
+    "efficientnet_b3": _efficientnet(300, width=1.2, depth=1.4, dropout=0.3),
+    "efficientnet_b4": _efficientnet(380, width=1.4, depth=1.8, dropout=0.4),
+    "efficientnet_b5": _efficientnet(456, width=1.6, depth=2.2, dropout=0.4, **_SLOW_NORM),
+    "efficientnet_b6": _efficientnet(528, width=1.8, depth=2.6, dropout=0.5, **_SLOW_NORM),
+    "efficientnet_b7": _efficientnet(600, width=2.0, depth=3.1, dropout=0.5, **_SLOW_NORM),
+    "convnext_tiny": _convnext((3, 3, 9, 3), width=96, stochastic_depth=0.1),
+    "convnext_small": _convnext((3, 3, 27, 3), width=96, stochastic_depth=0.4),
+    "convnext_base": _convnext((3, 3, 27, 3), width=128, stochastic_depth=0.5),
+    "convnext_large": _convnext((3, 3, 27, 3), width=192, stochastic_depth=0.5),
     "unet": Model(UNet, {}, 256, "4 levels down and up with skips, a class for every pixel"),
 }
 

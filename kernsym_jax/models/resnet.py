@@ -1,5 +1,8 @@
 """ResNets for ImageNet, as torchvision defines them (stride in the 3×3 of the bottleneck)."""
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -45,13 +48,17 @@ class Bottleneck(nn.Module):
     """1×1, 3×3 and 1×1 convolutions and a shortcut; the 3×3 takes the step.
 
     Attributes:
-      planes: channels of the 3×3 convolution, a quarter of the block's.
+      planes: a quarter of the output channels.
+      inner: channels of the 3×3 convolution.
+      groups: groups of the 3×3 convolution.
       stride: step of the block.
       index: number of its strided place in the network.
       variant: padding, downsampling and type.
     """
 
     planes: int
+    inner: int
+    groups: int
     stride: int
     index: int
     variant: Variant
@@ -62,8 +69,9 @@ class Bottleneck(nn.Module):
         v = self.variant
         down = v.down("conv2_down", self.stride, self.index)
         position = down.position(train)
-        y = nn.relu(v.norm("bn1")(v.conv("conv1", self.planes, 1)(x), train))
-        y = v.conv("conv2", self.planes, 3, stride=down.inside)(y, position)
+        y = nn.relu(v.norm("bn1")(v.conv("conv1", self.inner, 1)(x), train))
+        middle = v.conv("conv2", self.inner, 3, stride=down.inside, groups=self.groups)
+        y = middle(y, position)
         y, phases = down(nn.relu(v.norm("bn2")(y, train)), train)
         y = v.norm("bn3")(v.conv("conv3", 4 * self.planes, 1)(y), train)
         x = crop(x, v.margin(3))
@@ -75,7 +83,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network for large images.
+    """A residual network for large images: ResNet, ResNeXt or Wide ResNet.
 
     Layers are ``conv1``, ``bn1``, ``layer1_0/conv1``, … and ``fc``; blocks with a projection hold
     it as ``downsample_0`` and its BatchNorm as ``downsample_1``.
@@ -85,15 +93,21 @@ class ResNet(nn.Module):
       blocks: blocks of each stage.
       bottleneck: bottleneck blocks instead of basic ones.
       width: channels of the stem, doubled at each stage after the first.
+      groups: groups of the 3×3 convolution of a bottleneck block (ResNeXt's cardinality).
+      width_per_group: channels of each of these groups in the first stage, if ``width`` is 64.
       variant: padding, downsampling, BatchNorm axis and type of the computation.
 
-    Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, table 1.
+    Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, table 1; Xie et
+      al., "Aggregated Residual Transformations", CVPR 2017, table 1; Zagoruyko & Komodakis, "Wide
+      Residual Networks", BMVC 2016.
     """
 
     num_classes: int = 1000
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     bottleneck: bool = False
     width: int = 64
+    groups: int = 1
+    width_per_group: int = 64
     variant: Variant = Variant()
 
     @nn.compact
@@ -106,14 +120,20 @@ class ResNet(nn.Module):
         )
         x, _ = down(nn.relu(v.norm("bn1")(x, train)), train)
         x = v.max_pool("maxpool", x, 3, 1, index=1, train=train)
-        block = Bottleneck if self.bottleneck else BasicBlock
         for stage, count in enumerate(self.blocks):
+            block = self._block(self.width * 2**stage)
             for i in range(count):
                 x = block(
-                    planes=self.width * 2**stage,
                     stride=2 if stage > 0 and i == 0 else 1,
                     index=stage + 1,
                     variant=v,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
         return torch_dense("fc", self.num_classes, x.astype(jnp.float32).mean((1, 2)))
+
+    def _block(self, planes: int) -> Callable[..., nn.Module]:
+        """Returns the class of a stage's blocks with the fields that they share."""
+        if not self.bottleneck:
+            return functools.partial(BasicBlock, planes)
+        inner = planes * self.width_per_group // 64 * self.groups
+        return functools.partial(Bottleneck, planes, inner, self.groups)

@@ -109,6 +109,11 @@ class Variant:
         pool = AvgPool(2, down.inside, self.padding, pad=0, name=name)
         return down(pool(x, down.position(train)), train)[0]
 
+    def stochastic_depth(self, x: jax.Array, rate: float, train: bool) -> jax.Array:
+        """Sets the branch ``x`` to zero for a share ``rate`` of the samples of a training batch."""
+        drop = nn.Dropout(rate, (1, 2, 3), deterministic=not train, name="stochastic_depth")
+        return drop(x)
+
     def extend_for_step(self, x: jax.Array, kernel_size: int, down: Downsample) -> jax.Array:
         """Extends a circular map for unpadded windows that ``down`` subsamples afterwards.
 

@@ -37,9 +37,10 @@ RESNET_STAGES = {
 def path_of(name: str, module: nn.Module) -> str:
     """Our path for an entry of the state dict of ``module``'s network."""
     *scopes, leaf = re.sub(r"\.(\d+)", r"_\1", name).split(".")
-    is_norm = isinstance(module, nn.BatchNorm2d)
+    is_norm = isinstance(module, nn.BatchNorm2d | nn.LayerNorm)
     ours = {
         "weight": "scale" if is_norm else "kernel",
+        "layer_scale": "layer_scale",
         "bias": "bias",
         "running_mean": "mean",
         "running_var": "var",
@@ -113,6 +114,33 @@ def cases() -> list[dict]:
     entries.append(case(network, "cifar_resnet20", 3, 16, train=True))
     entries.append(case(reference.MobileNetV2(CLASSES), "mobilenet_v2", 2, 64))
     entries.append(case(reference.InceptionV3(CLASSES), "inception_v3", 2, 75))
+    return entries + newer_cases()
+
+
+def newer_cases() -> list[dict]:
+    """The families that are scaled: one network of each as published, and narrow copies."""
+    entries = []
+    narrow = {"width": 16, "groups": 4, "width_per_group": 32}
+    network = reference.ResNet(CLASSES, (3, 4, 6, 3), True, **narrow)
+    entries.append(case(network, "resnext50_32x4d", 2, 64, **narrow))
+    network = reference.ResNet(CLASSES, (3, 4, 6, 3), True, groups=32, width_per_group=4)
+    entries.append(case(network, "resnext50_32x4d", 2, 65))
+    network = reference.ResNet(CLASSES, (3, 4, 6, 3), True, width=8, width_per_group=128)
+    entries.append(case(network, "wide_resnet50_2", 2, 64, width=8))
+    network = reference.DenseNet(CLASSES, (6, 12, 24, 16))
+    entries.append(case(network, "densenet121", 2, 64))
+    narrow = {"blocks": (2, 3, 2), "growth": 6, "width": 12}
+    entries.append(case(reference.DenseNet(CLASSES, **narrow), "densenet161", 2, 65, **narrow))
+    entries.append(case(reference.EfficientNet(CLASSES, 1.0, 1.0), "efficientnet_b0", 2, 64))
+    network = reference.EfficientNet(CLASSES, 0.25, 2.2, eps=1e-3)
+    entries.append(case(network, "efficientnet_b5", 2, 65, width=0.25))
+    network = reference.EfficientNet(CLASSES, 0.25, 1.0)
+    fields = {"width": 0.25, "stochastic_depth": 0.0, "dropout": 0.0}
+    network.classifier[0].p = 0.0
+    entries.append(case(network, "efficientnet_b0", 3, 64, train=True, **fields))
+    entries.append(case(reference.ConvNeXt(CLASSES, (3, 3, 9, 3)), "convnext_tiny", 2, 64))
+    network = reference.ConvNeXt(CLASSES, (3, 3, 27, 3), width=8)
+    entries.append(case(network, "convnext_small", 2, 70, width=8))
     return entries
 
 

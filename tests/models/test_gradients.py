@@ -1,9 +1,11 @@
 import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from by_blocks import run_by_blocks
 from flax.traverse_util import flatten_dict
 
 from kernsym_jax import layers, models
@@ -12,76 +14,80 @@ SMALL_NETS = {
     "small_cnn": {"width": 4, "depth": 2, "strided": (2,)},
     "cifar_resnet20": {"width": 4, "blocks": (1, 1)},
 }
-# Narrow copies of every model, family by family: the names, field values, the smallest comfortable
-# image, whether operations are compiled one by one, and two remedies; where they are, remedies that
-# leave most operations as they were.
+
+
+class Family(NamedTuple):
+    """Narrow copies of networks: names, fields, the smallest comfortable image and two remedies."""
+
+    names: list[str]
+    fields: dict
+    size: int
+    remedies: tuple[tuple[str, str], tuple[str, str]]
+
+
+def starting(prefix):
+    return [name for name in models.NAMES if name.startswith(prefix)]
+
+
+# Families of one network are compiled whole, the others block by block.
 FAMILIES = {
-    "small_cnn": (["small_cnn"], {"width": 4}, 16, False, ("reflect", "lps"), ("circular", "aps")),
-    "alexnet": (
-        ["alexnet"],
-        {"width": 4, "hidden": 8},
-        95,
-        False,
-        ("partial", "blur"),
-        ("replicate", "sbpool"),
+    "small_cnn": Family(["small_cnn"], {"width": 4}, 16, (("reflect", "lps"), ("circular", "aps"))),
+    "alexnet": Family(
+        ["alexnet"], {"width": 4, "hidden": 8}, 95, (("partial", "blur"), ("replicate", "sbpool"))
     ),
-    "vgg": (
-        [name for name in models.NAMES if name.startswith("vgg")],
-        {"width": 4, "hidden": 8},
-        64,
-        True,
-        ("partial", "blur"),
-        ("zero", "aps"),
+    "vgg": Family(
+        starting("vgg"), {"width": 4, "hidden": 8}, 64, (("partial", "blur"), ("zero", "aps"))
     ),
-    "basic": (
-        ["resnet18", "resnet34"],
-        {"width": 4},
-        64,
-        False,
-        ("partial", "sbpool"),
-        ("circular", "aps"),
+    "basic": Family(
+        ["resnet18", "resnet34"], {"width": 4}, 64, (("partial", "sbpool"), ("circular", "aps"))
     ),
-    "bottleneck": (
+    "bottleneck": Family(
         ["resnet50", "resnet101", "resnet152"],
         {"width": 4},
         64,
-        True,
-        ("partial", "stride"),
-        ("zero", "blur"),
+        (("partial", "stride"), ("zero", "blur")),
     ),
-    "cifar": (
-        [name for name in models.NAMES if name.startswith("cifar")],
-        {"width": 4},
-        16,
-        True,
-        ("partial", "aps"),
-        ("zero", "sbpool"),
+    "cifar": Family(starting("cifar"), {"width": 4}, 16, (("partial", "aps"), ("zero", "sbpool"))),
+    "inception": Family(
+        ["inception_v3"], {"auxiliary": False}, 96, (("partial", "sbpool"), ("circular", "aps"))
     ),
-    "inception": (
-        ["inception_v3"],
-        {"auxiliary": False},
-        96,
-        False,
-        ("partial", "sbpool"),
-        ("circular", "aps"),
+    "mobilenet": Family(
+        ["mobilenet_v2"], {"width": 0.25}, 64, (("replicate", "blur"), ("reflect", "sbpool"))
     ),
-    "mobilenet": (
-        ["mobilenet_v2"],
-        {"width": 0.25},
+}
+# Short copies, one for all the networks of a class that differ in their number of blocks.
+SHORT = {
+    "resnext50_32x4d": Family(
+        starting("resnext") + starting("wide_resnet"),
+        {"blocks": (1, 1), "width": 8, "groups": 4, "width_per_group": 32},
+        32,
+        (("reflect", "aps"), ("circular", "blur")),
+    ),
+    "densenet121": Family(
+        starting("densenet"),
+        {"blocks": (1, 2), "growth": 4, "width": 8},
+        32,
+        (("symmetric", "lps"), ("circular", "aps")),
+    ),
+    "efficientnet_b0": Family(
+        starting("efficientnet"),
+        {"width": 0.25, "depth": 0.5},
         64,
-        False,
-        ("replicate", "blur"),
-        ("reflect", "sbpool"),
+        (("partial", "blur"), ("circular", "lps")),
+    ),
+    "convnext_tiny": Family(
+        starting("convnext"),
+        {"blocks": (1, 2), "width": 4},
+        32,
+        (("replicate", "sbpool"), ("circular", "aps")),
     ),
 }
 
 
-def gradients(model, variables, images, one_by_one):
+def gradients(model, variables, images, block_by_block):
     """The gradient of every parameter in one training pass, by path.
 
-    Everything runs once, so the time goes into compilation. ``one_by_one`` compiles operation by
-    operation, which networks with many layers of one shape share; otherwise the network is compiled
-    whole, without the optimisations that only lengthen it.
+    Everything runs once, so the time goes into compilation, and optimisations only lengthen it.
     """
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
 
@@ -91,16 +97,18 @@ def gradients(model, variables, images, one_by_one):
         logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
         return jnp.square(logits).mean()
 
-    gradient = jax.grad(loss)
-    if not one_by_one:
-        lowered = jax.jit(gradient).lower(params, batch_stats, images)
-        gradient = lowered.compile({"xla_backend_optimization_level": 0})
-    return flatten_dict(gradient(params, batch_stats, images), sep="/")
+    arguments = params, batch_stats, images
+    if block_by_block:
+        found = run_by_blocks(jax.grad(loss), *arguments)
+    else:
+        lowered = jax.jit(jax.grad(loss)).lower(*arguments)
+        found = lowered.compile({"xla_backend_optimization_level": 0})(*arguments)
+    return flatten_dict(found, sep="/")
 
 
-def check(prepared, name, size, one_by_one, **fields):
+def check(prepared, name, size, *, block_by_block, **fields):
     label = f"{name} {fields}"
-    found = gradients(*prepared(name, 2, size, **fields), one_by_one)
+    found = gradients(*prepared(name, 2, size, **fields), block_by_block)
     infinite = [path for path, leaf in found.items() if not np.isfinite(leaf).all()]
     assert not infinite, label
     kernels = [path for path in found if path.endswith("kernel")]
@@ -113,17 +121,37 @@ def test_gradients_are_finite_for_every_padding_and_downsampling(name, prepared)
     for padding, downsample in itertools.product(layers.PADDINGS, layers.DOWNSAMPLINGS):
         size = 16 if padding == "valid" else 12
         style = {"padding": padding, "downsample": downsample}
-        check(prepared, name, size, one_by_one=True, **style, **SMALL_NETS[name])
+        check(prepared, name, size, block_by_block=True, **style, **SMALL_NETS[name])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_are_finite_for_every_model_and_under_two_remedies(family, prepared):
-    names, fields, size, one_by_one, *remedies = FAMILIES[family]
+    names, fields, size, remedies = FAMILIES[family]
     for padding, downsample in (("zero", "stride"), *remedies):
         for name in names:
             style = {"padding": padding, "downsample": downsample}
-            check(prepared, name, size, one_by_one, **style, **fields)
+            several = len(names) > 1
+            check(prepared, name, size, block_by_block=several, **style, **fields)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_gradients_of_short_copies_are_finite_also_under_two_remedies(name, prepared):
+    _, fields, size, remedies = SHORT[name]
+    for padding, downsample in (("zero", "stride"), *remedies):
+        style = {"padding": padding, "downsample": downsample}
+        check(prepared, name, size, block_by_block=False, **style, **fields)
 
 
 def test_every_model_belongs_to_a_family():
-    assert set(models.NAMES) - {"unet"} == {n for names, *_ in FAMILIES.values() for n in names}
+    names = [name for family in (FAMILIES | SHORT).values() for name in family.names]
+    assert sorted(names) == sorted(set(models.NAMES) - {"unet"})
+
+
+def test_the_gradient_block_by_block_is_that_of_the_whole_network(prepared):
+    for padding, downsample in (("partial", "sbpool"), ("reflect", "lps")):
+        style = {"padding": padding, "downsample": downsample}
+        network = prepared("cifar_resnet20", 2, 12, **style, **SMALL_NETS["cifar_resnet20"])
+        whole, parts = (gradients(*network, block_by_block) for block_by_block in (False, True))
+        assert whole.keys() == parts.keys()
+        for path, leaf in whole.items():
+            np.testing.assert_allclose(parts[path], leaf, rtol=1e-3, atol=1e-4, err_msg=path)

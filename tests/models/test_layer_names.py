@@ -1,11 +1,10 @@
 """Parameter paths are public identifiers: every convolution of every family, in forward order."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernsym_jax import geometry, layers, models
+from kernsym_jax import geometry, models
 
 RESNET_STEM = ["conv1"]
 BASIC = ["conv1", "conv2"]
@@ -55,6 +54,36 @@ def inception():
     return [f"{unit}/conv" for unit in units]
 
 
+def densenet(*blocks):
+    paths = ["conv0"]
+    for block, layers in enumerate(blocks, start=1):
+        for layer in range(1, layers + 1):
+            paths += within(f"denseblock{block}/denselayer{layer}", ["conv1", "conv2"])
+        if block < len(blocks):
+            paths.append(f"transition{block}/conv")
+    return within("features", paths)
+
+
+def efficientnet(*stages):
+    paths = ["features_0_0"]
+    for stage, blocks in enumerate(stages, start=1):
+        expansion = [] if stage == 1 else ["block_0_0"]
+        n = len(expansion)
+        rest = [f"block_{n}_0", f"block_{n + 1}/fc1", f"block_{n + 1}/fc2", f"block_{n + 2}_0"]
+        for i in range(blocks):
+            paths += within(f"features_{stage}_{i}", expansion + rest)
+    return [*paths, "features_8_0"]
+
+
+def convnext(*stages):
+    paths = ["features_0_0"]
+    for stage, blocks in enumerate(stages):
+        if stage > 0:
+            paths.append(f"features_{2 * stage}_1")
+        paths += [f"features_{2 * stage + 1}_{i}/block_0" for i in range(blocks)]
+    return paths
+
+
 def numbered(*numbers):
     return [f"features_{number}" for number in numbers]
 
@@ -82,6 +111,26 @@ PATHS = {
     "cifar_resnet110": resnet((18, 18, 18), BASIC, BASIC, False),
     "inception_v3": inception(),
     "mobilenet_v2": mobilenet(),
+    "resnext50_32x4d": resnet((3, 4, 6, 3), BOTTLENECK, PROJECTED_BOTTLENECK, True),
+    "resnext101_32x8d": resnet((3, 4, 23, 3), BOTTLENECK, PROJECTED_BOTTLENECK, True),
+    "wide_resnet50_2": resnet((3, 4, 6, 3), BOTTLENECK, PROJECTED_BOTTLENECK, True),
+    "wide_resnet101_2": resnet((3, 4, 23, 3), BOTTLENECK, PROJECTED_BOTTLENECK, True),
+    "densenet121": densenet(6, 12, 24, 16),
+    "densenet161": densenet(6, 12, 36, 24),
+    "densenet169": densenet(6, 12, 32, 32),
+    "densenet201": densenet(6, 12, 48, 32),
+    "efficientnet_b0": efficientnet(1, 2, 2, 3, 3, 4, 1),
+    "efficientnet_b1": efficientnet(2, 3, 3, 4, 4, 5, 2),
+    "efficientnet_b2": efficientnet(2, 3, 3, 4, 4, 5, 2),
+    "efficientnet_b3": efficientnet(2, 3, 3, 5, 5, 6, 2),
+    "efficientnet_b4": efficientnet(2, 4, 4, 6, 6, 8, 2),
+    "efficientnet_b5": efficientnet(3, 5, 5, 7, 7, 9, 3),
+    "efficientnet_b6": efficientnet(3, 6, 6, 8, 8, 11, 3),
+    "efficientnet_b7": efficientnet(4, 7, 7, 10, 10, 13, 4),
+    "convnext_tiny": convnext(3, 3, 9, 3),
+    "convnext_small": convnext(3, 3, 27, 3),
+    "convnext_base": convnext(3, 3, 27, 3),
+    "convnext_large": convnext(3, 3, 27, 3),
 }
 HEADS = {
     "small_cnn": ["head"],
@@ -91,29 +140,19 @@ HEADS = {
     "cifar_resnet20": ["linear"],
     "inception_v3": ["AuxLogits/fc", "fc"],
     "mobilenet_v2": ["classifier_1"],
+    "resnext50_32x4d": ["fc"],
+    "densenet121": ["classifier"],
+    "efficientnet_b0": ["classifier_1"],
+    "convnext_tiny": [
+        *[
+            f"features_{2 * stage + 1}_{i}/block_{number}"
+            for stage, blocks in enumerate((3, 3, 9, 3))
+            for i in range(blocks)
+            for number in (3, 5)
+        ],
+        "classifier_2",
+    ],
 }
-
-
-def forward_order(name, **fields):
-    """The paths of the convolutions in the order in which a training pass calls them."""
-    model = models.create(name, **fields)
-    size = models.default_input_size(name)
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    paths = []
-
-    def note(module, method):
-        if method == "__call__" and isinstance(module, layers.Conv):
-            paths.append("/".join(module.path))
-        return False
-
-    def train(key, images):
-        keys = {"params": key, "dropout": key, "downsample": key}
-        return model.init_with_output(
-            keys, images, train=True, capture_intermediates=note, mutable=True
-        )
-
-    _, variables = jax.eval_shape(train, jax.random.key(0), images)
-    return paths, variables["params"]
 
 
 def parameters_with(params, rank, prefix=()):
@@ -128,27 +167,49 @@ def parameters_with(params, rank, prefix=()):
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_convolutions_have_their_published_names_in_forward_order(name):
-    paths, params = forward_order(name)
-    assert paths == PATHS[name]
-    assert sorted(parameters_with(params, rank=4)) == sorted(paths)
+def test_convolutions_have_their_published_names_in_forward_order(name, traced):
+    network = traced(name)
+    assert network.convolutions == PATHS[name]
+    kernels = parameters_with(network.variables["params"], rank=4)
+    assert sorted(kernels) == sorted(network.convolutions)
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_dense_layers_have_their_published_names(name):
-    _, params = forward_order(name)
-    assert sorted(parameters_with(params, rank=2)) == sorted(HEADS[name])
+def test_dense_layers_have_their_published_names(name, traced):
+    assert sorted(parameters_with(traced(name).variables["params"], rank=2)) == sorted(HEADS[name])
 
 
 def test_every_model_of_the_registry_is_listed():
     assert set(PATHS) == set(models.NAMES) - {"unet"}
 
 
-def test_what_lps_learns_lies_beside_its_layer():
-    paths, _ = forward_order("resnet18", downsample="lps")
+def test_what_lps_learns_lies_beside_its_layer(traced):
+    paths = traced("resnet18", downsample="lps").convolutions
     logits = [path for path in paths if "/logits/" in path]
     assert [path for path in paths if path not in logits] == PATHS["resnet18"]
     places = ["conv1", "maxpool", "layer2_0/conv1", "layer3_0/conv1", "layer4_0/conv1"]
+    assert logits == [f"{place}_down/logits/conv{i}" for place in places for i in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        (
+            "densenet121",
+            [f"features/{place}" for place in ("conv0", "pool0")]
+            + [f"features/transition{i}/pool" for i in (1, 2, 3)],
+        ),
+        ("convnext_tiny", ["features_0_0", "features_2_1", "features_4_1", "features_6_1"]),
+        (
+            "efficientnet_b0",
+            ["features_0_0"] + [f"features_{stage}_0/block_1_0" for stage in (2, 3, 4, 6)],
+        ),
+    ],
+)
+def test_every_strided_place_of_the_newer_families_can_learn_its_step(name, places, traced):
+    paths = traced(name, downsample="lps").convolutions
+    logits = [path for path in paths if "/logits/" in path]
+    assert [path for path in paths if path not in logits] == PATHS[name]
     assert logits == [f"{place}_down/logits/conv{i}" for place in places for i in (1, 2)]
 
 

@@ -20,6 +20,26 @@ COUNTS = {
     "resnet152": 60_192_808,
     "inception_v3": 27_161_264,
     "mobilenet_v2": 3_504_872,
+    "resnext50_32x4d": 25_028_904,
+    "resnext101_32x8d": 88_791_336,
+    "wide_resnet50_2": 68_883_240,
+    "wide_resnet101_2": 126_886_696,
+    "densenet121": 7_978_856,
+    "densenet161": 28_681_000,
+    "densenet169": 14_149_480,
+    "densenet201": 20_013_928,
+    "efficientnet_b0": 5_288_548,
+    "efficientnet_b1": 7_794_184,
+    "efficientnet_b2": 9_109_994,
+    "efficientnet_b3": 12_233_232,
+    "efficientnet_b4": 19_341_616,
+    "efficientnet_b5": 30_389_784,
+    "efficientnet_b6": 43_040_704,
+    "efficientnet_b7": 66_347_960,
+    "convnext_tiny": 28_589_128,
+    "convnext_small": 50_223_688,
+    "convnext_base": 88_591_464,
+    "convnext_large": 197_767_336,
 }
 CIFAR_COUNTS = {
     "cifar_resnet20": 269_722,
@@ -44,27 +64,32 @@ def test_the_names_are_those_of_the_contract():
     published |= {f"vgg{n}{bn}" for n in (11, 13, 16, 19) for bn in ("", "_bn")}
     published |= {f"resnet{n}" for n in (18, 34, 50, 101, 152)}
     published |= {f"cifar_resnet{n}" for n in (20, 32, 44, 56, 110)}
+    published |= {"resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"}
+    published |= {f"densenet{n}" for n in (121, 161, 169, 201)}
+    published |= {f"efficientnet_b{n}" for n in range(8)}
+    published |= {f"convnext_{size}" for size in ("tiny", "small", "base", "large")}
     assert published <= set(models.NAMES)
     assert all(models.describe(name) for name in models.NAMES)
 
 
 @pytest.mark.parametrize(("name", "count"), {**COUNTS, **CIFAR_COUNTS}.items())
-def test_parameter_counts_are_the_published_ones(name, count):
-    classes = 10 if name in CIFAR_COUNTS else 1000
-    shapes = shapes_of(models.create(name, num_classes=classes), images_of(name))
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
+def test_parameter_counts_are_the_published_ones(name, count, traced):
+    params = traced(name).variables["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
 
 
 @pytest.mark.parametrize("name", models.NAMES)
-def test_every_model_maps_images_of_its_size_to_float32_logits(name):
-    model = models.create(name, num_classes=5, dtype="bfloat16")
-    images = images_of(name)
-    shapes = shapes_of(model, images)
+def test_every_model_maps_images_of_its_size_to_float32_logits(name, traced):
+    network = traced(name)
+    shapes = network.variables
     assert set(shapes) <= {"params", "batch_stats"}
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
-    logits = jax.eval_shape(model.apply, shapes, images)
-    pixels = images.shape[1:3] if name == "unet" else ()
-    assert (logits.shape, logits.dtype) == ((2, *pixels, 5), jnp.float32)
+    logits = jax.eval_shape(
+        models.vary(network.model, dtype=jnp.bfloat16).apply, shapes, network.images
+    )
+    classes = 10 if name.startswith(("small", "cifar")) else 11 if name == "unet" else 1000
+    pixels = network.images.shape[1:3] if name == "unet" else ()
+    assert (logits.shape, logits.dtype) == ((2, *pixels, classes), jnp.float32)
 
 
 @pytest.mark.parametrize(
@@ -72,12 +97,23 @@ def test_every_model_maps_images_of_its_size_to_float32_logits(name):
     list(zip(layers.PADDINGS, itertools.cycle(layers.DOWNSAMPLINGS), strict=False)),
 )
 @pytest.mark.parametrize(
-    "name", ["alexnet", "vgg11_bn", "resnet18", "resnet50", "inception_v3", "mobilenet_v2"]
+    "name",
+    [
+        "alexnet",
+        "vgg11_bn",
+        "resnet18",
+        "resnet50",
+        "inception_v3",
+        "mobilenet_v2",
+        "densenet121",
+        "efficientnet_b0",
+        "convnext_tiny",
+    ],
 )
 def test_every_family_takes_every_padding_and_downsampling(name, padding, downsample):
     model = models.create(name, num_classes=5, padding=padding, downsample=downsample)
     # Unpadded networks shrink their maps; nothing is computed, so images may be large.
-    size = 1600 if padding == "valid" else models.default_input_size(name)
+    size = 2500 if padding == "valid" else models.default_input_size(name)
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     shapes = shapes_of(model, images)
 

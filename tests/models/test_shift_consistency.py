@@ -22,6 +22,8 @@ NETS = {
     "small_cnn": {"size": 8, "width": 8},
     "cifar_resnet20": {"size": 8, "width": 4, "blocks": (1, 1, 1)},
     "resnet18": {"size": 16, "width": 4, "blocks": (1, 1, 1)},
+    "densenet121": {"size": 8, "width": 4, "growth": 4, "blocks": (1, 1)},
+    "convnext_tiny": {"size": 24, "width": 8, "blocks": (1, 1)},
 }
 
 

@@ -4,6 +4,8 @@ Names of modules are those of torchvision, and of akamaster/pytorch_resnet_cifar
 ResNets. Only the widths are arguments, so that fixtures can be made of narrow copies.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -87,13 +89,14 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    def __init__(self, channels, planes, stride):
+    def __init__(self, channels, planes, stride, groups, width_per_group):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.conv3 = nn.Conv2d(planes, planes * 4, 1, bias=False)
+        width = int(planes * (width_per_group / 64.0)) * groups
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, groups=groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, planes * 4, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(planes * 4)
         self.downsample = projection(channels, planes * 4, stride)
 
@@ -111,9 +114,11 @@ def projection(channels, planes, stride):
 
 
 class ResNet(nn.Module):
-    def __init__(self, num_classes, blocks, bottleneck, width=64):
+    def __init__(self, num_classes, blocks, bottleneck, width=64, groups=1, width_per_group=64):
         super().__init__()
-        block, expansion = (Bottleneck, 4) if bottleneck else (BasicBlock, 1)
+        block, expansion, options = BasicBlock, 1, ()
+        if bottleneck:
+            block, expansion, options = Bottleneck, 4, (groups, width_per_group)
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
@@ -121,7 +126,7 @@ class ResNet(nn.Module):
         for stage, count in enumerate(blocks):
             planes, layer = width * 2**stage, []
             for i in range(count):
-                layer.append(block(channels, planes, 2 if stage and i == 0 else 1))
+                layer.append(block(channels, planes, 2 if stage and i == 0 else 1, *options))
                 channels = planes * expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layer))
         self.fc = nn.Linear(channels, num_classes)
@@ -366,3 +371,187 @@ class InceptionV3(nn.Module):
         x = self.Mixed_6e(self.Mixed_6d(x))
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
         return self.fc(x.mean((2, 3)))
+
+
+class DenseLayer(nn.Module):
+    def __init__(self, channels, growth):
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, 4 * growth, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(4 * growth)
+        self.conv2 = nn.Conv2d(4 * growth, growth, 3, 1, 1, bias=False)
+
+    def forward(self, features):
+        x = self.conv1(F.relu(self.norm1(torch.cat(features, 1))))
+        return self.conv2(F.relu(self.norm2(x)))
+
+
+class DenseBlock(nn.Module):
+    def __init__(self, layers, channels, growth):
+        super().__init__()
+        for i in range(layers):
+            setattr(self, f"denselayer{i + 1}", DenseLayer(channels + i * growth, growth))
+
+    def forward(self, x):
+        features = [x]
+        for layer in self.children():
+            features.append(layer(features))
+        return torch.cat(features, 1)
+
+
+class Transition(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+        self.conv = nn.Conv2d(channels, channels // 2, 1, bias=False)
+        self.pool = nn.AvgPool2d(2, 2)
+
+    def forward(self, x):
+        return self.pool(self.conv(F.relu(self.norm(x))))
+
+
+class DenseNet(nn.Module):
+    def __init__(self, num_classes, blocks, growth=32, width=64):
+        super().__init__()
+        layers = {
+            "conv0": nn.Conv2d(3, width, 7, 2, 3, bias=False),
+            "norm0": nn.BatchNorm2d(width),
+            "relu0": nn.ReLU(),
+            "pool0": nn.MaxPool2d(3, 2, 1),
+        }
+        channels = width
+        for i, count in enumerate(blocks):
+            layers[f"denseblock{i + 1}"] = DenseBlock(count, channels, growth)
+            channels += count * growth
+            if i < len(blocks) - 1:
+                layers[f"transition{i + 1}"] = Transition(channels)
+                channels //= 2
+        layers["norm5"] = nn.BatchNorm2d(channels)
+        self.features = nn.Sequential()
+        for name, layer in layers.items():
+            self.features.add_module(name, layer)
+        self.classifier = nn.Linear(channels, num_classes)
+
+    def forward(self, x):
+        return self.classifier(F.relu(self.features(x)).mean((2, 3)))
+
+
+def divisible(value):
+    rounded = max(8, int(value + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * value else rounded
+
+
+def conv_bn_silu(channels, out, kernel, stride=1, groups=1, activation=True, **norm):
+    layers = [
+        nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(out, **norm),
+    ]
+    return nn.Sequential(*layers, nn.SiLU()) if activation else nn.Sequential(*layers)
+
+
+class SqueezeExcitation(nn.Module):
+    def __init__(self, channels, squeezed):
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x):
+        scale = F.silu(self.fc1(F.adaptive_avg_pool2d(x, 1)))
+        return x * torch.sigmoid(self.fc2(scale))
+
+
+class MBConv(nn.Module):
+    def __init__(self, channels, out, expansion, kernel, stride, norm):
+        super().__init__()
+        hidden = channels * expansion
+        layers = [] if expansion == 1 else [conv_bn_silu(channels, hidden, 1, **norm)]
+        layers += [
+            conv_bn_silu(hidden, hidden, kernel, stride, groups=hidden, **norm),
+            SqueezeExcitation(hidden, max(1, channels // 4)),
+            conv_bn_silu(hidden, out, 1, activation=False, **norm),
+        ]
+        self.block = nn.Sequential(*layers)
+        self.shortcut = stride == 1 and channels == out
+
+    def forward(self, x):
+        return x + self.block(x) if self.shortcut else self.block(x)
+
+
+class EfficientNet(nn.Module):
+    def __init__(self, num_classes, width, depth, **norm):
+        super().__init__()
+        channels = divisible(32 * width)
+        features = [conv_bn_silu(3, channels, 3, 2, **norm)]
+        for expansion, kernel, stride, c, n in (
+            (1, 3, 1, 16, 1),
+            (6, 3, 2, 24, 2),
+            (6, 5, 2, 40, 2),
+            (6, 3, 2, 80, 3),
+            (6, 5, 1, 112, 3),
+            (6, 5, 2, 192, 4),
+            (6, 3, 1, 320, 1),
+        ):
+            stage, out = [], divisible(c * width)
+            for i in range(math.ceil(n * depth)):
+                step = stride if i == 0 else 1
+                stage.append(MBConv(channels, out, expansion, kernel, step, norm))
+                channels = out
+            features.append(nn.Sequential(*stage))
+        features.append(conv_bn_silu(channels, 4 * channels, 1, **norm))
+        self.features = nn.Sequential(*features)
+        self.classifier = nn.Sequential(nn.Dropout(), nn.Linear(4 * channels, num_classes))
+
+    def forward(self, x):
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+class LayerNorm2d(nn.LayerNorm):
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Permute(nn.Module):
+    def __init__(self, *axes):
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x):
+        return x.permute(*self.axes)
+
+
+class ConvNeXtBlock(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Conv2d(channels, channels, 7, padding=3, groups=channels),
+            Permute(0, 2, 3, 1),
+            nn.LayerNorm(channels, eps=1e-6),
+            nn.Linear(channels, 4 * channels),
+            nn.GELU(),
+            nn.Linear(4 * channels, channels),
+            Permute(0, 3, 1, 2),
+        )
+        self.layer_scale = nn.Parameter(torch.full((channels, 1, 1), 1e-6))
+
+    def forward(self, x):
+        return x + self.layer_scale * self.block(x)
+
+
+class ConvNeXt(nn.Module):
+    def __init__(self, num_classes, blocks, width=96):
+        super().__init__()
+        stem = nn.Sequential(nn.Conv2d(3, width, 4, 4), LayerNorm2d(width, eps=1e-6))
+        features, channels = [stem], width
+        for stage, count in enumerate(blocks):
+            if stage:
+                norm = LayerNorm2d(channels, eps=1e-6)
+                features.append(nn.Sequential(norm, nn.Conv2d(channels, 2 * channels, 2, 2)))
+                channels *= 2
+            features.append(nn.Sequential(*[ConvNeXtBlock(channels) for _ in range(count)]))
+        self.features = nn.Sequential(*features)
+        self.classifier = nn.Sequential(
+            LayerNorm2d(channels, eps=1e-6), nn.Flatten(1), nn.Linear(channels, num_classes)
+        )
+
+    def forward(self, x):
+        return self.classifier(self.features(x).mean((2, 3), keepdim=True))

@@ -10,7 +10,7 @@ from kernsym_jax.report.sources import (
     table,
     trajectory,
 )
-from kernsym_jax.report.summary import advice, in_words, strided_deficits, summarize
+from kernsym_jax.report.summary import advice, in_words, strided_deficits, summarize, verdict
 from kernsym_jax.report.tables import Comparison, NetworkTable, Trajectory, network_table
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "summarize",
     "table",
     "trajectory",
+    "verdict",
     "write_parquet",
     "write_results",
 ]

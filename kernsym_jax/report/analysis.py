@@ -20,6 +20,7 @@ from kernsym_jax.report.summary import (
     in_words,
     sentences,
     summarize,
+    verdict,
 )
 from kernsym_jax.report.tables import (
     Comparison,
@@ -33,6 +34,7 @@ from kernsym_jax.report.tables import (
 _MOST_DRAWN = 20
 # A layer-by-layer table of more networks than this is too wide for a terminal.
 _MOST_COLUMNS = 4
+_SHOWN_FIGURES = ("score", "sig_x", "sig_y")
 # Figures of `summarize` and their headings.
 _SHOWN_MEANS = {
     "layers": "layers",
@@ -42,6 +44,8 @@ _SHOWN_MEANS = {
     "above_null": "above chance",
     "above_null_centered": "… centred",
     "strided_deficit": "strided deficit",
+    "padding_shown": "show padding",
+    "padding_tested": "of",
 }
 
 
@@ -104,8 +108,10 @@ def write_results(tables: Sequence[NetworkTable], out: pathlib.Path) -> None:
     columns = dict.fromkeys(column for run in runs for column in run.columns)
     _write_csv(out / "trajectory.csv", list(columns), [row for run in runs for row in run.rows])
     networks = [_as_json(table) for table in tables]
+    # Indented JSON is easier to read and ten times slower to write.
+    indent = 1 if len(networks) <= _MOST_DRAWN else None
     (out / "layers.json").write_text(
-        json.dumps(networks, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        json.dumps(networks, indent=indent, allow_nan=False) + "\n", encoding="utf-8"
     )
     several = len(tables) > 1
     kernels = {
@@ -148,6 +154,12 @@ def print_tables(tables: Sequence[NetworkTable]) -> None:
     """
     console = cli.console()
     shown, comparison, runs = _arranged(tables)
+    for table in shown:
+        if line := verdict(table):
+            name = f"{table.source}: " if len(shown) > 1 else ""
+            console.print(
+                f"{cli.printable(name)}{line}", style="bold", markup=False, highlight=False
+            )
     for table in shown:
         console.print(_layer_table(table))
         said = [*sentences(summarize(table)), advice(table), answers_sentence(table.consistency)]
@@ -205,7 +217,7 @@ def _means_table(comparison: Comparison) -> Any:
 
 
 def _comparison_table(comparison: Comparison) -> Any:
-    columns = comparison.columns[3:]
+    columns = [name for name in comparison.columns[3:] if name.split()[0] in _SHOWN_FIGURES]
     headings = [name.split(":")[0] for name in columns]
     rows = [
         [row["layer"], row["role"] or "", *(_short(row[name]) for name in columns)]
@@ -240,7 +252,7 @@ def _layer_table(table: NetworkTable) -> Any:
         grid.add_column(name, justify="left" if name in ("layer", "role") else "right")
     for name in ("score", "null", "p", "centred", "odd"):
         grid.add_column(name, justify="right")
-    grid.add_column("asymmetry and notes")
+    grid.add_column("padding signature, asymmetry and notes")
     for row in table.rows:
         kh, kw, *_ = row["shape"].split("×")
         words = "; ".join(filter(None, (in_words(row), row["note"])))
@@ -271,6 +283,7 @@ def _as_json(table: NetworkTable) -> dict[str, Any]:
         "layout": table.weights.layout,
         "order": table.weights.order,
         "summary": summarize(table),
+        "verdict": verdict(table),
         "advice": advice(table),
         "consistency": evaluation_figures(table.consistency) if table.consistency else None,
         "layers": table.rows,

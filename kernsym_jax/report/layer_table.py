@@ -4,7 +4,7 @@ import collections
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -51,11 +51,24 @@ COLUMNS = (
 )
 """The columns of ``layers.csv``; unknown facts are empty."""
 
-FURTHER = ("odd_z_x", "odd_z_y", "q_value", "centre_drift", "predicted_skew")
+FURTHER = (
+    "odd_z_x",
+    "odd_z_y",
+    "q_value",
+    "centre_drift",
+    "predicted_skew",
+    "padding_p",
+    "padding_p_shuffled",
+    "shows_padding",
+)
 """Keys of a row beyond the columns: `symmetry.odd_moment_z`; the false-discovery rate among the
 network's layers; the distance of the windows' middle from the map's middle in pixels, down and
 right (0 if padding is applied evenly); the direction towards which uneven padding is predicted to
-skew the kernel."""
+make the weights grow; the p-value of the padding signature in that direction if the weights are
+independent and normal, and if the cells of each slice are shuffled; whether the layer shows the
+padding, that is whether both are at most `SIGNIFICANT` and neither axis leans the other way."""
+
+SIGNIFICANT = 0.01
 
 NULL_DRAWS = 20_000
 _NULL_SEED = 0
@@ -64,6 +77,8 @@ _NULL_SEED = 0
 _BATCH_CELLS = 36_864
 # Taps below this share of the middle tap count as vanished.
 _VANISHED = 1e-3
+# Axis of the signature and sign of its component.
+_DIRECTIONS = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
 
 
 def layer_rows(
@@ -103,6 +118,7 @@ def layer_rows(
             "centre_drift": list(found.centre_drift) if found else None,
             "predicted_skew": found.skew if found else None,
         }
+        row |= _padding_test(row, kernel)
         row["note"] = _note(row, finite=bool(np.isfinite(kernel.weight).all()))
         rows.append(row)
     _add_false_discovery_rates(rows)
@@ -184,6 +200,50 @@ def _size_figures(weight: np.ndarray) -> dict[str, float | None]:
     )
     names = symmetry.FIELDS[-len(figures) :]
     return dict(zip(names, map(_number, np.asarray(figures)), strict=True))
+
+
+def _padding_test(row: Mapping[str, Any], kernel: ConvKernel) -> dict[str, Any]:
+    """Tests the padding signature in the direction that the padding predicts.
+
+    Only the axes with uneven padding count: a layer strided along y alone predicts y alone.
+    """
+    unknown = dict.fromkeys(("padding_p", "padding_p_shuffled", "shows_padding"))
+    words = (row["predicted_skew"] or "").split()
+    axes = [_DIRECTIONS[word] for word in words]
+    if not axes or row["sig_x"] is None or row["sig_y"] is None:
+        return unknown
+    signature = (row["sig_x"], row["sig_y"])
+    kh, kw, channels_in, channels_out = kernel.shape
+    nulls = {
+        "padding_p": symmetry.signature_sd(kh, kw, channels_in * channels_out),
+        "padding_p_shuffled": _shuffled_sd(kernel.weight),
+    }
+    found: dict[str, Any] = {}
+    shows = True
+    for name, deviations in nulls.items():
+        if not all(deviations[axis] > 0 for axis, _ in axes):
+            return unknown
+        z = [sign * signature[axis] / deviations[axis] for axis, sign in axes]
+        found[name] = _upper_tail(sum(z) / math.sqrt(len(z)))
+        away = any(_upper_tail(-one) <= SIGNIFICANT for one in z)
+        shows = shows and found[name] <= SIGNIFICANT and not away
+    return {**found, "shows_padding": shows}
+
+
+def _upper_tail(z: float) -> float:
+    """The one-sided p-value of a standard normal z."""
+    return math.erfc(z / math.sqrt(2)) / 2
+
+
+def _shuffled_sd(weight: np.ndarray) -> tuple[float, float]:
+    kh, kw, *_ = weight.shape
+    # Scaled, so that fourth powers neither overflow nor vanish; the spread is free of scale.
+    squares = np.square(weight / np.abs(weight).max())
+    by_slice = squares.sum(axis=(0, 1))
+    powers = np.sum(np.square(squares), dtype=np.float64)
+    cells = kh * kw
+    spread = (powers - np.sum(np.square(by_slice), dtype=np.float64) / cells) / (cells - 1)
+    return symmetry.shuffled_sd(kh, kw, float(by_slice.sum(dtype=np.float64)), float(spread))
 
 
 def averaged(weight: np.ndarray) -> np.ndarray:

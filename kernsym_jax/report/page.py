@@ -45,14 +45,14 @@ _TABLE = (
     ("A1", "A1", "energy of the symmetric part"),
     ("B1", "B1", "energy of the contrast between rows and columns"),
     ("B2", "B2", "energy of the contrast between the diagonals"),
-    ("E", "E", "energy of the odd part: gradients and padding skew"),
-    ("skew_x", "skew x", "first moment in cells, to the right"),
-    ("skew_y", "skew y", "first moment in cells, down"),
-    (
-        "predicted_skew",
-        "predicted",
-        "direction towards which uneven padding is predicted to skew the kernel",
-    ),
+    ("E", "E", "energy of the odd part of the mean kernel: gradients"),
+    ("sig_x", "sig x", "padding signature in cells, to the right: the side of larger weights"),
+    ("sig_y", "sig y", "padding signature in cells, down"),
+    ("sig_p", "sig p", "p-value of the padding signature for normal weights, in any direction"),
+    ("predicted_skew", "predicted", "direction in which the padding is predicted to act"),
+    ("padding_p", "padding p", "p-value of the padding signature in that direction"),
+    ("skew_x", "skew x", "first moment of the mean kernel in cells, to the right"),
+    ("skew_y", "skew y", "first moment of the mean kernel in cells, down"),
     ("neuron_score", "neurons", "mean score of the kernels averaged over inputs only"),
     ("single_score", "singles", "mean score of the single kernels"),
     ("note", "note", ""),
@@ -68,8 +68,12 @@ _HEADINGS = (
     ("above_null", "above chance"),
     ("above_null_centered", "… centred"),
     ("discoveries", "… found"),
+    ("padding_shown", "show padding"),
+    ("padding_tested", "of"),
     ("depth_spearman", "score with depth"),
 )
+# Signatures are a few hundredths of a cell; an arrow shows them at this many times their length.
+_ARROW = 15
 # A layer-by-layer table of more networks than this is too wide to read.
 _MOST_COMPARED = 6
 
@@ -175,7 +179,7 @@ def _read(name: str) -> str:
 
 def _sentences(table: "NetworkTable") -> list[str]:
     figures_of_all = summary.summarize(table)
-    said = [" ".join(summary.sentences(figures_of_all)), summary.advice(table)]
+    said = [summary.verdict(table), " ".join(summary.sentences(figures_of_all))]
     return [text for text in said if text]
 
 
@@ -214,6 +218,7 @@ def _network(index: int, table: "NetworkTable") -> dict[str, Any]:
         "sentences": summary.sentences(figures_of_all),
         "summary": figures_of_all,
         "layers": [_layer(row, table) for row in table.rows],
+        "verdict": summary.verdict(table),
         "advice": summary.advice(table),
         "answers": summary.answers_sentence(table.consistency),
         "flips": summary.beside_symmetry(table),
@@ -324,13 +329,13 @@ def _drift(drift: list[float] | None) -> str | None:
 
 
 def _arrow(row: dict[str, Any], shape: tuple[int, ...]) -> dict[str, float] | None:
-    """An arrow from the kernel's middle along its skew, up to three times as long."""
-    if row["role"] != "strided" or row["skew_x"] is None:
+    """An arrow from the kernel's middle along its padding signature, lengthened and clipped."""
+    if row["role"] != "strided" or row["sig_x"] is None or row["sig_y"] is None:
         return None
     x, y = shape[1] / 2, shape[0] / 2
-    longest = max(abs(row["skew_x"]) / x, abs(row["skew_y"]) / y)
-    longer = min(3, 0.9 / longest) if longest else 0
-    return {"x1": x, "y1": y, "x2": x + longer * row["skew_x"], "y2": y + longer * row["skew_y"]}
+    longest = max(abs(row["sig_x"]) / x, abs(row["sig_y"]) / y)
+    longer = min(_ARROW, 0.9 / longest) if longest else 0
+    return {"x1": x, "y1": y, "x2": x + longer * row["sig_x"], "y2": y + longer * row["sig_y"]}
 
 
 def _color(value: float) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from kernsym_jax import geometry as audits
 from kernsym_jax import symmetry
-from kernsym_jax.report.layer_table import chance_levels
+from kernsym_jax.report.layer_table import SIGNIFICANT, chance_levels
 
 if TYPE_CHECKING:
     from kernsym_jax.report.tables import NetworkTable
@@ -22,6 +22,8 @@ internal or strided, in a file without strides."""
 _ODD_SHARE = 0.10
 # A component of a direction counts if it exceeds this share of the other: 22.5° from an axis.
 _OBLIQUE = math.tan(math.pi / 8)
+# Reflect and replicate padding change the mean kernels and not the size of the weights.
+_REMEDIES = "circular padding, or blur pooling, max-pooling or SBPool in place of the strides"
 
 
 def summarize(table: "NetworkTable") -> dict[str, Any]:
@@ -35,6 +37,8 @@ def summarize(table: "NetworkTable") -> dict[str, Any]:
       ``internal_mean`` and ``strided_mean`` (by role), ``first_score``,
       ``above_null`` and ``above_null_centered`` (share of the internal and strided layers whose
       score, or centred score, is above the 95 % point of its null),
+      ``padding_tested`` and ``padding_shown`` (numbers of layers whose padding predicts where their
+      weights grow, and of those that show it),
       ``discoveries`` (share of them found at a false-discovery rate of 5 %),
       ``depth_spearman`` (rank correlation of score and depth over the internal layers) and
       ``strided_deficit`` (the mean of `strided_deficits`).
@@ -55,6 +59,8 @@ def summarize(table: "NetworkTable") -> dict[str, Any]:
         "first_score": first[0] if first else None,
         "above_null": _mean([float(row["score"] > row["null_q95"]) for row in ordinary]),
         "above_null_centered": _mean([_above_centred(table, row) for row in ordinary]),
+        "padding_tested": sum(row["shows_padding"] is not None for row in table.rows),
+        "padding_shown": sum(row["shows_padding"] is True for row in table.rows),
         "discoveries": _mean([float(row["q_value"] <= 0.05) for row in ordinary]),
         "depth_spearman": _rank_correlation(internal),
         "strided_deficit": _mean(list(deficits.values())),
@@ -97,24 +103,89 @@ def strided_deficits(
 
 
 def in_words(row: dict[str, Any]) -> str:
-    """Describes the asymmetry of a layer in a few words; empty if there is hardly any.
+    """Describes the direction in which a layer's weights grow, and its mean kernel's odd part.
 
     Args:
       row: a row of the layer table.
 
     Returns:
-      For example ``"odd part 31 %, towards bottom right: the padding-skew pattern"``, where the
-      last words need a layer that leans to where its padding is predicted to skew it.
+      For example ``"weights grow towards the bottom right, as the padding predicts, p = 2e-09; odd
+      part 31 %, towards bottom right"``; empty if there is nothing to say. The first part is the
+      padding signature, which decides; the second is the skew of the mean kernel, whose sign
+      differs between layers and seeds.
     """
-    if row["score"] is None or row["E"] < _ODD_SHARE:
+    said = [_growth(row)]
+    if row["score"] is not None and row["E"] >= _ODD_SHARE:
+        direction = measured_direction(row["skew_x"], row["skew_y"])
+        towards = f", towards {direction}" if direction else ""
+        said.append(f"odd part {_percent(row['E'])}{towards}")
+    return "; ".join(filter(None, said))
+
+
+def _growth(row: Mapping[str, Any]) -> str:
+    """The padding signature of a strided layer, or of one whose padding predicts a direction."""
+    if row["sig_x"] is None or row["sig_y"] is None:
         return ""
-    words = f"odd part {_percent(row['E'])}"
-    direction = measured_direction(row["skew_x"], row["skew_y"])
-    if direction:
-        words += f", towards {direction}"
-    if direction and direction == row["predicted_skew"]:
-        words += ": the padding-skew pattern"
-    return words
+    direction = measured_direction(row["sig_x"], row["sig_y"])
+    predicted = row["predicted_skew"]
+    if row["padding_p"] is not None:
+        p, shuffled = row["padding_p"], row["padding_p_shuffled"]
+        if row["shows_padding"]:
+            words = f"weights grow towards the {direction}, as the padding predicts"
+        elif 1 - min(p, shuffled) <= SIGNIFICANT and direction != predicted:
+            words = f"weights grow towards the {direction}, the padding predicts the {predicted}"
+            # Rounding leaves nothing smaller of the other tail.
+            p, shuffled = max(1 - p, 1e-15), max(1 - shuffled, 1e-15)
+        else:
+            words = f"the weights do not show the padding's growth towards the {predicted}"
+        return f"{words}, {_two_p(p, shuffled)}"
+    if row["role"] == "strided" and row["sig_p"] is not None and row["sig_p"] <= SIGNIFICANT:
+        return f"weights grow towards the {direction}, p = {row['sig_p']:.1g}"
+    return ""
+
+
+def _two_p(p: float, shuffled: float) -> str:
+    """The larger p-value; both where heavy tails set them apart or they decide differently."""
+    digits = [-math.log10(max(value, 1e-300)) for value in (p, shuffled)]
+    apart = max(digits) > 1 + 1.5 * min(digits)
+    if apart or (p <= SIGNIFICANT) != (shuffled <= SIGNIFICANT):
+        return f"p = {p:.1g} for normal weights, {shuffled:.1g} by shuffling their cells"
+    return f"p = {max(p, shuffled):.1g}"
+
+
+def verdict(table: "NetworkTable") -> str:
+    """Returns in one line whether the network shows its padding, and the remedies.
+
+    Args:
+      table: from `network_table`.
+
+    Returns:
+      For example ``"5 of 5 strided layers show the padding; 225 px would be even; remedies: …"``;
+      empty if the network was not audited.
+    """
+    rows = tuple(table.geometry)
+    if not rows:
+        return ""
+    strided = {row.layer for row in rows if row.strided}
+    tested = [
+        row for row in table.rows if row["shows_padding"] is not None and row["layer"] in strided
+    ]
+    shown = sum(row["shows_padding"] for row in tested)
+    if all(row.even for row in rows if row.strided):
+        return f"No strided layer has uneven padding at {_pixels(rows[0].input_size)} px."
+    found = _advise(rows, table.rows_at)
+    even = ""
+    if found is not None and found.nearest is not None:
+        even = f"{_pixels(found.nearest)} px would be even"
+    if tested:
+        verb = "shows" if len(tested) == 1 else "show"
+        layers = "strided layer" if len(tested) == 1 else "strided layers"
+        parts = [f"{shown} of {len(tested)} {layers} {verb} the padding", even]
+    else:
+        parts = ["Padding is uneven, but not with zeros in front of a strided kernel", even]
+    if shown:
+        parts.append(f"remedies: {'this size, ' if even else ''}{_REMEDIES}")
+    return f"{'; '.join(filter(None, parts))}."
 
 
 def advice(table: "NetworkTable") -> str:
@@ -123,19 +194,25 @@ def advice(table: "NetworkTable") -> str:
     Args:
       table: from `network_table`.
     """
-    return _advice(tuple(table.geometry), table.rows_at)
+    rows = tuple(table.geometry)
+    found = _advise(rows, table.rows_at) if rows else None
+    if found is None:
+        return ""
+    return f"Padding at {'×'.join(map(str, rows[0].input_size))} pixels: {found.verdict}."
 
 
 # The checkpoints of one run have one audit, and other sizes take long to try.
 @functools.lru_cache(maxsize=16)
-def _advice(rows: tuple[audits.LayerGeometry, ...], rows_at: Any) -> str:
-    if not rows:
-        return ""
-    size = "×".join(map(str, rows[0].input_size))
+def _advise(rows: tuple[audits.LayerGeometry, ...], rows_at: Any) -> audits.Advice | None:
     try:
-        return f"Padding at {size} pixels: {audits.advise(rows, rows_at).verdict}."
+        return audits.advise(rows, rows_at)
     except ValueError:  # these rows do not tell about other sizes
-        return ""
+        return None
+
+
+def _pixels(size: int | Sequence[int]) -> str:
+    sides = [size] if isinstance(size, int) else list(dict.fromkeys(size))
+    return "×".join(map(str, sides))
 
 
 def measured_direction(x: float, y: float) -> str:

@@ -17,7 +17,7 @@ from kernsym_jax.weights import Weights, flax_layer
 
 RowsAt = Callable[[Any], Sequence[LayerGeometry]]
 
-COMPARED = ("score", "score_centered", "E")
+COMPARED = ("score", "score_centered", "E", "sig_x", "sig_y")
 """The figures that a comparison puts side by side."""
 
 MEANS = (
@@ -28,6 +28,8 @@ MEANS = (
     "first_score",
     "above_null",
     "above_null_centered",
+    "padding_tested",
+    "padding_shown",
     "discoveries",
     "depth_spearman",
     "strided_deficit",

@@ -98,6 +98,29 @@ def signature_sd(kh: int, kw: int, slices: int) -> tuple[float, float]:
     return float(sd_x), float(sd_y)
 
 
+def shuffled_sd(kh: int, kw: int, energy: float, spread: float) -> tuple[float, float]:
+    """Returns the standard deviation of the padding signature when slices are shuffled.
+
+    This is the spread of `permutation_null` with `padding_signature`, without its draws. Shuffling
+    a slice gives the squares of its cells the covariance v·(δ_ij − 1/n), v their sample variance;
+    the sums over many slices are normal, and r_x ≈ Σ x_j δE_j / (2 n E), E the sum per tap.
+
+    Args:
+      kh: rows of the kernel.
+      kw: columns of the kernel.
+      energy: sum of all squared weights.
+      spread: sum over the slices of the sample variance of their squared cells.
+
+    Returns:
+      (sd_x, sd_y) in cells; NaN for a zero weight.
+    """
+    if not energy > 0:
+        return math.nan, math.nan
+    squares = np.sum(coordinates(kh, kw).astype(np.float64) ** 2, axis=1)
+    sd_x, sd_y = np.sqrt(squares * spread) / (2 * energy)
+    return float(sd_x), float(sd_y)
+
+
 def signature_z(weight: jax.Array) -> jax.Array:
     """Returns the padding signature in standard deviations of its null.
 

@@ -59,7 +59,7 @@ def test_the_parquet_table_is_that_of_the_csv(results, tmp_path):
 
 
 def test_the_table_of_a_run_agrees_with_what_training_logged(run, results):
-    out, _ = results
+    out, table = results
     with (out / "layers.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["layer"] for row in rows] == ["conv1", "conv2", "conv3"]
@@ -68,9 +68,10 @@ def test_the_table_of_a_run_agrees_with_what_training_logged(run, results):
     assert list(rows[0]) == list(report.COLUMNS)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if line["split"] == "symmetry"][-1]
-    for row in rows:
+    for row, further in zip(rows, table.rows, strict=True):
         for name, value in last["layers"][row["layer"]].items():
-            assert float(row[name]) == pytest.approx(value, rel=1e-4, abs=1e-6)
+            found = row[name] if name in report.COLUMNS else further[name]
+            assert float(found) == pytest.approx(value, rel=1e-4, abs=1e-6)
 
 
 def test_the_json_and_the_archive_hold_the_same_network(results):
@@ -226,6 +227,32 @@ def test_a_model_tells_the_strides_of_weights_that_are_of_it(shared):
         report.read_table(path, report.Options(model="resnet18"))
     with pytest.raises(ValueError, match="is no cifar_resnet32: 12 of its layers are missing"):
         report.read_table(path, report.Options(model="cifar_resnet32"))
+
+
+def test_the_cifar_resnets_show_their_padding_at_every_strided_layer(shared, tmp_path, capsys):
+    rows = []
+    for depth in (20, 32, 44, 56):
+        path = shared / "weights" / f"cifar_resnet{depth}.th"
+        table = report.table(path, model=f"cifar_resnet{depth}")
+        assert report.verdict(table).startswith(
+            "2 of 2 strided layers show the padding; 33 px would be even; remedies: "
+        )
+        rows += [row for row in table.rows if row["role"] == "strided"]
+    assert len(rows) == 8
+    for row in rows:
+        assert min(row["sig_x"], row["sig_y"]) > 0
+        assert report.in_words(row).startswith(
+            "weights grow towards the bottom right, as the padding predicts, p = "
+        )
+    for name in ("sig_p", "padding_p", "padding_p_shuffled"):
+        assert sum(row[name] < 0.01 for row in rows) >= 6
+    # The page and the terminal begin with the verdict.
+    report.analyze([path], tmp_path, report.Options(model="cifar_resnet56"))
+    line = "2 of 2 strided layers show the padding; 33 px would be even"
+    assert capsys.readouterr().out.startswith(line)
+    page = (tmp_path / "report.html").read_text()
+    assert page.index(line) < page.index("</header>")
+    assert json.loads((tmp_path / "layers.json").read_text())[0]["verdict"].startswith(line)
 
 
 @pytest.mark.parametrize("fields", [{}, {"padding": "same"}, {"downsample": "blur"}])

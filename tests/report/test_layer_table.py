@@ -1,11 +1,14 @@
 """The table's facts, against the measure and against what was put into the weights."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.stats
 
 from kernsym_jax import report, symmetry
 from kernsym_jax.geometry import LayerGeometry
+from kernsym_jax.report.summary import measured_direction
 from kernsym_jax.weights import ConvKernel, Weights
 
 
@@ -114,7 +117,10 @@ def test_what_is_not_known_or_not_defined_is_empty():
     assert constant["sig_x"] == pytest.approx(0, abs=1e-6)
     assert constant["odd_z_x"] is None
     assert (wide["sig_y"], wide["odd_z_y"]) == (0, None)
-    further = ("odd_z_x", "odd_z_y", "q_value", "centre_drift", "predicted_skew")
+    further = (
+        "odd_z_x", "odd_z_y", "q_value", "centre_drift", "predicted_skew", "padding_p",
+        "padding_p_shuffled", "shows_padding",
+    )  # fmt: skip
     assert tuple(wide) == (*report.COLUMNS, *further)
 
 
@@ -134,16 +140,109 @@ def test_the_audit_fills_in_the_uneven_padding_and_the_skew_it_predicts():
     assert rows["down"]["padding"] == "1"
 
 
-def test_the_padding_skew_pattern_is_named_only_with_its_cause():
+def grown(x, y, shape=(3, 3, 16, 16), seed=0):
+    """Random weights that are larger towards one side: 5 % per cell along each axis."""
+    weight = random_weight(shape, seed)
+    rows, columns = (np.arange(size) - (size - 1) / 2 for size in shape[:2])
+    sizes = 1 + 0.05 * (y * rows[:, None] + x * columns[None, :])
+    return (weight * sizes[..., None, None]).astype(np.float32)
+
+
+def down_row(weight, geometry):
+    kernel = ConvKernel(weight, stride=(2, 2))
+    stem = ConvKernel(random_weight((3, 3, 3, 4)), stride=(2, 2))
+    return rows_of({"stem": stem, "down": kernel}, geometry=geometry)["down"]
+
+
+UNEVEN, EVEN = ([audited("down", (size, size))] for size in (32, 33))
+
+
+def test_weights_that_grow_as_the_padding_predicts_are_said_so_with_their_p_value():
+    row = down_row(grown(1, 1), UNEVEN)
+    assert row["shows_padding"]
+    assert row["padding_p"] < 1e-4
+    assert report.in_words(row).startswith(
+        "weights grow towards the bottom right, as the padding predicts, p = "
+    )
+    # The sign of the weights, which turns the mean kernel's skew around, changes nothing.
+    turned = down_row(-grown(1, 1), UNEVEN)
+    assert turned["padding_p"] == pytest.approx(row["padding_p"], rel=1e-3)
+    assert turned["skew_x"] == pytest.approx(-row["skew_x"], abs=1e-6)
+
+
+def test_the_mean_kernel_alone_never_decides_whether_a_layer_shows_the_padding():
     leaning = np.zeros((3, 3, 1, 1), np.float32)
     leaning[1:, 1:] = 1
-    kernel = ConvKernel(leaning, stride=(2, 2))
-    even, uneven = ([audited("down", (size, size))] for size in (33, 32))
-    for geometry, named in ((even, False), (uneven, True), ([], False)):
-        rows = rows_of({"stem": kernel, "down": kernel}, geometry=geometry)
-        words = report.in_words(rows["down"])
-        assert words.startswith("odd part 38 %, towards bottom right")
-        assert words.endswith("the padding-skew pattern") == named
+    weight = random_weight((3, 3, 16, 16))
+    weight += 0.3 * (leaning - leaning.mean())
+    # As large on the other side: negative there.
+    weight[0, :], weight[:, 0] = -weight[2, :], -weight[:, 2]
+    row = down_row(weight, UNEVEN)
+    assert measured_direction(row["skew_x"], row["skew_y"]) == "bottom right"
+    assert not row["shows_padding"]
+    assert "odd part" in report.in_words(row)
+    assert "as the padding predicts" not in report.in_words(row)
+    assert "do not show the padding's growth towards the bottom right" in report.in_words(row)
+
+
+def test_a_lean_without_a_prediction_or_against_it_is_not_the_paddings():
+    even = down_row(grown(1, 1), EVEN)
+    assert (even["predicted_skew"], even["shows_padding"], even["padding_p"]) == (None, None, None)
+    assert report.in_words(even).startswith("weights grow towards the bottom right, p = ")
+    away = down_row(grown(-1, -1), UNEVEN)
+    assert away["shows_padding"] is False
+    assert report.in_words(away).startswith(
+        "weights grow towards the top left, the padding predicts the bottom right, p = "
+    )
+    # One axis of two that clearly leans the other way is no match either.
+    assert down_row(grown(6, -2), UNEVEN)["shows_padding"] is False
+
+
+def test_only_axes_with_uneven_padding_count():
+    tall = [audited("down", (32, 33))]
+    along, across = down_row(grown(0, 1.5), tall), down_row(grown(1.5, 0), tall)
+    assert along["predicted_skew"] == "bottom"
+    assert along["shows_padding"]
+    assert across["shows_padding"] is False
+
+
+def test_random_weights_show_the_padding_as_often_as_chance_allows():
+    rows = [down_row(random_weight((3, 3, 8, 8), seed), UNEVEN) for seed in range(60)]
+    p = np.sort([row["padding_p"] for row in rows])
+    assert scipy.stats.kstest(p, "uniform").pvalue > 0.01
+    assert sum(row["shows_padding"] for row in rows) <= 3
+
+
+def test_heavy_tails_need_the_shuffled_null_and_both_are_told():
+    weight = np.random.default_rng(1).standard_t(2.2, (3, 3, 16, 16)).astype(np.float32)
+    weight[2, 2, 0, 0] = 60
+    row = down_row(weight, UNEVEN)
+    assert row["padding_p"] < 0.01 < row["padding_p_shuffled"]
+    assert row["shows_padding"] is False
+    words = report.in_words(row)
+    assert "for normal weights" in words
+    assert "by shuffling their cells" in words
+
+
+def test_the_verdict_counts_the_layers_and_names_the_size_and_the_remedies():
+    drawn = {"a": grown(1, 1), "b": grown(1, 1, seed=1), "c": random_weight((3, 3, 8, 8))}
+    kernels = {name: ConvKernel(weight, stride=(2, 2)) for name, weight in drawn.items()}
+
+    def at(size):
+        rows = []
+        for name in kernels:
+            rows.append(dataclasses.replace(audited(name, (size, size)), reads=(len(rows) - 1,)))
+            (size, _) = rows[-1].output_size
+        return rows
+
+    table = report.network_table(weights_of(kernels), geometry=at(32), rows_at=at)
+    assert report.verdict(table) == (
+        "2 of 3 strided layers show the padding; 33 px would be even; remedies: this size, "
+        "circular padding, or blur pooling, max-pooling or SBPool in place of the strides."
+    )
+    even = report.network_table(weights_of(kernels), geometry=at(33), rows_at=at)
+    assert report.verdict(even) == "No strided layer has uneven padding at 33 px."
+    assert report.verdict(report.network_table(weights_of(kernels))) == ""
 
 
 def test_false_discovery_rates_step_up_over_the_layers_of_a_network():

@@ -273,3 +273,20 @@ def test_invariant_slices_are_invariant_to_the_last_bit_and_the_nearest(elements
     np.testing.assert_allclose(slices, parts, atol=1e-6)
     half = symmetry.invariant_slices(weight.astype(jnp.bfloat16), elements)
     assert half.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 6, 20), (1, 5, 8, 8), (5, 3, 4, 16)])
+def test_the_closed_form_of_the_shuffled_null_is_the_spread_of_its_draws(shape):
+    weight = np.random.default_rng(0).standard_t(6, shape).astype(np.float32)
+    kh, kw, *_ = shape
+    null = symmetry.permutation_null(
+        weight, 2000, jax.random.key(0), statistic=symmetry.padding_signature
+    )
+    squares = np.square(weight).reshape(kh * kw, -1)
+    spread = squares.var(axis=0, ddof=1).sum()
+    deviations = symmetry.shuffled_sd(kh, kw, float(squares.sum()), float(spread))
+    np.testing.assert_allclose(np.std(null, axis=0), deviations, rtol=0.06, atol=1e-9)
+
+
+def test_a_zero_weight_has_no_shuffled_null():
+    assert np.isnan(symmetry.shuffled_sd(3, 3, 0.0, 0.0)).all()

@@ -2,24 +2,38 @@
 
 A run directory holds ``config.json``, ``provenance.json``, ``layers.json``, ``metrics.jsonl``,
 ``summary.json``, ``consistency.json`` and the folders ``checkpoints`` and ``tensorboard``. Every
-function here takes the directory, not a file in it. JSON files are replaced in one operation:
-a reader sees the old file or the new one. Every ``read_`` function checks what it reads, and raises
-one `ValueError` that names the file and the key if the file is damaged.
+function here takes the directory, not a file in it. Every ``read_`` function checks the file, and
+raises one `ValueError` that names the file and the key if the file is damaged.
 """
 
 import datetime
 import importlib.metadata
 import json
-import math
 import os
 import pathlib
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from kernsym_jax.cli import path_name
+from kernsym_jax.json_file import (
+    INT,
+    NUMBER,
+    NUMBERS,
+    OBJECT,
+    OBJECTS,
+    TEXT,
+    TEXTS,
+    Form,
+    check,
+    or_null,
+    parse,
+    read_json,
+    shown,
+    write_json,
+    write_text,
+)
 
 CONFIG = "config.json"
 PROVENANCE = "provenance.json"
@@ -32,96 +46,46 @@ TENSORBOARD = "tensorboard"
 POPULATION = "population.json"
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "kernsym-jax")
-# More than any JSON file of a run has; a larger one is not read into memory.
-_MAX_BYTES = 64 << 20
-# Characters of a wrong value that an error message shows.
-_SHOWN = 80
 
-
-class _Kind(NamedTuple):
-    """What a value has to be, in words and as a test."""
-
-    words: str
-    fits: Callable[[Any], bool]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _list_of(words: str, fits: Callable[[Any], bool]) -> _Kind:
-    return _Kind(
-        f"a list of {words}", lambda value: isinstance(value, list) and all(map(fits, value))
-    )
-
-
-def _or_null(kind: _Kind) -> _Kind:
-    return _Kind(f"{kind.words} or null", lambda value: value is None or kind.fits(value))
-
-
-_OBJECT = _Kind("an object", lambda value: isinstance(value, dict))
-_TEXT = _Kind("text", lambda value: isinstance(value, str))
-_INT = _Kind("a whole number", _is_int)
-_NUMBER = _Kind("a number", _is_number)
-_NUMBERS = _list_of("numbers", _is_number)
-_TEXTS = _list_of("texts", _TEXT.fits)
-_OBJECTS = _list_of("objects", _OBJECT.fits)
-
-
-class _File(NamedTuple):
-    """The check of one file: the error's words, the keys that it must have and those it may have.
-
-    Keys are dotted paths, such as ``model.name``.
-    """
-
-    problem: str
-    required: Mapping[str, _Kind]
-    optional: Mapping[str, _Kind] = {}
-
-
-_CONFIG_FILE = _File(
+_CONFIG_FORM = Form(
     "not the config of a run",
-    {"model": _OBJECT, "model.name": _TEXT},
+    {"model": OBJECT, "model.name": TEXT},
     {
-        "seed": _INT,
-        "model.num_classes": _INT,
-        "data": _OBJECT,
-        "data.source": _TEXT,
-        "data.mean": _NUMBERS,
-        "data.std": _NUMBERS,
-        "class_weights": _NUMBERS,
+        "seed": INT,
+        "model.num_classes": INT,
+        "data": OBJECT,
+        "data.source": TEXT,
+        "data.mean": NUMBERS,
+        "data.std": NUMBERS,
+        "class_weights": NUMBERS,
     },
 )
-_PROVENANCE_FILE = _File("not the provenance of a run", {"sessions": _OBJECTS})
-_SESSION = _File(
+_PROVENANCE_FORM = Form("not the provenance of a run", {"sessions": OBJECTS})
+_SESSION = Form(
     "not the provenance of a run",
     {
-        "python": _TEXT,
-        "versions": _OBJECT,
-        "git_revision": _or_null(_TEXT),
-        "platform": _TEXT,
-        "devices": _TEXTS,
+        "python": TEXT,
+        "versions": OBJECT,
+        "git_revision": or_null(TEXT),
+        "platform": TEXT,
+        "devices": TEXTS,
     },
 )
-_LAYER = _File("no list of layers", {"layer": _TEXT})
-_LINE = _File("not a line of a run's metrics", {"step": _INT, "split": _TEXT})
-_SYMMETRY_LINE = _File(_LINE.problem, {"layers": _OBJECT})
-_LAYER_SCORE = _File(_LINE.problem, {"score": _or_null(_NUMBER)})
-_SUMMARY_FILE = _File("not the summary of a run", {}, {"step": _or_null(_INT)})
-_CONSISTENCY_FILE = _File(
+_LAYER = Form("no list of layers", {"layer": TEXT})
+_LINE = Form("not a line of a run's metrics", {"step": INT, "split": TEXT})
+_SYMMETRY_LINE = Form(_LINE.problem, {"layers": OBJECT})
+_LAYER_SCORE = Form(_LINE.problem, {"score": or_null(NUMBER)})
+_SUMMARY_FORM = Form("not the summary of a run", {}, {"step": or_null(INT)})
+_CONSISTENCY_FORM = Form(
     "not an evaluation",
-    {"settings": _OBJECT},
+    {"settings": OBJECT},
     {
-        "images": _INT,
-        "accuracy": _OBJECT,
-        "mean_iou": _OBJECT,
-        "shift_consistency": _OBJECT,
-        "shift_consistency.settings": _OBJECT,
-        "flip_consistency": _OBJECT,
+        "images": INT,
+        "accuracy": OBJECT,
+        "mean_iou": OBJECT,
+        "shift_consistency": OBJECT,
+        "shift_consistency.settings": OBJECT,
+        "flip_consistency": OBJECT,
     },
 )
 
@@ -184,10 +148,9 @@ def read_config(workdir: pathlib.Path, *keys: str) -> dict[str, Any]:
       FileNotFoundError: if there is none.
       ValueError: if it is damaged or lacks a key.
     """
-    value = _read(workdir / CONFIG, _CONFIG_FILE)
-    needed = {key: _CONFIG_FILE.optional[key] for key in keys}
-    _check(value, workdir / CONFIG, _CONFIG_FILE._replace(required=needed))
-    return value
+    needed = {key: _CONFIG_FORM.optional[key] for key in keys}
+    required = {**_CONFIG_FORM.required, **needed}
+    return _read_object(workdir / CONFIG, _CONFIG_FORM._replace(required=required))
 
 
 def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
@@ -207,9 +170,11 @@ def read_layers(workdir: pathlib.Path) -> list[dict[str, Any]]:
       ValueError: if it is damaged.
     """
     path = workdir / LAYERS
-    rows = _read(path, _LAYER._replace(required={}), list)
+    rows = _read(path, _LAYER.problem)
+    if not isinstance(rows, list):
+        raise ValueError(f"{path_name(path)}: {_LAYER.problem} (got {shown(rows)})")
     for number, row in enumerate(rows):
-        _check(row, path, _LAYER, f"[{number}]")
+        check(row, path_name(path), _LAYER, f"[{number}]")
     return rows
 
 
@@ -228,7 +193,7 @@ def read_summary(workdir: pathlib.Path) -> dict[str, Any]:
       FileNotFoundError: if there is none.
       ValueError: if it is damaged.
     """
-    return _read(workdir / SUMMARY, _SUMMARY_FILE)
+    return _read_object(workdir / SUMMARY, _SUMMARY_FORM)
 
 
 def write_summary(workdir: pathlib.Path, summary: Mapping[str, Any]) -> None:
@@ -249,7 +214,7 @@ def read_consistency(workdir: pathlib.Path) -> dict[str, Any]:
       FileNotFoundError: if there is none.
       ValueError: if it is damaged.
     """
-    return _read(workdir / CONSISTENCY, _CONSISTENCY_FILE)
+    return _read_object(workdir / CONSISTENCY, _CONSISTENCY_FORM)
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -274,12 +239,12 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
         if not line.endswith(b"\n"):
             break
         where = f"{path_name(path)}, line {number}"
-        figures = _parse(line, where, _LINE.problem)
-        _check(figures, where, _LINE)
+        figures = parse(line, where, _LINE.problem)
+        check(figures, where, _LINE)
         if figures["split"] == "symmetry":
-            _check(figures, where, _SYMMETRY_LINE)
+            check(figures, where, _SYMMETRY_LINE)
             for layer, row in figures["layers"].items():
-                _check(row, where, _LAYER_SCORE, f"layers.{layer}")
+                check(row, where, _LAYER_SCORE, f"layers.{layer}")
         lines.append(figures)
     return lines
 
@@ -315,9 +280,9 @@ def read_provenance(workdir: pathlib.Path) -> list[dict[str, Any]]:
       ValueError: if it is damaged.
     """
     path = workdir / PROVENANCE
-    sessions = _read(path, _PROVENANCE_FILE)["sessions"]
+    sessions = _read_object(path, _PROVENANCE_FORM)["sessions"]
     for number, session in enumerate(sessions):
-        _check(session, path, _SESSION, f"sessions[{number}]")
+        check(session, path_name(path), _SESSION, f"sessions[{number}]")
     return sessions
 
 
@@ -345,142 +310,17 @@ def add_session(workdir: pathlib.Path, **facts: Any) -> None:
     write_json(workdir / PROVENANCE, {"sessions": [*earlier, session]})
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file in one operation.
-
-    Args:
-      path: the file.
-      value: of JSON types; a float that is not finite becomes null.
-
-    Raises:
-      OSError: naming the file, if it cannot be written; the old one stays.
-    """
-    write_text(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file in one operation: a reader sees the old file or the new one, never a part.
-
-    Raises:
-      OSError: naming the file, if it cannot be written; the old one stays.
-    """
-    # In the same folder, because only there a rename replaces the file in one operation.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def _read(path: pathlib.Path, problem: str) -> Any:
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        pathlib.Path(name).unlink(missing_ok=True)
+        return read_json(path, problem)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}, not a run directory or a half-written one") from None
 
 
-def read_json(path: pathlib.Path) -> Any:
-    """Reads any JSON file.
-
-    Raises:
-      FileNotFoundError: if there is none.
-      ValueError: naming the file, if it is not JSON.
-    """
-    return _parse(_read_bytes(path, "not a file of JSON"), path_name(path), "not a file of JSON")
-
-
-def finite(value: Any) -> Any:
-    """Returns the value with ``None`` in place of every float that is not finite.
-
-    JSON has no word for infinity and NaN.
-    """
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+def _read_object(path: pathlib.Path, form: Form) -> dict[str, Any]:
+    value = _read(path, form.problem)
+    check(value, path_name(path), form)
     return value
-
-
-def _read(path: pathlib.Path, file: _File, kind: type = dict) -> Any:
-    """Reads and checks a JSON file whose outermost value is an object or a list."""
-    value = _parse(_read_bytes(path, file.problem), path_name(path), file.problem)
-    if kind is list:
-        if not isinstance(value, list):
-            raise ValueError(f"{path_name(path)}: {file.problem} (got {_shown(value)})")
-        return value
-    _check(value, path, file)
-    return value
-
-
-def _read_bytes(path: pathlib.Path, problem: str) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > _MAX_BYTES:
-            raise ValueError(
-                f"{path_name(path)}: {problem} ({size} bytes, wanted {_MAX_BYTES} at most)"
-            )
-        return path.read_bytes()
-    except FileNotFoundError:
-        where = path_name(path.parent)
-        raise FileNotFoundError(
-            f"{where}: no {path.name} there, not a run directory or a half-written one"
-        ) from None
-    except OSError as error:
-        raise ValueError(f"{path_name(path)}: {problem} ({error.strerror})") from error
-
-
-def _parse(content: bytes, where: str, problem: str) -> Any:
-    try:
-        return json.loads(content.decode("utf-8"))
-    except RecursionError:
-        raise ValueError(f"{where}: {problem} (nested too deeply)") from None
-    except ValueError as error:
-        raise ValueError(f"{where}: {problem} (not valid JSON: {error})") from error
-
-
-def _check(value: Any, where: pathlib.Path | str, file: _File, part: str = "") -> None:
-    """Raises `ValueError`, naming the first key that is missing or of the wrong kind.
-
-    Args:
-      value: the parsed file, or a part of it.
-      where: the file, as a path or as text with a line number.
-      file: what the value has to be.
-      part: the key of the part in the file; empty for the whole file.
-    """
-    if isinstance(where, pathlib.Path):
-        where = path_name(where)
-    if not isinstance(value, dict):
-        found = f"{part} is" if part else "got"
-        raise ValueError(f"{where}: {file.problem} ({found} {_shown(value)}, wanted an object)")
-    for keys, needed in ((file.required, True), (file.optional, False)):
-        for key, kind in keys.items():
-            found, name = _look_up(value, key), f"{part}.{key}" if part else key
-            if found is _MISSING:
-                if needed:
-                    raise ValueError(f"{where}: {file.problem} ({name} is missing)")
-            elif not kind.fits(found):
-                raise ValueError(
-                    f"{where}: {file.problem} ({name} is {_shown(found)}, wanted {kind.words})"
-                )
-
-
-_MISSING = object()
-
-
-def _look_up(value: Any, key: str) -> Any:
-    for part in key.split("."):
-        if not isinstance(value, dict) or part not in value:
-            return _MISSING
-        value = value[part]
-    return value
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = json.dumps(value)
-    except RecursionError:
-        return "a deeply nested value"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _versions() -> Iterator[tuple[str, str]]:

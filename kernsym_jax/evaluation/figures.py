@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernsym_jax import run_directory
+from kernsym_jax import json_file
 from kernsym_jax.data import VOID
 from kernsym_jax.evaluation.transforms import Shifts, shift, shift_maps
 
@@ -103,7 +103,7 @@ def write_results(results: Mapping[str, Any], path: pathlib.Path) -> None:
       path: the JSON file; its folder is created if it is missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    run_directory.write_json(path, results)
+    json_file.write_json(path, results)
     if "shift_consistency" in results:
         title = f"{pathlib.Path(results['settings']['weights']).name}, {results['images']} images"
         write_map(results["shift_consistency"], title, path.with_suffix(".svg"))

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from kernsym_jax import run_directory
+from kernsym_jax import json_file
 from kernsym_jax.studies.load import SIZES, UnknownSize, load_study
 from kernsym_jax.studies.outcome import CLAIMS as CLAIMS_FILE
 from kernsym_jax.studies.page import figure, p_value
@@ -46,7 +46,7 @@ def write_claims_page(
     files = sorted(folder.glob(f"**/{CLAIMS_FILE}"))
     if not files:
         raise FileNotFoundError(f"{folder}: no {CLAIMS_FILE} below it")
-    found = [run_directory.read_json(file) for file in files]
+    found = [json_file.read_json(file) for file in files]
     found.sort(key=lambda one: (one["study"], _rank(one["size"])))
     text = _HEADING.format(path=path) + _verdicts(found) + _not_run(found, pathlib.Path(studies))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import ml_collections
 
-from kernsym_jax import run_directory, training
+from kernsym_jax import json_file, run_directory, training
 from kernsym_jax.studies import runs as planned
 from kernsym_jax.studies.cost import missing_file
 from kernsym_jax.studies.jobs import job_command
@@ -117,7 +117,7 @@ def gather(study: Study, workdir: str | pathlib.Path, command: Sequence[str]) ->
     workdir = pathlib.Path(workdir)
     results = collect(study, workdir)
     path, plan = workdir / PLAN, study.plan()
-    before = run_directory.read_json(path) if path.exists() else plan
+    before = json_file.read_json(path) if path.exists() else plan
     changed = sorted(k for k in before.keys() | plan.keys() if before.get(k) != plan.get(k))
     if study.networks:
         run_directory.add_session(workdir)
@@ -147,7 +147,7 @@ def _write_plan(study: Study, workdir: pathlib.Path) -> None:
     """The first plan stays: what is changed later is told on the page."""
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / PLAN).exists():
-        run_directory.write_json(workdir / PLAN, study.plan())
+        json_file.write_json(workdir / PLAN, study.plan())
 
 
 def _here(missing: Sequence[PlannedRun]) -> dict[str, str]:

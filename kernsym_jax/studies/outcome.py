@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from kernsym_jax import report, run_directory
+from kernsym_jax import json_file, report, run_directory
 from kernsym_jax.studies import figures, page, verdict
 from kernsym_jax.studies.results import Results, Test
 from kernsym_jax.studies.study import Study
@@ -38,7 +38,7 @@ def write_outcome(
     layer_columns = (*columns[:2], *(c for c in report.COLUMNS if c != "source"))
     _write_csv(workdir / LAYERS, layer_columns, results.layers())
     claims = _claims(results, workdir, shlex.join(["python", *command]), changed)
-    run_directory.write_json(workdir / CLAIMS, claims)
+    json_file.write_json(workdir / CLAIMS, claims)
     drawn = figures.draw(results)
     figures.write(drawn, workdir / "figures")
     (workdir / PAGE).write_text(page.render(results, claims, drawn), encoding="utf-8")
@@ -48,7 +48,7 @@ def _claims(
     results: Results, workdir: pathlib.Path, command: str, changed: Sequence[str]
 ) -> dict[str, Any]:
     study = results.study
-    return run_directory.finite(
+    return json_file.finite(
         {
             "study": study.name,
             "size": study.size,

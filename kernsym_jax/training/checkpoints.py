@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from kernsym_jax import run_directory
+from kernsym_jax import json_file
 from kernsym_jax.training import processes
 
 UNREADABLE = "unreadable"
@@ -214,13 +214,13 @@ def _write_manifest(folder: pathlib.Path, **facts: Any) -> None:
       **facts: further facts to record, of JSON types.
     """
     digests = {str(file.relative_to(folder)): _digest(file) for file in _files(folder)}
-    run_directory.write_json(folder / _MANIFEST, {**facts, "sha256": digests})
+    json_file.write_json(folder / _MANIFEST, {**facts, "sha256": digests})
 
 
 def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     """Returns the manifest of a checkpoint, {} if there is none or it is damaged."""
     try:
-        manifest = run_directory.read_json(folder / _MANIFEST)
+        manifest = json_file.read_json(folder / _MANIFEST)
     except (OSError, ValueError):
         return {}
     return manifest if isinstance(manifest, dict) else {}

@@ -9,7 +9,7 @@ import struct
 import time
 from typing import Any
 
-from kernsym_jax import run_directory
+from kernsym_jax import json_file, run_directory
 
 
 class MetricsWriter:
@@ -40,7 +40,7 @@ class MetricsWriter:
         Raises:
           OSError: naming the file, if the disk is full.
         """
-        line = {"step": step, "split": split, **run_directory.finite(figures)}
+        line = {"step": step, "split": split, **json_file.finite(figures)}
         self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         self._events.scalars(step, _scalars(figures, split))
 

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from kernsym_jax import run_directory, symmetry
+from kernsym_jax import json_file, run_directory, symmetry
 from kernsym_jax.evaluation import confusion
 from kernsym_jax.training import config as configuration
 from kernsym_jax.training import processes
@@ -208,7 +208,7 @@ def open_population(workdir: pathlib.Path, config: ml_collections.ConfigDict) ->
         if taken and not run_directory.is_population(workdir):
             raise ValueError(f"{workdir} is not empty and has no {path.name}: not a population")
         workdir.mkdir(parents=True, exist_ok=True)
-        run_directory.write_json(path, {"members": names, "config": configuration.to_json(config)})
+        json_file.write_json(path, {"members": names, "config": configuration.to_json(config)})
 
     processes.together(lambda: prepare() if processes.is_first() else None)
     return [workdir / name for name in names]

@@ -10,7 +10,7 @@ from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 from tiny import lines
 
-from kernsym_jax import run_directory
+from kernsym_jax import json_file, run_directory
 from kernsym_jax.training.metrics import MetricsWriter
 from kernsym_jax.training.pace import duration
 
@@ -90,15 +90,15 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_whole_lines(tmp_
 
 def test_json_files_replace_the_old_ones_whole_or_not_at_all(tmp_path):
     path = tmp_path / "summary.json"
-    run_directory.write_json(path, {"loss": float("nan"), "step": 3})
+    json_file.write_json(path, {"loss": float("nan"), "step": 3})
     assert json.loads(path.read_text()) == {"loss": None, "step": 3}
     with pytest.raises(TypeError):
-        run_directory.write_json(path, {"step": object()})
+        json_file.write_json(path, {"step": object()})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
         with pytest.raises(OSError, match=r"summary\.json"):
-            run_directory.write_json(path, list(range(2000)))
+            json_file.write_json(path, list(range(2000)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert json.loads(path.read_text())["step"] == 3

@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kernsym_jax.layers.convolve import convolve
 from kernsym_jax.layers.layer_name import layer_name
 from kernsym_jax.layers.padding import Pair, check_padding, pair
 from kernsym_jax.layers.sbpool import Position
-from kernsym_jax.layers.small_map import convolve
 from kernsym_jax.layers.window import place_windows
 
 

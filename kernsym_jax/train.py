@@ -14,26 +14,34 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "The run's config, a Python file.",
-    # Which keys there are is for the training to say, and under config.model for the model.
+    # `training.config` validates the keys, and the model those under config.model.
     accept_new_attributes=True,
     lock_config=False,
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run directory; made if it is not there.")
-_RESUME = flags.DEFINE_bool("resume", False, "Go on with a run although its config was another.")
-_PREPARE = flags.DEFINE_bool("prepare", False, "Only download and prepare the config's data.")
-_PROFILE = flags.DEFINE_string("profile", None, "Folder for a profile of a few steps.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run directory; it is made if it does not exist."
+)
+_RESUME = flags.DEFINE_bool("resume", False, "Continue a run although its config has changed.")
+_PREPARE = flags.DEFINE_bool(
+    "prepare", False, "Download and prepare the data of the config, and stop."
+)
+_PROFILE = flags.DEFINE_string("profile", None, "Folder for a profile of steps 6 to 10.")
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "on", "off"],
-    "Whether this process is one of several; auto: in a step of Slurm or Open MPI, on a Cloud TPU, "
-    "or with --coordinator.",
+    "Whether this process is one of several. auto: yes in a step of Slurm or Open MPI with several "
+    "tasks, on a Cloud TPU, or with --coordinator.",
 )  # fmt: skip
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
-_PROCESS = flags.DEFINE_integer("process", None, "The number of this one, from 0.", lower_bound=0)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0; by default JAX detects it."
+)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", None, "Number of processes; by default JAX detects it.", lower_bound=1
+)
+_PROCESS = flags.DEFINE_integer("process", None, "Index of this process from 0.", lower_bound=0)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Trains; the exit status is 75 if a signal stopped the run after it was saved."""
+    """Trains, and returns the exit status: 75 if a signal stopped the run, else 0."""
     if len(argv) > 1:
         raise ValueError(f"unexpected arguments: {' '.join(argv[1:])}")
     if _CONFIG.value is None:
@@ -57,13 +65,11 @@ def main(argv: Sequence[str]) -> int:
                 print(stopped)
             return cli.PREEMPTED
     if processes.is_first():
-        shown = {"accuracy": "eval_accuracy", "mean IoU": "eval_mean_iou"}
-        figures = (
-            f", {name} {summary[key]:.4f}"
-            for name, key in shown.items()
-            if summary.get(key) is not None
-        )
-        print(f"{_WORKDIR.value}: step {summary['step']}{''.join(figures)}")
+        parts = [f"{_WORKDIR.value}: step {summary['step']}"]
+        for name, key in (("accuracy", "eval_accuracy"), ("mean IoU", "eval_mean_iou")):
+            if summary.get(key) is not None:
+                parts.append(f"{name} {summary[key]:.4f}")
+        print(", ".join(parts))
     return 0
 
 

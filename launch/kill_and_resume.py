@@ -1,10 +1,10 @@
-"""Kills a training run at random moments, and checks that nothing of it shows in the end.
+"""Kills a training run at random moments, and checks that its end is that of an undisturbed run.
 
 python launch/kill_and_resume.py --kills=10 --workdir=/tmp/killed --config=configs/digits.py
 
-One run goes through undisturbed. Another is killed (SIGKILL) again and again and started anew; its
-final state must be bit-equal to the other's and its metrics.jsonl the same, without gap or
-duplicate. The arguments after ``--`` are passed on to kernsym_jax.train.
+One run trains undisturbed. Another is killed (SIGKILL) and restarted several times; its final state
+must be bit-equal to that of the first run, and its metrics.jsonl the same, without a gap or a
+duplicate. The arguments after ``--`` are those of kernsym_jax.train.
 """
 
 import json
@@ -18,13 +18,13 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from kernsym_jax import cli
+from kernsym_jax import cli, run_directory
 from kernsym_jax.formats import orbax
 
 _CONFIG = flags.DEFINE_string("config", "configs/digits.py", "The run's config, a Python file.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the two runs; must not be there.")
-_KILLS = flags.DEFINE_integer("kills", 10, "How often the run is killed.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the two runs; it must not exist.")
+_KILLS = flags.DEFINE_integer("kills", 10, "Number of times that the run is killed.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the random moments.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,9 +35,9 @@ def main(argv: Sequence[str]) -> None:
     folder.mkdir(parents=True)
     whole, killed = folder / "whole", folder / "killed"
     finish(start(whole, argv[1:]))
-    steps = json.loads((whole / "summary.json").read_text())["step"]
+    steps = run_directory.read_summary(whole)["step"]
     draw = random.Random(_SEED.value)
-    # Not quite to the end, which a run may reach before the signal does.
+    # Not up to the end, which the run may reach before the signal arrives.
     moments = sorted(draw.randrange(steps * 4 // 5) for _ in range(_KILLS.value))
     deaths = [kill_after(killed, moment, draw.random(), argv[1:]) for moment in moments]
     finish(start(killed, argv[1:]))
@@ -54,19 +54,19 @@ def start(workdir: pathlib.Path, arguments: Sequence[str]) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> None:
-    """Waits for a run that must end well."""
+    """Waits for a run, and raises `ValueError` unless its exit status is 0."""
     if process.wait() != 0:
         raise ValueError(f"a run ended with status {process.returncode}")
 
 
 def kill_after(workdir: pathlib.Path, step: int, share: float, arguments: Sequence[str]) -> int:
-    """Kills a run soon after a step; returns the last step in its metrics.
+    """Kills a run soon after a step, and returns the last step in its metrics.
 
     Args:
-      workdir: of the run.
-      step: that has to appear in the metrics first, or any, if they are further already.
-      share: of a tenth of a second to wait then, so that any moment may be hit.
-      arguments: of the run.
+      workdir: the run directory.
+      step: the step to wait for in the metrics; if they are beyond it, any new line.
+      share: further time to wait, in tenths of a second, so that any moment may be hit.
+      arguments: further arguments of the run.
     """
     process, before = start(workdir, arguments), last_step(workdir)
     while process.poll() is None:
@@ -82,19 +82,21 @@ def kill_after(workdir: pathlib.Path, step: int, share: float, arguments: Sequen
 
 
 def last_step(workdir: pathlib.Path) -> int:
-    """The step of the last whole line of a run's metrics, -1 if there is none."""
-    path = workdir / "metrics.jsonl"
+    """Returns the step of the last whole line of the metrics, -1 if there is none."""
+    # Only the last line is parsed, because this is asked every millisecond.
+    path = workdir / run_directory.METRICS
     lines = path.read_text().splitlines(True) if path.exists() else []
     whole = [line for line in lines if line.endswith("\n")]
     return json.loads(whole[-1])["step"] if whole else -1
 
 
 def compare(one: pathlib.Path, other: pathlib.Path, step: int) -> None:
-    """Raises `ValueError` unless two runs have come to the same end."""
-    logs = [(folder / "metrics.jsonl").read_text() for folder in (one, other)]
+    """Raises `ValueError` unless two runs have the same metrics and the same final state."""
+    logs = [(folder / run_directory.METRICS).read_text() for folder in (one, other)]
     if logs[0] != logs[1]:
-        raise ValueError(f"{one}/metrics.jsonl is not {other}/metrics.jsonl")
-    arrays = [orbax.read_arrays(folder / "checkpoints" / str(step)) for folder in (one, other)]
+        raise ValueError(f"{one} and {other} have other lines in {run_directory.METRICS}")
+    checkpoints = [folder / run_directory.CHECKPOINTS / str(step) for folder in (one, other)]
+    arrays = [orbax.read_arrays(checkpoint) for checkpoint in checkpoints]
     if arrays[0].keys() != arrays[1].keys():
         raise ValueError(f"{one} and {other} have saved different arrays")
     for path, array in arrays[0].items():

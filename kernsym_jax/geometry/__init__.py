@@ -4,7 +4,6 @@
 read the numbers off a network, and `even_input_sizes` says which images would suit it better.
 """
 
-from kernsym_jax.geometry.advice import Advice, advise
 from kernsym_jax.geometry.arithmetic import (
     Windows,
     output_size,
@@ -20,8 +19,8 @@ from kernsym_jax.geometry.foveation import (
     network_foveation,
     window_matrix,
 )
-from kernsym_jax.geometry.input_size import even_input_sizes, layers_at
-from kernsym_jax.geometry.jaxpr_audit import audit, audit_module
+from kernsym_jax.geometry.input_size import Advice, advise, even_input_sizes, layers_at
+from kernsym_jax.geometry.jaxpr import audit, audit_module
 from kernsym_jax.geometry.layer import CONVOLUTIONS, KINDS, FileAudit, LayerGeometry, read_rows
 from kernsym_jax.geometry.onnx import audit_onnx
 from kernsym_jax.geometry.table import audit_json, layer_table, print_audit

@@ -1,8 +1,28 @@
-"""One axis of a map, followed position by position from where it was made to where it is read.
+"""One axis of a map, followed place by place from the layer that made it to the one that reads it.
 
-Padding reaches a convolution in many guises: its own, a ``pad`` in front, slices of the map put
-together again, an index array. All of them say, for each place along an axis, which position of
-the original map lies there. An `Axis` keeps exactly that, so that every guise reads the same.
+Padding reaches a convolution in many forms: its own argument, a ``pad`` before it, slices that are
+concatenated, an index array. Every form says, for each place along an axis, which position of the
+original map lies there. An `Axis` keeps exactly this, so every form reads the same.
+
+A worked example: the first layer of a network makes a map of 5 rows, ``jnp.pad`` reflects it at
+both ends, and a convolution of 3 taps with stride 2 reads the result without padding of its own::
+
+    source = Source(5, rows=frozenset({0}))           # the layer in row 0 of the audit made it
+    padded = taken(whole(source), np.array([1, 0, 1, 2, 3, 4, 3]))
+    read(padded, size=7, span=3, stride=2)
+
+`read` looks for the longest run of successive positions: ``0 1 2 3 4``, the whole map. One place
+lies before it and one after it, and NumPy's reflection gives the same index, so the answer is
+``Reading(size=5, lo=1, hi=1, mode="reflect", rows=frozenset({0}))``: the convolution reads 5 rows
+of layer 0 with one row of reflect padding at each end.
+
+A second example: BlurPool with two taps adds two slices of a map of 8 rows, ``x[0:7:2]`` and
+``x[1:8:2]``. The first slice is an axis of step 2 and offset 0, the second of step 2 and offset 1,
+and `joined` gives their sum the offsets (0, 1). Such an axis is *pending*: no single position lies
+at a place. `window_of` writes it as what it is, windows of 2 taps with stride 2::
+
+    rows = whole(Source(8))
+    window_of(joined(cut(rows, 0, 7, 2), cut(rows, 1, 8, 2)))[:3]     # (2, 1, 2)
 """
 
 import dataclasses
@@ -13,25 +33,25 @@ from typing import NamedTuple
 import numpy as np
 
 CONSTANT = -1
-"""Stands in an index for a place that holds a constant."""
+"""The entry of an index where the place holds a constant."""
 OTHER = -2
-"""Stands in an index for a place that holds something else than a pixel of the source."""
+"""The entry of an index where the place holds neither a constant nor a pixel of the source."""
 
 LARGEST = 2**22
-"""Places of the longest axis whose index is written out; longer ones are not followed further."""
+"""The length of the longest axis whose index is written out; longer axes become unknown."""
 
 _FILLS = {"replicate": "edge", "reflect": "reflect", "symmetric": "symmetric", "circular": "wrap"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """The positions that a layer or an input made.
+    """The positions along one axis of a map that a layer made or that is an input.
 
     Attributes:
       size: number of positions.
-      rows: numbers of the layers (and, below zero, of the inputs) whose maps are added or put
-        together here; ``None`` where unknown.
-      role: ``"space"`` or ``"feature"``, as a convolution made it; ``None`` where unknown.
+      rows: numbers of the layers whose maps are added or concatenated here; an input has a number
+        below zero. ``None`` if unknown.
+      role: ``"space"`` or ``"feature"``, as a convolution made it; ``None`` if unknown.
     """
 
     size: int
@@ -41,7 +61,12 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Extent:
-    """A source, padded: the source position at each place, or ``CONSTANT`` or ``OTHER``."""
+    """A padded source.
+
+    Attributes:
+      source: the positions.
+      index: the position at each place, or ``CONSTANT`` or ``OTHER``.
+    """
 
     source: Source
     index: range | np.ndarray
@@ -49,11 +74,16 @@ class Extent:
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """Places along one axis, each made from one or several places of an extent.
+    """A slice of an extent, or the sum of several shifted slices.
 
-    Place i is made from places ``step * i + offset`` of the extent, for every offset: one offset is
-    a slice, several are a sum of shifted slices. An axis along which all is the same (broadcast)
-    is written ``None`` instead.
+    Place i holds the sum of the places ``step * i + offset`` of the extent, over all offsets.
+    ``None`` stands for an axis along which a map is constant (a broadcast).
+
+    Attributes:
+      extent: the padded source.
+      offsets: start of each slice, in ascending order.
+      step: step of the slices.
+      size: number of places.
     """
 
     extent: Extent
@@ -63,27 +93,27 @@ class Axis:
 
     @property
     def source(self) -> Source:
-        """What it is made from."""
+        """The source of the extent."""
         return self.extent.source
 
     @property
     def pending(self) -> bool:
-        """Whether it subsamples or mixes places, and so cannot be written as one index."""
+        """Whether the axis subsamples or sums places, so that no index can describe it."""
         return self.step > 1 or len(self.offsets) > 1
 
     @property
     def index(self) -> range | np.ndarray:
-        """The source position at each place, unless pending."""
+        """The source position at each place of an axis that is not pending."""
         return self.extent.index[self.offsets[0] : self.offsets[0] + self.size]
 
     @property
     def untouched(self) -> bool:
-        """Whether it is its source as a whole, in order."""
+        """Whether the axis is its whole source, in order."""
         return not self.pending and _is_run(self.index, 0, self.source.size)
 
     @property
     def spread(self) -> bool:
-        """Whether it repeats one position of its source (or constants) all along."""
+        """Whether every place holds the same position of the source, or a constant."""
         if self.size == 1 or self.pending or isinstance(self.index, range):
             return False
         return bool((self.index == self.index[0]).all())
@@ -93,7 +123,15 @@ Axes = tuple[Axis | None, ...]
 
 
 class Reading(NamedTuple):
-    """What a layer finds along an axis: a map of ``size``, and padding in front of it."""
+    """A map and the padding around it, as a layer reads them along one axis.
+
+    Attributes:
+      size: positions of the map.
+      lo: places before the map; negative if the near end of the map is cropped.
+      hi: places after the map; negative if the far end is cropped.
+      mode: what the padding holds, see `LayerGeometry.padding_mode`.
+      rows: layers that made the map, see `Source`.
+    """
 
     size: int
     lo: int
@@ -103,22 +141,22 @@ class Reading(NamedTuple):
 
 
 def whole(source: Source) -> Axis:
-    """All positions of a source, in order."""
+    """Returns all positions of a source, in order."""
     return Axis(Extent(source, range(source.size)), (0,), 1, source.size)
 
 
 def unknown(size: int, role: str | None = None) -> Axis:
-    """Positions of which nothing is known."""
+    """Returns an axis about which nothing is known but its size and, if given, its role."""
     return whole(Source(size, None, role))
 
 
 def from_index(source: Source, index: np.ndarray) -> Axis:
-    """Positions of a source in the given order."""
+    """Returns positions of a source in the given order."""
     return Axis(Extent(source, index), (0,), 1, len(index))
 
 
 def cut(axis: Axis, start: int, limit: int, step: int = 1) -> Axis:
-    """The slice ``[start:limit:step]`` of an axis that is not pending."""
+    """Returns the slice ``[start:limit:step]`` of an axis that is not pending."""
     size = len(range(start, limit, step))
     return Axis(axis.extent, (axis.offsets[0] + start,), step, size)
 
@@ -138,14 +176,14 @@ def extend(axis: Axis, lo: int, hi: int, value: int = CONSTANT) -> Axis:
 
 
 def taken(axis: Axis, places: range | np.ndarray) -> Axis:
-    """The given places, in their order, of an axis that is not pending."""
+    """Returns the given places of an axis that is not pending, in the given order."""
     if max(axis.size, len(places)) > LARGEST:
         return unknown(len(places))
     return from_index(axis.source, np.asarray(axis.index)[np.asarray(places, int)])
 
 
 def repeated(axis: Axis, each: int = 1, times: int = 1) -> Axis:
-    """Every place ``each`` times in a row, and all of that ``times`` over."""
+    """Repeats every place ``each`` times in a row, and the result ``times`` times."""
     size = axis.size * each * times
     if size == axis.size:
         return axis
@@ -155,19 +193,19 @@ def repeated(axis: Axis, each: int = 1, times: int = 1) -> Axis:
 
 
 def chained(pieces: Sequence[Axis | None], fills: Sequence[tuple[int, int]]) -> Axis | None:
-    """Puts pieces of an axis one after the other.
+    """Concatenates pieces of an axis.
 
     Args:
       pieces: axes that are not pending, or ``None`` for a piece that is no part of a map.
-      fills: per piece, its size and what it holds where it is ``None``.
+      fills: per piece, its size, and the entry of the index if the piece is ``None``.
 
     Returns:
-      The axis; unknown where pieces are of several sources, ``None`` where they are of none.
+      The axis; an unknown one if the pieces have several sources, ``None`` if they have none.
     """
     size = sum(length for length, _ in fills)
     known = [piece for piece in pieces if piece is not None and piece.source.rows is not None]
     if 2 * sum(piece.size for piece in known) > size:
-        # What is computed somehow and put around a larger map is its border.
+        # Something computed that is concatenated to a larger map is its border.
         pieces = [piece if piece in known else None for piece in pieces]
     sources = {piece.source for piece in pieces if piece is not None}
     if not sources:
@@ -183,12 +221,12 @@ def chained(pieces: Sequence[Axis | None], fills: Sequence[tuple[int, int]]) -> 
 
 
 def changed(axes: Axes, changes: Mapping[int, Axis | None]) -> Axes:
-    """The axes with those of some dimensions replaced."""
+    """Returns the axes with those of some dimensions replaced."""
     return tuple(changes.get(d, axis) for d, axis in enumerate(axes))
 
 
 def agree(a: Axis | None, b: Axis | None) -> bool:
-    """Whether `joined` keeps what is known of both axes."""
+    """Returns whether `joined` keeps what is known about both axes."""
     if a is None or b is None or a == b or a.spread or b.spread:
         return True
     if a.extent is b.extent:
@@ -197,7 +235,7 @@ def agree(a: Axis | None, b: Axis | None) -> bool:
 
 
 def joined(a: Axis | None, b: Axis | None) -> Axis | None:
-    """The axis of a sum of two maps, or of any other operation place by place."""
+    """Returns the axis of the sum of two maps, or of any other elementwise operation on them."""
     if a is None or b is None:
         return a or b
     if a == b or b.spread or _same_places(a, b):
@@ -216,22 +254,48 @@ def joined(a: Axis | None, b: Axis | None) -> Axis | None:
     return unknown(a.size, role)
 
 
-def read(axis: Axis | None, size: int, span: int, stride: int) -> Reading:
-    """Tells a map from the padding around it.
+def reshaped(axes: Axes, old: Sequence[int], new: Sequence[int]) -> Axes:
+    """Returns the axes of a reshaped array; those that are neither split nor merged stay known."""
+    if 0 in old or 0 in new:
+        return tuple(unknown(size) for size in new)
+    result: list[Axis | None] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        before, after = [i] if i < len(old) else [], [j] if j < len(new) else []
+        i, j = i + len(before), j + len(after)
+        elements_before = math.prod(old[p] for p in before)
+        elements_after = math.prod(new[p] for p in after)
+        while elements_before != elements_after:
+            if elements_before < elements_after:
+                before.append(i)
+                elements_before *= old[i]
+                i += 1
+            else:
+                after.append(j)
+                elements_after *= new[j]
+                j += 1
+        result += _regrouped(
+            [axes[p] for p in before], [old[p] for p in before], [new[p] for p in after]
+        )
+    return tuple(result)
 
-    The map is the longest run of successive positions, if it holds every position that occurs.
-    What lies before and after it is padding. Where the run leaves out an end of the source by less
-    than a window or a step, that is part of how the windows are placed, and counts as negative
-    padding; otherwise it is another, smaller map.
+
+def read(axis: Axis | None, size: int, span: int, stride: int) -> Reading:
+    """Separates a map from the padding around it.
+
+    The map is the longest run of successive positions, if it holds every position that occurs; the
+    places before and after it are padding. A run may leave out some positions at an end of its
+    source. If it leaves out less than a window or a step, the layer crops its input, which counts
+    as negative padding. Otherwise the run is another, smaller map.
 
     Args:
-      axis: not pending.
+      axis: an axis that is not pending.
       size: its number of places.
-      span: pixels that the kernel of the reader spans.
-      stride: of the reader.
+      span: pixels that the kernel of the reading layer spans.
+      stride: stride of the reading layer.
 
     Returns:
-      The map and its padding; all of the axis, with rows ``None``, where it is no padded map.
+      The map and its padding. If the axis is no padded map: the whole axis, with rows ``None``.
     """
     if axis is None:
         return Reading(size, 0, 0, "valid", None)
@@ -263,10 +327,12 @@ def _cropped(source: Source, start: int, stop: int, reach: int) -> Reading:
 
 
 def window_of(axis: Axis) -> tuple[int, int, int, Axis]:
-    """Writes a pending axis as windows: kernel, dilation, stride, and the axis that they slide on.
+    """Writes a pending axis as windows.
 
-    The windows start at the near end of that axis, which ends where the last of them does unless
-    another window would not have fitted.
+    Returns:
+      Taps, dilation and stride of the windows, and the axis that they slide on. The first window
+      starts at the near end of this axis. The axis is the rest of the extent if no further window
+      fits on it; otherwise it ends with the last window.
     """
     start, reach = axis.offsets[0], axis.offsets[-1] - axis.offsets[0]
     dilation = math.gcd(*(offset - start for offset in axis.offsets)) or 1
@@ -290,7 +356,10 @@ def _same_places(a: Axis, b: Axis) -> bool:
 
 
 def _longest_run(index: np.ndarray) -> tuple[int, int]:
-    """Begin and end of the longest run of successive positions; of equals, the middle one."""
+    """Returns begin and end of the longest run of successive positions.
+
+    Of several runs of this length it is the middle one.
+    """
     goes_on = (np.diff(index) == 1) & (index[:-1] >= 0)
     begins = np.flatnonzero(np.concatenate([[True], ~goes_on]) & (index >= 0))
     ends = np.flatnonzero(np.concatenate([~goes_on, [True]]) & (index >= 0)) + 1
@@ -300,7 +369,7 @@ def _longest_run(index: np.ndarray) -> tuple[int, int]:
 
 
 def _mode(index: np.ndarray, size: int, lo: int, hi: int, near: int) -> str:
-    """What the first ``lo`` and last ``hi`` places hold, as `LayerGeometry.padding_mode`."""
+    """Returns the `LayerGeometry.padding_mode` of the first ``lo`` and last ``hi`` places."""
     fill = np.concatenate([index[:lo], index[len(index) - hi :]])
     if len(fill) == 0:
         return "valid"
@@ -311,3 +380,23 @@ def _mode(index: np.ndarray, size: int, lo: int, hi: int, near: int) -> str:
         if np.array_equal(padded[near : near + len(index)], index):
             return name
     return "mixed" if CONSTANT in fill else "other"
+
+
+def _regrouped(axes: Sequence[Axis | None], old: Sequence[int], new: Sequence[int]) -> Axes:
+    """Returns the axes ``new`` that a reshape makes from the axes ``old``, and from no others."""
+    wide = [i for i, size in enumerate(old) if size > 1]
+    targets = [j for j, size in enumerate(new) if size > 1] or list(range(len(new)))[:1]
+    result: list[Axis | None] = [None] * len(new)
+    known = [i for i, axis in enumerate(axes) if axis is not None]
+    if len(targets) > 1 or (len(known) > 1 and len(wide) > 1):
+        features = all(axis is None or axis.source.role == "feature" for axis in axes)
+        role = "feature" if known and features else None
+        return tuple(unknown(size, role) if size > 1 else None for size in new)
+    if targets and known:
+        (target,) = targets
+        kept = [i for i in known if i in wide] or known[:1]
+        axis = axes[kept[0]]
+        repeats = math.prod(old[kept[0] + 1 :])
+        tiles = math.prod(old[: kept[0]])
+        result[target] = axis if axis is None else repeated(axis, repeats, tiles)
+    return tuple(result)

@@ -1,4 +1,4 @@
-"""Which input sizes let a network apply its padding evenly."""
+"""Input sizes at which a network applies its padding evenly, and the advice that follows."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from kernsym_jax.geometry.layer import LayerGeometry
 LayerLike = LayerGeometry | Sequence[Any]
 """A row of an audit, or ``(kernel, stride, padding[, dilation])``, ints or a tuple per axis."""
 
-# What an audit raises where some map is empty, or where shapes do not fit, at a size.
+# An audit raises these at sizes where a map is empty or shapes do not fit.
 _NO_NETWORK = (ValueError, TypeError)
 
 Layers = Sequence[LayerLike] | Callable[[Any], Sequence[LayerGeometry]]
@@ -21,21 +21,21 @@ Layers = Sequence[LayerLike] | Callable[[Any], Sequence[LayerGeometry]]
 def layers_at(
     layers: Sequence[LayerLike], size: int | Sequence[int] | None = None
 ) -> list[LayerGeometry]:
-    """Works out the geometry of a network's layers for another size of its input.
+    """Calculates the geometry of a network's layers at another input size.
 
     Args:
-      layers: rows of an audit, whose padding stays as it was read; or tuples
-        ``(kernel, stride, padding[, dilation])`` of layers that follow one another, whose padding
-        may be ``"SAME"`` and is worked out anew.
-      size: pixels of the network's input, the same on every axis or one per axis; ``None`` for the
-        size that the rows were audited at.
+      layers: rows of an audit, whose padding stays as it was read; or a tuple
+        ``(kernel, stride, padding[, dilation])`` per layer of a chain, whose padding may be
+        ``"SAME"`` and is calculated for each size.
+      size: pixels of the network's input, one number for every axis or one per axis; ``None`` for
+        the size at which the rows were audited.
 
     Returns:
       A row per layer.
 
     Raises:
-      ValueError: naming the layer whose map would be empty, whose kernel would not fit, or whose
-        input size does not follow from the rows; for tuples without a size.
+      ValueError: if a map is empty, a kernel does not fit, or the input size of a layer does not
+        follow from the rows (the message names the layer); or for tuples without a size.
     """
     rows = list(layers)
     if size is None:
@@ -60,31 +60,31 @@ def even_input_sizes(
 ) -> list[Any]:
     """Finds the input sizes nearest to a given one at which no layer is uneven.
 
-    A size counts where the padding that windows touch is the same at both ends of every layer,
-    pooling included (`LayerGeometry.even`), and every layer has an output. Layers of stride 1 are
-    left out: no size changes them.
+    At such a size every layer has an output, and the windows of every strided layer, pooling
+    included, touch the same padding at both ends (`LayerGeometry.even`). Layers of stride 1 do not
+    count, because no size changes them.
 
     Args:
-      layers: what to judge; one of
+      layers: one of
 
-        - rows of an audit (any branching), their padding taken as it was read;
+        - rows of an audit, whose padding stays as it was read;
         - tuples ``(kernel, stride, padding[, dilation])`` in order, the padding maybe ``"SAME"``;
         - a function from an input size to the rows of an audit at that size, for networks whose
-          padding or arithmetic depends on the size. Where the rows at ``around`` and one more
-          foretell each other, the rest is calculated and only the answers are audited again;
+          padding or arithmetic depends on the size. If the rows at ``around`` predict those at the
+          next size, the other sizes are calculated and only the answers are audited again;
           otherwise every size is audited.
       around: the wanted input size, one number for squares or one per axis.
-      count: how many sizes to return at most.
-      reach: how far from ``around`` to look on each axis; ``around`` less one by default.
+      count: the largest number of sizes to return.
+      reach: the largest distance from ``around`` on each axis; ``around - 1`` by default.
 
     Returns:
-      Sizes in the order of their distance from ``around``, which comes first if it is even itself;
-      of two at the same distance the larger first: ``[225, 193, 257]`` for ResNet around 224.
-      Numbers, or tuples where ``around`` is one. Empty where there is none within reach.
+      Sizes in the order of their distance from ``around``, the larger of two at the same distance
+      first: ``[225, 193, 257]`` for ResNet around 224. If ``around`` itself is even, it comes
+      first. Numbers, or tuples if ``around`` is a tuple. Empty if there is no such size.
 
     Raises:
-      ValueError: where a row's input size does not follow from the rows (`layers_at`); a function
-        of the size takes such networks too. Whatever the function raises at ``around``.
+      ValueError: if the input size of a row does not follow from the rows (`layers_at`); a function
+        of the size avoids this. Whatever the function raises at ``around``.
     """
     square = not isinstance(around, Sequence)
     wanted = list(around) if isinstance(around, Sequence) else [around]
@@ -103,6 +103,77 @@ def even_input_sizes(
         return sum(abs(found - size) for found, size in zip(sizes, wanted, strict=True))
 
     return sorted(itertools.product(*axes), key=distance)[:count]
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """The result of an audit in four figures.
+
+    Attributes:
+      total: number of convolutions and pooling layers.
+      strided: number of layers with a stride and a kernel of several taps; no other layer can be
+        uneven at some input sizes only.
+      uneven: number of strided layers whose windows meet more padding at one end than at the other.
+      nearest: the nearest input size in pixels at which no layer is uneven, one number or one per
+        axis; ``None`` if there is none within reach or if no layer is uneven.
+    """
+
+    total: int
+    strided: int
+    uneven: int
+    nearest: int | tuple[int, ...] | None
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: ``"uneven at 5 of 5 strided layers; 225 is the nearest size …"``."""
+        if not self.total:
+            return "neither convolutions nor pooling windows"
+        layers = f"{self.strided} strided layer{'s' if self.strided > 1 else ''}"
+        if not self.strided:
+            return "no strided layers: no input size makes padding uneven"
+        if not self.uneven:
+            return f"even at all {layers}" if self.strided > 1 else "even at the one strided layer"
+        found = f"uneven at {self.uneven} of {layers}"
+        if self.nearest is None:
+            return f"{found}; no size nearby where none is"
+        size = self.nearest
+        name = "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
+        return f"{found}; {name} is the nearest size where none is"
+
+
+def advise(
+    rows: Sequence[LayerGeometry],
+    rows_at: Callable[[Any], Sequence[LayerGeometry]] | None = None,
+    input_size: int | Sequence[int] | None = None,
+    reach: int = 64,
+) -> Advice:
+    """Counts the uneven layers of a network and finds the nearest input size without any.
+
+    Args:
+      rows: rows of the audit.
+      rows_at: a function from an input size (one number or one per axis) to the audit of the same
+        network at that size. Without it other sizes are calculated from the rows, see
+        `even_input_sizes`.
+      input_size: the size at which the rows were audited; ``None`` for the input of the first
+        layer.
+      reach: the largest distance of a better size from the audited one.
+
+    Returns:
+      The counts and the nearest even size.
+
+    Raises:
+      ValueError: if there is no ``rows_at`` and the rows do not determine other sizes.
+    """
+    strided = [row for row in rows if row.strided]
+    uneven = sum(not row.even for row in strided)
+    nearest = None
+    if uneven:
+        if input_size is None:
+            first = next((row for row in rows if -1 in (row.reads or ())), rows[0]).input_size
+            input_size = first[0] if len(set(first)) == 1 else first
+        sizes = even_input_sizes(rows_at or rows, input_size, count=1, reach=reach)
+        nearest = sizes[0] if sizes else None
+    return Advice(len(rows), len(strided), uneven, nearest)
 
 
 def _nearest(
@@ -124,15 +195,15 @@ def _nearest(
     audited = functools.cache(lambda size: list(layers(sized(size))))
     rows = audited(middle)
 
-    def foretold(size: int) -> bool:
+    def predicted(size: int) -> bool:
         try:
             return layers_at(rows, sized(size)) == audited(size)
         except _NO_NETWORK:
             return False
 
-    if foretold(middle) and foretold(middle + 1):
+    if predicted(middle) and predicted(middle + 1):
         found = _first(sizes, lambda size: _even(lambda: layers_at(rows, sized(size)), axis), count)
-        if all(map(foretold, found)):
+        if all(map(predicted, found)):
             return found
     return _first(sizes, lambda size: _even(lambda: audited(size), axis), count)
 
@@ -146,7 +217,7 @@ def _even(rows: Callable[[], Sequence[LayerGeometry]], axis: int | None) -> bool
         layers = rows()
     except _NO_NETWORK:
         return False
-    # A layer of stride 1 is the same at every size, centred or not.
+    # The drift of a layer of stride 1 is the same at every size.
     return all(
         step == 1 or drift == 0
         for row in layers
@@ -156,7 +227,7 @@ def _even(rows: Callable[[], Sequence[LayerGeometry]], axis: int | None) -> bool
 
 
 def _check(layers: Sequence[LayerLike]) -> None:
-    """Raises a ``ValueError`` for layers that do not say enough to work out another size."""
+    """Raises a ``ValueError`` if the layers do not determine their geometry at another size."""
     first: dict[tuple[int, ...], str] = {}
     for number, row in enumerate(layers):
         if not isinstance(row, LayerGeometry):
@@ -178,7 +249,7 @@ def _check(layers: Sequence[LayerLike]) -> None:
 def _input_of(
     row: LayerGeometry, done: Sequence[LayerGeometry], size: int | Sequence[int]
 ) -> tuple[int, ...]:
-    if row.reads is None:  # what has become one pixel, by a global average, stays one
+    if row.reads is None:  # a map of one pixel, made by a global average, keeps its size
         return row.input_size
     whole = tuple(size) if isinstance(size, Sequence) else (size,) * len(row.input_size)
     sizes = {whole if i < 0 else done[i].output_size for i in row.reads}

@@ -1,13 +1,40 @@
-"""The layers of a network, collected while its graph is followed from the input on."""
+"""The layers of a network, recorded while an audit follows its graph from the input to the output.
+
+A worked example: the audit of ``nn.Conv`` with 7×7 taps, stride 2 and padding 3 on an image of
+224×224 pixels, and of the 3×3 max-pooling behind it, as at the start of a ResNet. The image is
+input number -1::
+
+    network = Network()
+    image = [whole(Source(224, frozenset({-1})))] * 2
+    stem = network.window(
+        "conv1", "conv", image, [224, 224],
+        kernel=[7, 7], stride=[2, 2], dilation=[1, 1], padding=[(3, 3)] * 2,
+    )
+    pooled = network.window(
+        None, "max_pool", stem, [112, 112],
+        kernel=[3, 3], stride=[2, 2], dilation=[1, 1], padding=[(1, 1)] * 2,
+    )
+
+`Network.window` reads each axis (`axis.read`): the image arrives whole, without padding around it.
+The padding is the layer's own 3 rows at each end, so (224 + 6 - 7) // 2 + 1 = 112 windows fit and
+(224 + 6 - 7) mod 2 = 1 row is left over. It records row 0, ``conv1``, with ``reads=(-1,)``, and
+returns axes whose source is row 0. The pooling receives these axes, so it becomes row 1,
+``max_pool_1``, with ``reads=(0,)``. A shortcut adds two maps: `Network.merge` gives the sum a
+source with both rows, and the next layer reads both. A pending axis (a strided slice, or BlurPool's
+sum of shifted slices) becomes a row of kind ``subsample`` as soon as a layer reads it
+(`Network.settle`). `Network.rows` returns the rows in the end.
+"""
 
 import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from kernsym_jax.geometry.axis import (
     Axes,
     Axis,
+    Reading,
     Source,
     agree,
     joined,
@@ -20,7 +47,7 @@ from kernsym_jax.geometry.layer import LayerGeometry
 
 
 class Network:
-    """Layers in the order in which they run, and which of them read which."""
+    """The layers in the order in which they run, and which layers read which."""
 
     def __init__(self) -> None:
         self._rows: list[LayerGeometry] = []
@@ -38,6 +65,7 @@ class Network:
         kind: str,
         axes: Sequence[Axis | None],
         sizes: Sequence[int],
+        *,
         kernel: Sequence[int],
         stride: Sequence[int],
         dilation: Sequence[int],
@@ -49,74 +77,64 @@ class Network:
         """Records a layer.
 
         Args:
-          layer: its name; ``None`` for a name made of the kind and a number.
+          layer: name of the layer; ``None`` for a name made of the kind and a number.
           kind: one of `layer.KINDS`.
-          axes: spatial axes of what it reads, none of them pending.
-          sizes: places along them.
-          kernel: taps.
-          stride: step between windows.
-          dilation: step between taps.
-          padding: ``(lo, hi)`` that the layer itself adds, per axis.
-          groups: of a convolution.
-          upsampling: step by which the layer spreads its input first; none by default.
-          outputs: sizes of its output where these exceed the formula's, because the last window may
-            hang over the far end; what hangs over is counted as padding.
+          axes: spatial axes of its input, none of them pending.
+          sizes: number of places on each axis.
+          kernel: taps per axis.
+          stride: step between windows per axis.
+          dilation: step between taps per axis.
+          padding: ``(lo, hi)`` per axis, the padding that the layer itself adds.
+          groups: groups of a convolution.
+          upsampling: step by which the layer spreads its input first; 1 by default.
+          outputs: sizes of the output if the last window may hang over the far end; the overhang
+            counts as padding.
 
         Returns:
-          The spatial axes of its output.
+          The spatial axes of the output.
 
         Raises:
-          ValueError: naming the layer, for an empty input or a kernel that does not fit it.
+          ValueError: if the input is empty or the kernel does not fit on it; the message names the
+            layer.
         """
-        # Plain ints, whatever the network was written with: rows become JSON.
+        # JSON needs plain ints, and a network may hold NumPy's.
         kernel, stride, dilation = (tuple(map(int, n)) for n in (kernel, stride, dilation))
-        spreads = tuple(map(int, upsampling or [1] * len(sizes)))
-        spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+        spread = tuple(map(int, upsampling or [1] * len(sizes)))
         name = layer or f"{kind}_{self._numbers[kind] + 1}"
         if min(sizes) < 1:
             raise ValueError(f"{name}: its input map is empty, {'x'.join(map(str, sizes))}")
-        inputs, amounts, modes, reads = [], [], set(), set()
-        results = []
+        found, placed, modes = [], [], set()
         for i, axis in enumerate(axes):
-            found = read(axis, sizes[i], spans[i], stride[i])
-            lo, hi = (
-                int(own) + more * spreads[i]
-                for own, more in zip(padding[i], (found.lo, found.hi), strict=True)
-            )
-            room = (found.size - 1) * spreads[i] + 1 + lo + hi - spans[i]
-            if room < 0:
-                raise ValueError(
-                    f"{name}: its kernel spans {spans[i]} pixels, more than the {room + spans[i]} "
-                    f"of its padded input ({found.size} with padding {lo} and {hi})"
-                )
-            overhang = max(0, (outputs[i] - 1) * stride[i] - room) if outputs else 0
-            inputs.append(found.size)
-            amounts.append((lo, hi + overhang))
-            modes |= {found.mode} - {"valid"}
-            modes |= {"zero"} if max(*padding[i], overhang) > 0 else set()
-            reads.add(found.rows)
-            results.append((room + overhang) // stride[i] + 1)
+            span = dilation[i] * (kernel[i] - 1) + 1
+            reading = read(axis, sizes[i], span, stride[i])
+            wanted = outputs[i] if outputs else None
+            along = _place(name, reading, span, stride[i], spread[i], padding[i], wanted)
+            found.append(reading)
+            placed.append(along)
+            modes |= {reading.mode} - {"valid"}
+            if max(*padding[i], along.overhang) > 0:
+                modes.add("zero")
         row = LayerGeometry(
             layer=layer or kind,
             kind=kind,
-            input_size=tuple(inputs),
-            output_size=tuple(results),
+            input_size=tuple(reading.size for reading in found),
+            output_size=tuple(along.windows for along in placed),
             kernel=kernel,
             stride=stride,
             dilation=dilation,
-            padding=tuple(amounts),
+            padding=tuple((along.lo, along.hi + along.overhang) for along in placed),
             groups=int(groups),
             padding_mode=modes.pop() if len(modes) == 1 else "mixed" if modes else "valid",
-            upsampling=spreads,
+            upsampling=spread,
             repeats=self._repeats,
         )
-        known = [rows for rows in reads if rows is not None]
-        followed = frozenset().union(*known) if len(known) == len(reads) else None
-        number = self._add(row, layer is not None, followed)
-        return [whole(Source(size, frozenset({number}), "space")) for size in results]
+        rows = [reading.rows for reading in found]
+        reads = None if None in rows else frozenset().union(*(r for r in rows if r is not None))
+        number = self._add(row, layer is not None, reads)
+        return [whole(Source(size, frozenset({number}), "space")) for size in row.output_size]
 
     def settle(self, axes: Axes) -> Axes:
-        """The same axes with none pending: a subsampled map is recorded as a layer of its own."""
+        """Returns the axes with none pending; records a subsampled map as a layer of its own."""
         pending = [i for i, axis in enumerate(axes) if axis is not None and axis.pending]
         if not pending:
             return axes
@@ -140,10 +158,10 @@ class Network:
                 "subsample",
                 slid,
                 [axis.size for axis in slid],
-                kernel,
-                stride,
-                dilation,
-                [(0, 0)] * len(slid),
+                kernel=kernel,
+                stride=stride,
+                dilation=dilation,
+                padding=[(0, 0)] * len(slid),
             )
         result = list(axes)
         for i, axis in zip(space, settled, strict=True):
@@ -151,11 +169,11 @@ class Network:
         return tuple(result)
 
     def settle_along(self, axes: Axes, dims: Iterable[int]) -> Axes:
-        """The axes, settled if one of ``dims``, which are about to be rearranged, is pending."""
+        """Settles the axes if one of ``dims`` is pending; a pending axis cannot be rearranged."""
         return self.settle(axes) if any(a and a.pending for a in (axes[d] for d in dims)) else axes
 
     def merge(self, operands: Sequence[Axes]) -> Axes:
-        """The axes of an operation on several maps place by place."""
+        """Returns the axes of an elementwise operation on several maps."""
         result = operands[0]
         for axes in operands[1:]:
             if not all(map(agree, result, axes)):
@@ -164,22 +182,22 @@ class Network:
         return result
 
     def leave(self, axes: Axes) -> None:
-        """Notes a map that goes into something that is not followed, such as a global average.
+        """Notes a map whose use is not followed further, for example in a global average.
 
-        If it is subsampled and nothing else reads it, the subsampling is a layer all the same.
+        If the map is subsampled and no layer reads it, `rows` still records the subsampling.
         """
         if any(axis is not None and axis.pending for axis in axes):
             self._unread.append(axes)
 
     @contextlib.contextmanager
     def loop(self, turns: int) -> Iterator[None]:
-        """Counts the layers recorded inside ``turns`` times."""
+        """Multiplies ``repeats`` of the layers recorded inside by ``turns``."""
         outside, self._repeats = self._repeats, self._repeats * turns
         yield
         self._repeats = outside
 
     def branches(self, alternatives: Sequence[Callable[[], object]]) -> list[object]:
-        """Runs alternatives of which a network takes one; layers that they share count once."""
+        """Runs the alternatives of a branch; a layer that several of them contain counts once."""
         outside, start = self._twins, len(self._rows)
         results = []
         for alternative in alternatives:
@@ -191,7 +209,7 @@ class Network:
         return results
 
     def rows(self) -> list[LayerGeometry]:
-        """The layers, their inputs resolved."""
+        """Returns the rows of the audit."""
         for axes in self._unread:
             rivals = [*map(_pending, self._subsampled), *map(_pending, self._unread)]
             if not any(_is_part(_pending(axes), rival) for rival in rivals):
@@ -209,10 +227,12 @@ class Network:
         ]
 
     def _add(self, row: LayerGeometry, named: bool, reads: frozenset[int] | None) -> int:
-        if twins := self._twins.get(row):
+        """Returns the number of a new row, or of its twin in another branch."""
+        twins = self._twins.get(row)
+        if twins:
             number = twins.pop(0)
             before = self._reads[number]
-            self._reads[number] = before | reads if None not in (before, reads) else None  # type: ignore[operator]  # neither is None
+            self._reads[number] = None if before is None or reads is None else before | reads
             return number
         self._unnamed.append(row)
         if not named:
@@ -223,12 +243,46 @@ class Network:
         return len(self._rows) - 1
 
 
+class _Placed(NamedTuple):
+    """Windows along one axis: their number, the padding, and how far the last one hangs over."""
+
+    windows: int
+    lo: int
+    hi: int
+    overhang: int
+
+
+def _place(
+    layer: str,
+    reading: Reading,
+    span: int,
+    stride: int,
+    spread: int,
+    padding: tuple[int, int],
+    outputs: int | None,
+) -> _Placed:
+    """Places windows that span ``span`` pixels on a map that is spread and padded."""
+    lo, hi = int(padding[0]) + reading.lo * spread, int(padding[1]) + reading.hi * spread
+    room = (reading.size - 1) * spread + 1 + lo + hi - span
+    if room < 0:
+        raise ValueError(
+            f"{layer}: its kernel spans {span} pixels, more than the {room + span} of its padded "
+            f"input ({reading.size} with padding {lo} and {hi})"
+        )
+    overhang = 0 if outputs is None else max(0, (outputs - 1) * stride - room)
+    return _Placed((room + overhang) // stride + 1, lo, hi, overhang)
+
+
 def _windows(axis: Axis) -> tuple[int, int, int, Axis]:
     return window_of(axis) if axis.pending else (1, 1, 1, axis)
 
 
 def _is_subsampled_map(places: Sequence[Axis]) -> bool:
-    """Not so for a stride along the channels, or along the only axis of something else."""
+    """Returns whether the strides are those of a map.
+
+    A stride along the channels is not, and neither is one along the only axis of something that no
+    convolution made.
+    """
     steps = [axis for axis in places if axis.step > 1]
     spatial = [axis for axis in steps if axis.source.role != "feature"]
     return len(spatial) > 1 or any(axis.source.role == "space" for axis in steps)
@@ -239,7 +293,7 @@ def _pending(axes: Sequence[Axis | None]) -> list[Axis]:
 
 
 def _is_part(phase: Sequence[Axis], whole_map: Sequence[Axis]) -> bool:
-    """Whether ``phase`` is one of several shifted slices that ``whole_map`` puts together."""
+    """Returns whether ``phase`` is one of the shifted slices that ``whole_map`` adds up."""
     return (
         len(phase) == len(whole_map)
         and all(

@@ -246,7 +246,15 @@ class _Walk:
             kind, features = "depthwise" if 1 < groups == channels else "conv", outputs
             padding = _padding(node, sizes, kernel, stride, dilation)
         made = self.network.window(
-            layer, kind, places, sizes, kernel, stride, dilation, padding, **window
+            layer,
+            kind,
+            places,
+            sizes,
+            kernel=kernel,
+            stride=stride,
+            dilation=dilation,
+            padding=padding,
+            **window,
         )
         self.made(node, made, unknown(features, "feature"))
 
@@ -265,7 +273,15 @@ class _Walk:
         if node.integer("ceil_mode", 0):
             outputs = list(map(_with_overhang, sizes, kernel, stride, padding, dilation))
         made = self.network.window(
-            None, kind, places, sizes, kernel, stride, dilation, padding, outputs=outputs
+            None,
+            kind,
+            places,
+            sizes,
+            kernel=kernel,
+            stride=stride,
+            dilation=dilation,
+            padding=padding,
+            outputs=outputs,
         )
         self.made(node, made, None)
 

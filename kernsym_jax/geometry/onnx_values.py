@@ -18,11 +18,11 @@ from kernsym_jax.geometry.axis import (
     changed,
     cut,
     extend,
+    reshaped,
     taken,
     unknown,
 )
 from kernsym_jax.geometry.network import Network
-from kernsym_jax.geometry.reshaping import reshaped
 
 SMALL = 1024
 """The largest number of elements of a constant whose values are followed: amounts of padding,

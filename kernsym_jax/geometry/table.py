@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kernsym_jax import cli
-from kernsym_jax.geometry.advice import Advice
+from kernsym_jax.geometry.input_size import Advice
 from kernsym_jax.geometry.layer import FileAudit, LayerGeometry
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend.core import ClosedJaxpr
 
 from kernsym_jax import geometry
 
@@ -60,6 +61,53 @@ def test_loops_over_constants_that_take_in_data_are_followed():
 
     rows = geometry.audit(recurrent, IMAGE, KERNEL)
     assert [(row.input_size, row.repeats) for row in rows] == [((10, 12), 3), ((10, 12), 1)]
+
+
+def with_the_parameters_of_jax_0_11(jaxpr):
+    """The jaxpr with the private parameters that scans have had since JAX 0.11."""
+    counts = {"num_consts", "num_carry", "linear", "cond_nconsts", "body_nconsts"}
+
+    def renamed(eqn):
+        params = {
+            name: with_the_parameters_of_jax_0_11(value)
+            if isinstance(value, ClosedJaxpr)
+            else value
+            for name, value in eqn.params.items()
+            if name not in counts
+        }
+        more = {"ft_in": object(), "ft_out": object()} if eqn.primitive.name == "scan" else {}
+        return eqn.replace(params={**params, **more})
+
+    inner = jaxpr.jaxpr
+    return jaxpr.replace(jaxpr=inner.replace(eqns=[renamed(eqn) for eqn in inner.eqns]))
+
+
+def test_loops_are_read_alike_with_the_parameters_of_jax_from_0_11_on(monkeypatch):
+    def looped(x, params):
+        def block(carry, scanned):
+            kernel, scale = scanned
+            y = conv(carry[0], kernel) * scale + conv(carry[0], params["shared"])
+            return (y, carry[1] + 1), (y.mean(), y)
+
+        (x, _), (_, maps) = lax.scan(block, (x, 0), (params["each"], params["scales"]))
+        bound, step = params["scales"][0], params["scales"][1]
+        x = lax.while_loop(
+            lambda s: s.sum() < bound + step, lambda s: conv(s, params["loop"]) * bound, x
+        )
+        return conv(x + maps[0], params["head"], 2)
+
+    params = dict.fromkeys(("shared", "loop", "head"), KERNEL)
+    params |= {"each": array(5, 3, 3, 3, 3), "scales": array(5)}
+    wanted = geometry.audit(looped, IMAGE, params)
+    assert [row.layer for row in wanted] == ["each", "shared", "loop", "head"]
+    assert [row.repeats for row in wanted] == [5, 5, 1, 1]
+    make_jaxpr = jax.make_jaxpr
+
+    def of_newer_jax(function):
+        return lambda *arguments: with_the_parameters_of_jax_0_11(make_jaxpr(function)(*arguments))
+
+    monkeypatch.setattr(jax, "make_jaxpr", of_newer_jax)
+    assert geometry.audit(looped, IMAGE, params) == wanted
 
 
 def test_maps_scanned_one_by_one_keep_their_axes():

@@ -71,7 +71,7 @@ SHORT = {
     ),
     "efficientnet_b0": Family(
         starting("efficientnet"),
-        {"width": 0.25, "depth": 0.5},
+        {"width": 0.25, "depth": 0.3},
         64,
         (("partial", "blur"), ("circular", "lps")),
     ),

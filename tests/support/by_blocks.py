@@ -7,7 +7,7 @@ stage, and the networks of a family, then share most of what is compiled.
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 # What only lengthens the compilation of something that runs once.
 _OPTIONS = {"xla_backend_optimization_level": 0}
@@ -46,11 +46,12 @@ def _parts(graph):
         eqns = [eqn for _, eqn in group]
         made = dict.fromkeys(v for eqn in eqns for v in eqn.outvars)
         used = dict.fromkeys(v for eqn in eqns for v in _variables(eqn.invars))
-        yield graph.replace(
+        yield Jaxpr(
             constvars=[],
             invars=[v for v in used if v not in made],
             outvars=[v for v in made if last_use.get(v, -1) > group[-1][0]],
             eqns=eqns,
+            debug_info=graph.debug_info,
         )
 
 

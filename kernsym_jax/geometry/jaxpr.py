@@ -1,4 +1,4 @@
-"""The audit of a JAX function: its convolutions and pooling windows, read off its jaxpr."""
+"""The audit of a JAX function: its convolutions and pooling layers, read from its jaxpr."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from kernsym_jax.geometry import jaxpr_shapes, jaxpr_value, weight_path
+from kernsym_jax.geometry import jaxpr_value, primitives, weight_path
 from kernsym_jax.geometry.axis import Axis, Source, unknown, whole
 from kernsym_jax.geometry.jaxpr_value import Value
 from kernsym_jax.geometry.layer import LayerGeometry
@@ -24,36 +24,37 @@ _POOLS = {
 
 
 def audit(fn: Callable[..., Any], *example_args: Any) -> list[LayerGeometry]:
-    """Reads the geometry of every convolution and pooling window off a JAX function.
+    """Reads the geometry of every convolution and pooling layer from a JAX function.
 
-    The function is traced once and nothing is computed or compiled. Layers are found through jit,
-    custom derivatives, remat, shard_map, scan, loops and branches, in any data layout, under vmap,
-    for any number of spatial axes. Whatever pads a map in front of a layer is counted as that
-    layer's padding: ``pad``, ``jnp.pad`` in any mode, slices put together again, index arrays. A
-    strided slice of a map, or a sum of shifted ones, is a layer of kind ``subsample``.
+    The function is traced once; nothing is computed or compiled. The audit looks into jit, custom
+    derivatives, remat, shard_map, scan, loops and branches, and reads any data layout, any number
+    of spatial axes and vmap. Everything that pads a map before a layer counts as the padding of
+    this layer: ``pad``, ``jnp.pad`` in any mode, concatenated slices, index arrays. A strided slice
+    of a map, or a sum of shifted ones, is a layer of kind ``subsample``.
 
-    A layer is named by the path of its weights in ``example_args``, without the argument's number,
-    a leading ``params`` collection and the weights' own name (``kernel``, ``weight``, ``w``):
-    ``{"params": {"block": {"conv": {"kernel": …}}}}`` gives ``"block/conv"``. Weights may be cast,
-    transposed, reshaped, masked or scaled on the way to the convolution. Where ``fn`` is itself a
-    pytree (an Equinox or NNX module) or closes over one, its weights give names too.
+    The name of a layer is the path of its weights in ``example_args``, without the argument's
+    number, a leading ``params`` collection and the weights' own name (``kernel``, ``weight``,
+    ``w``): ``{"params": {"block": {"conv": {"kernel": …}}}}`` gives ``"block/conv"``. The function
+    may cast, transpose, reshape, mask or scale the weights before the convolution. If ``fn`` is
+    itself a pytree (an Equinox or NNX module) or closes over one, its weights give names too.
 
-    Some limits: padding is what is added at the traced size, so TensorFlow's SAME is not told from
-    the same numbers given outright; a slice whose start depends on data is taken to start at 0; a
-    loop's body is listed once, with ``repeats``; of the forms that ``jax.lax.platform_dependent``
-    is given only the default, or else the last, is read; under a vmap over weights JAX makes one
-    grouped convolution of all members, and ``groups`` says so.
+    Some limits: the padding is what the function adds at the traced size, so TensorFlow's SAME
+    looks like the same numbers given explicitly. A slice whose start depends on data is assumed to
+    start at 0. The body of a loop is listed once, with ``repeats``. Of the functions given to
+    ``jax.lax.platform_dependent`` only the default, or else the last, is read. A vmap over weights
+    makes one grouped convolution of all members, as ``groups`` shows.
 
     Args:
       fn: any function that JAX can trace.
       *example_args: pytrees of arrays or `jax.ShapeDtypeStruct`; other leaves, such as flags, are
-        passed as they are.
+        passed unchanged.
 
     Returns:
-      A row per layer, in the order in which they run.
+      A row per layer, in the order in which the layers run.
 
     Raises:
-      ValueError: naming the layer, for an empty map or a kernel larger than its padded input.
+      ValueError: if a map is empty or a kernel is larger than its padded input; the message names
+        the layer.
     """
     leaves, arrays, call = weight_path.arguments(fn, example_args)
     jaxpr = jax.make_jaxpr(call)(*arrays)
@@ -70,18 +71,18 @@ def audit(fn: Callable[..., Any], *example_args: Any) -> list[LayerGeometry]:
 def audit_module(
     module: Any, input_size: int | Sequence[int], channels: int = 3
 ) -> list[LayerGeometry]:
-    """Reads the geometry of a Linen module off its trace, without making any weights.
+    """Reads the geometry of a Linen module's layers, without making any weights.
 
     Args:
       module: its call takes images (batch, height, width, channels) float32 and ``train``.
       input_size: pixels of the images, one number for squares or (height, width).
-      channels: of the images.
+      channels: channels of the images.
 
     Returns:
-      As `audit`.
+      A row per layer, as `audit` does.
 
     Raises:
-      ValueError: as `audit`, and whatever the module raises at this size.
+      ValueError: as `audit` does, and whatever the module raises at this size.
     """
     size = tuple(input_size) if isinstance(input_size, Sequence) else (input_size, input_size)
     images = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
@@ -97,9 +98,9 @@ class _Follower:
         self.names = names
 
     def follow(self, jaxpr: Any, inputs: Sequence[Value]) -> list[Value]:
-        """The outputs of a jaxpr, closed or with nothing to close over."""
+        """Returns the outputs of a jaxpr; a closed one brings its constants."""
         consts = [self._constant(const) for const in getattr(jaxpr, "consts", ())]
-        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+        jaxpr = _open(jaxpr)
         known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
 
         def value(atom: Any) -> Value:
@@ -113,8 +114,8 @@ class _Follower:
     def _apply(self, equation: Any, inputs: list[Value]) -> list[Value]:
         name, params = equation.primitive.name, equation.params
         depends = any(value.depends for value in inputs)
-        # Convolutions and windows of constants are no layers: they count, for instance, how much of
-        # each window lies on the image.
+        # A convolution of constants is no layer: partial convolution, for example, uses one to
+        # count how much of each window lies on the image.
         if name == "conv_general_dilated" and depends:
             return [self._conv(params, inputs, equation.outvars[0].aval.shape)]
         if name in _POOLS and depends:
@@ -122,19 +123,18 @@ class _Follower:
             made = self._pool(_POOLS[name], params, image, equation.outvars[0].aval.shape)
             return [made] * len(equation.outvars)
         if name == "scan":
-            return self._scan(params, inputs)
+            return self._scan(equation, inputs)
         if name == "while":
-            return self._while(params, inputs)
+            return self._while(equation, inputs)
         if name == "cond" and params.get("branches_platforms"):
-            # One function in a form for each platform (`jax.lax.platform_dependent`): the last form
-            # is that of every other platform where there is one.
+            # `jax.lax.platform_dependent` has a branch for each platform, the default last.
             return self.follow(params["branches"][-1], inputs[1:])
         if name == "cond":
             branches = [functools.partial(self.follow, j, inputs[1:]) for j in params["branches"]]
             results = zip(*self.network.branches(branches), strict=True)
             return [jaxpr_value.either(self.network, values) for values in results]
         for jaxpr in (j for value in params.values() for j in _jaxprs(value)):
-            inner = getattr(jaxpr, "jaxpr", jaxpr)
+            inner = _open(jaxpr)
             shapes = [v.aval.shape for v in inner.invars]
             if name == "shard_map":  # each device sees its part
                 inputs = [v.resized(shape) for v, shape in zip(inputs, shapes, strict=True)]
@@ -142,26 +142,29 @@ class _Follower:
             if same_inputs and len(inner.outvars) == len(equation.outvars):
                 outputs = zip(self.follow(jaxpr, inputs), equation.outvars, strict=True)
                 return [v.resized(out.aval.shape) for v, out in outputs]
-        return jaxpr_shapes.apply(self.network, equation, inputs)
+        return primitives.apply(self.network, equation, inputs)
 
     def _constant(self, array: Any) -> Value:
         return jaxpr_value.constant(array)._replace(leaf=self.names.get(id(array)))
 
-    def _scan(self, params: Any, inputs: list[Value]) -> list[Value]:
-        consts, carries = params["num_consts"], params["num_carry"]
+    def _scan(self, equation: Any, inputs: list[Value]) -> list[Value]:
+        body, length = equation.params["jaxpr"], equation.params["length"]
+        consts, carries = _scan_counts(equation)
         carried = _in_loop(inputs[consts : consts + carries], inputs)
         slices = [value.without_first() for value in inputs[consts + carries :]]
-        with self.network.loop(params["length"]):
-            outputs = self.follow(params["jaxpr"], [*inputs[:consts], *carried, *slices])
-        stacked = [value.stacked(params["length"]) for value in outputs[carries:]]
+        with self.network.loop(length):
+            outputs = self.follow(body, [*inputs[:consts], *carried, *slices])
+        stacked = [value.stacked(length) for value in outputs[carries:]]
         return [*_in_loop(outputs[:carries], outputs), *stacked]
 
-    def _while(self, params: Any, inputs: list[Value]) -> list[Value]:
-        first = params["cond_nconsts"]
-        last = first + params["body_nconsts"]
+    def _while(self, equation: Any, inputs: list[Value]) -> list[Value]:
+        condition, body = equation.params["cond_jaxpr"], equation.params["body_jaxpr"]
+        carries = len(equation.outvars)
+        first = len(_open(condition).invars) - carries
+        last = first + len(_open(body).invars) - carries
         carried = _in_loop(inputs[last:], inputs)
-        self.follow(params["cond_jaxpr"], [*inputs[:first], *carried])
-        outputs = self.follow(params["body_jaxpr"], [*inputs[first:last], *carried])
+        self.follow(condition, [*inputs[:first], *carried])
+        outputs = self.follow(body, [*inputs[first:last], *carried])
         return _in_loop(outputs, outputs)
 
     def _conv(self, params: Any, inputs: Sequence[Value], shape: tuple[int, ...]) -> Value:
@@ -182,12 +185,12 @@ class _Follower:
                 kind,
                 [axes[d] for d in space],
                 [image.shape[d] for d in space],
-                [kernel.shape[d] for d in numbers.rhs_spec[2:]],
-                params["window_strides"],
-                params["rhs_dilation"],
-                params["padding"],
-                groups,
-                spread,
+                kernel=[kernel.shape[d] for d in numbers.rhs_spec[2:]],
+                stride=params["window_strides"],
+                dilation=params["rhs_dilation"],
+                padding=params["padding"],
+                groups=groups,
+                upsampling=spread,
             )
         result = [unknown(size) for size in shape]
         for d, axis in zip(numbers.out_spec[2:], made, strict=True):
@@ -212,7 +215,7 @@ class _Follower:
             if max(window[d], stride[d], spread[d]) > 1 or any(padding[d])
         ]
         over_channels = any(roles[d] == "feature" for d in slid)
-        # A running total or maximum: every window begins, or ends, at the border.
+        # Every window of a running total or maximum begins, or ends, at the border.
         running = any(
             window[d] >= image.shape[d] > 2 and sorted(padding[d]) == [0, window[d] - 1]
             for d in slid
@@ -228,10 +231,10 @@ class _Follower:
                 kind,
                 [axes[d] for d in space],
                 [image.shape[d] for d in space],
-                [window[d] for d in space],
-                [stride[d] for d in space],
-                [dilation[d] for d in space],
-                [padding[d] for d in space],
+                kernel=[window[d] for d in space],
+                stride=[stride[d] for d in space],
+                dilation=[dilation[d] for d in space],
+                padding=[padding[d] for d in space],
                 upsampling=[spread[d] for d in space],
             )
             for d, axis in zip(space, made, strict=True):
@@ -240,13 +243,36 @@ class _Follower:
 
 
 def _in_loop(carried: Sequence[Value], influences: Sequence[Value]) -> list[Value]:
-    """What goes round a loop is not a constant, and depends on data once anything in it does."""
+    """Returns the values that a loop carries: no constants, and all depend on data if one does."""
     depends = any(value.depends for value in influences)
     return [value._replace(depends=value.depends or depends, const=None) for value in carried]
 
 
 def _jaxprs(value: Any) -> list[Any]:
-    """The jaxprs in a parameter of an equation."""
+    """Returns the jaxprs in a parameter of an equation."""
     if isinstance(value, tuple | list):
         return [jaxpr for item in value for jaxpr in _jaxprs(item)]
-    return [value] if hasattr(getattr(value, "jaxpr", value), "eqns") else []
+    return [value] if hasattr(_open(value), "eqns") else []
+
+
+def _open(jaxpr: Any) -> Any:
+    """Returns the jaxpr of a closed jaxpr, and any other object unchanged."""
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def _scan_counts(equation: Any) -> tuple[int, int]:
+    """Returns how many operands of a scan are constants and how many it carries.
+
+    The parameters that hold these numbers are private to JAX and differ between versions
+    (``num_consts`` and ``num_carry`` below 0.11, ``ft_in`` and ``ft_out`` from 0.11 on). The ranks
+    tell as well: an operand that is scanned, and an output that is stacked, have one dimension more
+    than inside the body.
+    """
+    body = _open(equation.params["jaxpr"])
+
+    def count_equal(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+        pairs = zip(outside, inside, strict=True)
+        return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in pairs)
+
+    carries = count_equal(equation.outvars, body.outvars)
+    return count_equal(equation.invars, body.invars) - carries, carries

@@ -1,10 +1,11 @@
-"""What the operations of a jaxpr that pick and place do to the axes of a map: slices, pads, …"""
+"""What the primitives of a jaxpr do to the axes of a map, unless they are layers themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from kernsym_jax.geometry import weight_path
 from kernsym_jax.geometry.axis import (
     CONSTANT,
     OTHER,
@@ -16,11 +17,138 @@ from kernsym_jax.geometry.axis import (
     extend,
     from_index,
     repeated,
+    reshaped,
     taken,
     unknown,
 )
-from kernsym_jax.geometry.jaxpr_value import Handler, Value, unfollowed
+from kernsym_jax.geometry.jaxpr_value import Value, computed, unfollowed
 from kernsym_jax.geometry.network import Network
+
+# From the parameters of an equation, its operands and the shape of its first output to the axes of
+# its output, or a list with the axes of each output.
+_Handler = Callable[[Network, Any, list[Value], tuple[int, ...]], Axes | list[Axes]]
+
+
+def apply(network: Network, equation: Any, inputs: list[Value]) -> list[Value]:
+    """Applies an equation that neither is a layer nor contains one.
+
+    Args:
+      network: records the subsampled maps that the equation reads.
+      equation: equation of a jaxpr.
+      inputs: one value per operand.
+
+    Returns:
+      One value per output.
+    """
+    name, params = equation.primitive.name, equation.params
+    shapes = [tuple(getattr(out.aval, "shape", ())) for out in equation.outvars]
+    if not any(value.depends for value in inputs):
+        leaf = weight_path.origin([value.leaf for value in inputs])
+        known = [value.const for value in inputs]
+        return [
+            Value(
+                (None,) * len(shape),
+                shape,
+                False,
+                leaf,
+                computed(name, params, known, shape, getattr(out.aval, "dtype", None)),
+            )
+            for shape, out in zip(shapes, equation.outvars, strict=True)
+        ]
+    # The product of two matrices is neither of them.
+    leaf = None if name == "dot_general" else weight_path.origin([value.leaf for value in inputs])
+    if name in _HANDLERS:
+        results = _HANDLERS[name](network, params, inputs, shapes[0])
+        axes = results if isinstance(results, list) else [results]
+    elif name.startswith(("reduce", "arg")) and ("axes" in params or "dimensions" in params):
+        summed = params.get("axes", params.get("dimensions"))
+        axes = [_reduced(network, summed, value) for value in inputs[: len(shapes)]]
+    elif len(shapes) > 1 and shapes == [value.shape for value in inputs]:
+        axes = [value.axes for value in inputs]
+    else:
+        axes = [_place_by_place(network, inputs, shape) for shape in shapes]
+    return [Value(a, shape, True, leaf) for a, shape in zip(axes, shapes, strict=True)]
+
+
+def _place_by_place(network: Network, inputs: list[Value], shape: tuple[int, ...]) -> Axes:
+    """Returns the axes of an elementwise operation, or of an unknown one."""
+    maps = []
+    for value in inputs:
+        sizes = list(zip(value.shape, shape, strict=False))
+        if value.depends and len(value.shape) == len(shape) and all(n in (1, m) for n, m in sizes):
+            # A pixel, row or column is combined with every place: a broadcast.
+            maps.append(
+                tuple(a if n == m else None for a, (n, m) in zip(value.axes, sizes, strict=True))
+            )
+    if maps:
+        return network.merge(maps)
+    for value in inputs:
+        network.leave(value.axes)
+    return unfollowed(shape)
+
+
+def _reduced(network: Network, summed: Sequence[int], value: Value) -> Axes:
+    if any(a is not None and a.pending for a in (value.axes[d] for d in summed)):
+        network.leave(value.axes)
+    return tuple(a for d, a in enumerate(value.axes) if d not in summed)
+
+
+def _stack(network: Network, params: Any, inputs: list[Value], shape: tuple[int, ...]) -> Axes:
+    axes = network.merge([value.axes for value in inputs if value.depends])
+    d = params["axis"]
+    return (*axes[:d], unknown(shape[d]), *axes[d:])
+
+
+def _unstack(
+    network: Network, params: Any, inputs: list[Value], shape: tuple[int, ...]
+) -> list[Axes]:
+    axes, d = inputs[0].axes, params["axis"]
+    return [(*axes[:d], *axes[d + 1 :])] * inputs[0].shape[d]
+
+
+def _transpose(network: Network, params: Any, inputs: list[Value], shape: tuple[int, ...]) -> Axes:
+    return tuple(inputs[0].axes[d] for d in params["permutation"])
+
+
+def _squeeze(network: Network, params: Any, inputs: list[Value], shape: tuple[int, ...]) -> Axes:
+    dropped = {d % len(inputs[0].shape) for d in params["dimensions"]}
+    return tuple(axis for d, axis in enumerate(inputs[0].axes) if d not in dropped)
+
+
+def _reshape(network: Network, params: Any, inputs: list[Value], shape: tuple[int, ...]) -> Axes:
+    axes, old = inputs[0].axes, inputs[0].shape
+    if params.get("dimensions") is not None:  # the reshape transposes first
+        axes = tuple(axes[d] for d in params["dimensions"])
+        old = tuple(old[d] for d in params["dimensions"])
+    result = reshaped(axes, old, shape)
+    if any(a is not None and a.pending and a not in result for a in axes):
+        network.leave(axes)
+    return result
+
+
+def _broadcast(network: Network, params: Any, inputs: list[Value], shape: tuple[int, ...]) -> Axes:
+    axes: list[Axis | None] = [None] * len(shape)
+    for source, d in enumerate(params["broadcast_dimensions"]):
+        axis = inputs[0].axes[source]
+        if axis is not None and axis.size < shape[d]:
+            axis = repeated(axis, shape[d])
+        axes[d] = axis
+    return tuple(axes)
+
+
+def _dot_general(
+    network: Network, params: Any, inputs: list[Value], shape: tuple[int, ...]
+) -> Axes:
+    contracted, batched = params["dimension_numbers"]
+    result: list[Axis | None] = [
+        inputs[0].axes[d] or inputs[1].axes[e] for d, e in zip(*batched, strict=True)
+    ]
+    for value, summed, shared in zip(inputs, contracted, batched, strict=True):
+        if any(a is not None and a.pending for a in (value.axes[d] for d in summed)):
+            network.leave(value.axes)
+        free = [d for d in range(len(value.shape)) if d not in (*summed, *shared)]
+        result += [value.axes[d] for d in free]
+    return tuple(axis or unknown(size) for axis, size in zip(result, shape, strict=True))
 
 
 def _pad(network: Network, params: Any, inputs: list[Value], shape: tuple[int, ...]) -> Axes:
@@ -42,7 +170,7 @@ def _concatenate(
     network: Network, params: Any, inputs: list[Value], shape: tuple[int, ...]
 ) -> Axes:
     d = params["dimension"]
-    inputs = [value for value in inputs if value.shape[d]]  # jnp.pad adds empty pieces as well
+    inputs = [value for value in inputs if value.shape[d]]  # jnp.pad also adds empty pieces
     pieces = [network.settle_along(value.axes, [d]) for value in inputs]
     others = [
         changed(axes, {d: None})
@@ -116,7 +244,7 @@ def _scatter(network: Network, params: Any, inputs: list[Value], shape: tuple[in
 
 
 def _laid(network: Network, canvas: Value, piece: Value, starts: Sequence[int]) -> Axes:
-    """A map laid on a canvas: on one of constants, what stays visible of it is padding."""
+    """Returns the axes of a map that is written into a canvas; a constant canvas is padding."""
     if canvas.depends:
         return canvas.axes
     shape = canvas.shape
@@ -131,7 +259,7 @@ def _laid(network: Network, canvas: Value, piece: Value, starts: Sequence[int]) 
 
 
 def _starts(values: Sequence[Value], whole: Sequence[int], part: Sequence[int]) -> list[int]:
-    """Where a part begins; at 0 where only the data says."""
+    """Returns where a part begins on each axis; 0 where this depends on data."""
     given = [0 if value.const is None else int(value.const) for value in values]
     return [min(max(g, 0), n - m) for g, n, m in zip(given, whole, part, strict=True)]
 
@@ -180,7 +308,7 @@ def _gather(network: Network, params: Any, inputs: list[Value], shape: tuple[int
 
 
 def _picked(axis: Axis, places: np.ndarray) -> Axis:
-    """The given places of an axis; what is out of bounds is filled with a constant."""
+    """Returns the given places of an axis; a place out of bounds holds a constant."""
     inside = (places >= 0) & (places < axis.size)
     found = taken(axis, np.clip(places, 0, axis.size - 1))
     if inside.all():
@@ -188,16 +316,22 @@ def _picked(axis: Axis, places: np.ndarray) -> Axis:
     return from_index(found.source, np.where(inside, found.index, CONSTANT))
 
 
-HANDLERS: dict[str, Handler] = {
+_HANDLERS: dict[str, _Handler] = {
+    "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,
+    "dot_general": _dot_general,
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update_slice,
     "gather": _gather,
     "pad": _pad,
+    "reshape": _reshape,
     "rev": _rev,
     "scatter": _scatter,
     "slice": _slice,
     "split": _split,
+    "squeeze": _squeeze,
+    "stack": _stack,
     "tile": _tile,
+    "transpose": _transpose,
+    "unstack": _unstack,
 }
-"""By the name of the primitive."""

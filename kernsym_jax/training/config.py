@@ -1,6 +1,7 @@
 """The configuration of a run: every key with its default, and the check of a user's values.
 
-The comments in `default` document every key: what it does, its unit, and below it the default.
+The comments in `default`, and for the nested keys in the functions below it, document every key:
+what it does, its unit, and after the comment its default.
 """
 
 import difflib
@@ -65,87 +66,15 @@ def default() -> ml_collections.ConfigDict:
     # further devices only share the cores.
     config.devices = 0
 
-    # The network: its name in the registry (see `kernsym_jax.models`) or package.module:Class.
-    # Further keys here are the fields of that network, such as width and depth of small_cnn.
-    config.model = ml_collections.ConfigDict()
-    config.model.name = "small_cnn"
-    # Padding of all convolutions and poolings: zero, same (TensorFlow's), reflect, replicate,
-    # symmetric, circular, partial or valid.
-    config.model.padding = "zero"
-    # How strided layers step down: stride, blur, sbpool, aps or lps.
-    config.model.downsample = "stride"
-    # Number of classes that the network tells apart; 0 for the number of classes in the data.
-    config.model.num_classes = 0
-    # Type in which the network computes: float32 or bfloat16. Parameters, BatchNorm's statistics
-    # and all figures of symmetry are float32 in both cases.
-    config.model.dtype = "float32"
+    # The network.
+    config.model = _model()
 
-    # The images: digits; idx:<dir>, folder:<dir or tar>, tfds:<name> for class labels;
-    # masks:<dir or tar>, tfds-masks:<name> for masks; textures[:…], noise[:…], fake[:…] for
-    # generated ones.
-    config.data = ml_collections.ConfigDict()
-    config.data.source = "digits"
-    # Mean and standard deviation of the images, one number per channel, where white is 1; () for
-    # those of the training images (of a sample, if the set is streamed).
-    config.data.mean = ()
-    config.data.std = ()
-    # Seed of what is drawn once for a whole set: generated images, random labels; 0 to 2³² − 1.
-    config.data.seed = 0
-    # A file that is no readable image stops the run (fail) or is left out (skip).
-    config.data.on_broken = "fail"
-    # Pixels per side: the largest square in the middle of each image is scaled to this size as the
-    # image is read; 0 leaves images as they are.
-    config.data.image_size = 0
-    # (height, width) in pixels: whole images are scaled to this size as they are read, masks by
-    # nearest neighbour; () leaves them as they are.
-    config.data.scale_to = ()
-    # Values of mask pixels without a class, such as (11,) for CamVid; () for none.
-    config.data.void = ()
-    # Values of mask pixels in the order of the classes; () for 0, 1, … up to the largest.
-    config.data.mask_values = ()
-    # Names of the classes of masks; () for their values.
-    config.data.classes = ()
-    # Degrees by which the images of both splits are turned counter-clockwise: 0, 90, 180 or 270.
-    config.data.rotate = 0
-    # Whether the labels of the training images are shuffled among them.
-    config.data.random_labels = False
-    # Augmentation: largest random shift of a training image along each axis, in pixels; 0 for none.
-    config.data.shift = 0
-    # Augmentation: random flips of training images: none, horizontal, vertical or d4 (all eight).
-    config.data.flip = "none"
-    # Augmentation: pixels per side of random resized crops of training images; 0 for no crops.
-    # Evaluation takes a crop of this size from the middle of each image.
-    config.data.crop_size = 0
-    # Share of the image's area that a random crop covers, (least, largest).
-    config.data.crop_scale = (0.08, 1.0)
-    # Width over height of a random crop, (least, largest).
-    config.data.crop_ratio = (3 / 4, 4 / 3)
-    # Side of the crop that evaluation takes, as a share of the image's shorter side.
-    config.data.eval_crop = 0.875
-    # Whether images are read and decoded while the network trains, rather than once before.
-    config.data.streaming = False
-    # Bytes of the decoded training images above which a set is streamed in any case.
-    config.data.device_bytes = 4 * 2**30
-    # Processes that read and decode a streamed set; 0 for threads of this process alone.
-    config.data.workers = 0
+    # The images, their preparation and their augmentation.
+    config.data = _data()
 
     # SGD with momentum. The learning rate rises from 0 over the warm-up and then falls along half a
     # cosine to 0 at the last step.
-    config.optimizer = ml_collections.ConfigDict()
-    # Largest learning rate.
-    config.optimizer.learning_rate = 0.1
-    # Momentum, 0 for none, and whether it is Nesterov's.
-    config.optimizer.momentum = 0.9
-    config.optimizer.nesterov = True
-    # Weight decay of kernels, added to the gradient; BatchNorm and biases have none.
-    config.optimizer.weight_decay = 5e-4
-    # Length of the warm-up in epochs.
-    config.optimizer.warmup_epochs = 1.0
-    # Number of parts of a batch that are computed one after another, to need less memory. The
-    # gradient is that of the whole batch; BatchNorm sees each part on its own.
-    config.optimizer.accumulate = 1
-    # Longest gradient, as the norm over all parameters; 0 for no bound.
-    config.optimizer.clip_norm = 0.0
+    config.optimizer = _optimizer()
 
     # Share of the target that is spread over all classes, 0 to 1.
     config.label_smoothing = 0.0
@@ -159,27 +88,10 @@ def default() -> ml_collections.ConfigDict:
 
     # Consistency, measured at every evaluation: the share of a few test images, evenly spread over
     # the set, whose predicted class survives flips, quarter turns and small shifts.
-    config.consistency = ml_collections.ConfigDict()
-    # Number of test images; 0 for no measurement.
-    config.consistency.images = 256
-    # Largest shift along each axis, in pixels; 0 for no shifts.
-    config.consistency.shift = 1
-    # What enters at the border: the other side of the image (circular), or zero.
-    config.consistency.mode = "circular"
+    config.consistency = _consistency()
 
     # Two ways to make mean kernels more symmetric than the task alone does.
-    config.symmetry = ml_collections.ConfigDict()
-    # λ of the loss term λ·(1 − mean score over the layers); 0 for no term. The loss in train lines
-    # leaves the term out, so that runs compare; symmetry_loss is its value.
-    config.symmetry.loss_weight = 0.0
-    # Whether mean kernels are replaced by their invariant part, at the start and after each update.
-    config.symmetry.project = False
-    # Elements of D4, such as ("fliplr",), that generate the group of the term and the projection;
-    # () for all of D4. A kernel with kh ≠ kw leaves out the elements that do not apply to it.
-    config.symmetry.elements = ()
-    # Layers of the term and the projection; () for all convolutions larger than 1×1. Shell patterns
-    # of the end of a layer's path, ("conv*", "layer3_*/conv1"), or of the whole, ("/conv1",).
-    config.symmetry.layers = ()
+    config.symmetry = _symmetry()
 
     # Steps between two log lines, and between two measurements of the symmetry of all layers.
     config.log_every = 50
@@ -191,6 +103,127 @@ def default() -> ml_collections.ConfigDict:
     config.keep_checkpoints = 3
     # Number of further checkpoints to keep: those of the best evaluation accuracy, or mean IoU.
     config.keep_best = 1
+    return config
+
+
+def _model() -> ml_collections.ConfigDict:
+    """Returns the keys under ``config.model``."""
+    config = ml_collections.ConfigDict()
+    # Name in the registry (see `kernsym_jax.models`), or package.module:Class. Further keys under
+    # config.model are the fields of that network, such as width and depth of small_cnn.
+    config.name = "small_cnn"
+    # Padding of all convolutions and poolings: zero, same (TensorFlow's), reflect, replicate,
+    # symmetric, circular, partial or valid.
+    config.padding = "zero"
+    # How strided layers step down: stride, blur, sbpool, aps or lps.
+    config.downsample = "stride"
+    # Number of classes that the network tells apart; 0 for the number of classes in the data.
+    config.num_classes = 0
+    # Type in which the network computes: float32 or bfloat16. Parameters, BatchNorm's statistics
+    # and all figures of symmetry are float32 in both cases.
+    config.dtype = "float32"
+    return config
+
+
+def _data() -> ml_collections.ConfigDict:
+    """Returns the keys under ``config.data``."""
+    config = ml_collections.ConfigDict()
+    # Source of the images. With class labels: digits, idx:<dir>, folder:<dir or tar>, tfds:<name>;
+    # with masks: masks:<dir or tar>, tfds-masks:<name>; generated: textures[:…], noise[:…],
+    # fake[:…]. `kernsym_jax.data.load` documents them.
+    config.source = "digits"
+    # Mean and standard deviation of the images, one number per channel, where white is 1; () for
+    # those of the training images (of a sample, if the set is streamed).
+    config.mean = ()
+    config.std = ()
+    # Seed of what is drawn once for a whole set: generated images, random labels; 0 to 2³² − 1.
+    config.seed = 0
+    # A file that is no readable image stops the run (fail) or is left out (skip).
+    config.on_broken = "fail"
+    # Pixels per side: the largest square in the middle of each image is scaled to this size as the
+    # image is read; 0 leaves images as they are.
+    config.image_size = 0
+    # (height, width) in pixels: whole images are scaled to this size as they are read, masks by
+    # nearest neighbour; () leaves them as they are.
+    config.scale_to = ()
+    # Values of mask pixels without a class, such as (11,) for CamVid; () for none.
+    config.void = ()
+    # Values of mask pixels in the order of the classes; () for 0, 1, … up to the largest.
+    config.mask_values = ()
+    # Names of the classes of masks; () for their values.
+    config.classes = ()
+    # Degrees by which the images of both splits are turned counter-clockwise: 0, 90, 180 or 270.
+    config.rotate = 0
+    # Whether the labels of the training images are shuffled among them.
+    config.random_labels = False
+    # Augmentation: largest random shift of a training image along each axis, in pixels; 0 for none.
+    config.shift = 0
+    # Augmentation: random flips of training images: none, horizontal, vertical or d4 (all eight).
+    config.flip = "none"
+    # Augmentation: pixels per side of random resized crops of training images; 0 for no crops.
+    # Evaluation takes a crop of this size from the middle of each image.
+    config.crop_size = 0
+    # Share of the image's area that a random crop covers, (least, largest).
+    config.crop_scale = (0.08, 1.0)
+    # Width over height of a random crop, (least, largest).
+    config.crop_ratio = (3 / 4, 4 / 3)
+    # Side of the crop that evaluation takes, as a share of the image's shorter side.
+    config.eval_crop = 0.875
+    # Whether images are read and decoded while the network trains, rather than once before.
+    config.streaming = False
+    # Bytes of the decoded training images above which a set is streamed in any case.
+    config.device_bytes = 4 * 2**30
+    # Processes that read and decode a streamed set; 0 for threads of this process alone.
+    config.workers = 0
+    return config
+
+
+def _optimizer() -> ml_collections.ConfigDict:
+    """Returns the keys under ``config.optimizer``."""
+    config = ml_collections.ConfigDict()
+    # Largest learning rate.
+    config.learning_rate = 0.1
+    # Momentum, 0 for none, and whether it is Nesterov's.
+    config.momentum = 0.9
+    config.nesterov = True
+    # Weight decay of kernels, added to the gradient; BatchNorm and biases have none.
+    config.weight_decay = 5e-4
+    # Length of the warm-up in epochs.
+    config.warmup_epochs = 1.0
+    # Number of parts of a batch that are computed one after another, to need less memory. The
+    # gradient is that of the whole batch; BatchNorm sees each part on its own.
+    config.accumulate = 1
+    # Longest gradient, as the norm over all parameters; 0 for no bound.
+    config.clip_norm = 0.0
+    return config
+
+
+def _consistency() -> ml_collections.ConfigDict:
+    """Returns the keys under ``config.consistency``."""
+    config = ml_collections.ConfigDict()
+    # Number of test images; 0 for no measurement.
+    config.images = 256
+    # Largest shift along each axis, in pixels; 0 for no shifts.
+    config.shift = 1
+    # What enters at the border: the other side of the image (circular), or zero.
+    config.mode = "circular"
+    return config
+
+
+def _symmetry() -> ml_collections.ConfigDict:
+    """Returns the keys under ``config.symmetry``."""
+    config = ml_collections.ConfigDict()
+    # λ of the loss term λ·(1 − mean score over the layers); 0 for no term. The loss in train lines
+    # leaves the term out, so that runs compare; symmetry_loss is its value.
+    config.loss_weight = 0.0
+    # Whether mean kernels are replaced by their invariant part, at the start and after each update.
+    config.project = False
+    # Elements of D4, such as ("fliplr",), that generate the group of the term and the projection;
+    # () for all of D4. A kernel with kh ≠ kw leaves out the elements that do not apply to it.
+    config.elements = ()
+    # Layers of the term and the projection; () for all convolutions larger than 1×1. Shell patterns
+    # of the end of a layer's path, ("conv*", "layer3_*/conv1"), or of the whole, ("/conv1",).
+    config.layers = ()
     return config
 
 

@@ -109,6 +109,8 @@ class _Session:
       dataset: the data.
       stop: the request to stop.
       consistency: the measurement at every evaluation; None for none.
+      evaluate_every: steps between two evaluations.
+      save_every: steps between two checkpoints.
     """
 
     runs: Sequence[Run]
@@ -117,16 +119,16 @@ class _Session:
     dataset: data.Dataset
     stop: Stop
     consistency: Consistency | None
+    evaluate_every: int
+    save_every: int
 
     def evaluates_at(self, step: int) -> bool:
         """Returns whether an evaluation is due after that many completed steps."""
-        every = self._steps(self.runs[0].config.eval_every_epochs)
-        return step % every == 0 or step == self.recipe.total_steps
+        return step % self.evaluate_every == 0 or step == self.recipe.total_steps
 
     def saves_at(self, step: int) -> bool:
         """Returns whether a checkpoint is due after that many completed steps."""
-        every = self._steps(self.runs[0].config.checkpoint_every_epochs)
-        return step % every == 0 or step == self.recipe.total_steps
+        return step % self.save_every == 0 or step == self.recipe.total_steps
 
     def written(self, step: int, split: str) -> bool:
         """Returns whether all runs have a line of that split and step."""
@@ -140,9 +142,6 @@ class _Session:
     def show(self, run: Run, line: str) -> None:
         """Prints a line about one run."""
         show(f"{run.name}: {line}" if len(self.runs) > 1 else line)
-
-    def _steps(self, epochs: float) -> int:
-        return max(1, round(epochs * self.dataset.train.steps_per_epoch))
 
 
 def _train(
@@ -181,7 +180,17 @@ def _train(
         consistency = None
         if configs[0].consistency.images:
             consistency = Consistency(configs[0], backend, recipe, dataset)
-        session = _Session(runs, backend, recipe, dataset, stop, consistency)
+        per_epoch = dataset.train.steps_per_epoch
+        session = _Session(
+            runs=runs,
+            backend=backend,
+            recipe=recipe,
+            dataset=dataset,
+            stop=stop,
+            consistency=consistency,
+            evaluate_every=max(1, round(configs[0].eval_every_epochs * per_epoch)),
+            save_every=max(1, round(configs[0].checkpoint_every_epochs * per_epoch)),
+        )
         return _run_session(session, backend.join(states), profile)
 
 
@@ -218,7 +227,7 @@ def _run_session(session: _Session, state: TrainState, profile: str | None) -> l
     images_per_step = session.runs[0].config.batch_size * len(session.runs)
     progress = Progress(session.recipe.total_steps, images_per_step, step)
     batches = Ahead(session.dataset.train.start(step))
-    # From here on the code spells out every copy between host and device.
+    # From here on an implicit copy between host and device is an error.
     with jax.transfer_guard("disallow"):
         # An earlier session may have stopped during the evaluation that is due at this step.
         complete = step == 0 or _evaluate(session, step, state)

@@ -1,6 +1,7 @@
 """Tells where a network applies its padding unevenly, and at which input size it would not.
 
-python -m kernsym_jax.audit net.onnx --input_size=224     (or --model=resnet50, or a run directory)
+python -m kernsym_jax.audit net.onnx --input_size=224
+(or net.keras, net.h5, net.tflite, --model=resnet50, or a run directory)
 """
 
 import pathlib
@@ -37,7 +38,9 @@ def _network(paths: Sequence[str]) -> tuple[str, Any, list[Any], Callable[[Any],
     from kernsym_jax import geometry
 
     if len(paths) + bool(_MODEL.value) != 1:
-        raise ValueError("name one ONNX file, one run directory or one --model")
+        raise ValueError(
+            "name one ONNX, Keras or TensorFlow Lite file, one run directory or one --model"
+        )
     size: Any = cli.input_size(_SIZE.value)
     flagged: tuple[Any, ...] = (_PADDING, _DOWNSAMPLE, _CLASSES)
     fields = {flag.name: flag.value for flag in flagged if flag.value is not None}

@@ -144,9 +144,9 @@ def test_a_run_directory_at_its_own_and_another_size(run, run_directory):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "name one ONNX file, one run directory or one --model"),
-        (["a.onnx", "b.onnx"], "name one ONNX file"),
-        (["{t}/net.onnx", "--model=resnet18"], "name one ONNX file"),
+        ([], "name one ONNX, Keras or TensorFlow Lite file, one run directory or one --model"),
+        (["a.onnx", "b.onnx"], "name one ONNX, Keras or TensorFlow Lite file"),
+        (["{t}/net.onnx", "--model=resnet18"], "name one ONNX, Keras or TensorFlow Lite file"),
         (["{t}/none.onnx"], "none.onnx"),
         (["{t}/net.onnx"], "net.onnx: its input 'x' has shape (N, 3, H, W); give an input size"),
         (["{t}/net.onnx", "--input_size=1"], "net.onnx: conv1: its kernel spans 3 pixels"),

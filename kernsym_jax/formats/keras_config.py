@@ -1,9 +1,18 @@
 """Reads the configuration of a Keras model, as Keras 1, 2 and 3 write it into their files."""
 
 import dataclasses
+import os
+import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from kernsym_jax.formats import hdf5
+from kernsym_jax.formats.arrays import parse_json
+from kernsym_jax.formats.zip_archive import ZipMembers
+
+CONFIG = "config.json"
+"""The member of a ``.keras`` file that holds the configuration."""
 
 MAX_DEPTH = 16
 """How deep models may lie in models."""
@@ -46,6 +55,19 @@ class Reference:
 
 
 @dataclasses.dataclass(frozen=True)
+class Call:
+    """A call of a layer.
+
+    Attributes:
+      reads: the results that it reads, in order.
+      arguments: its other arguments by name, such as the axis of a concatenation.
+    """
+
+    reads: tuple[Reference, ...]
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Layer:
     """A layer as the configuration describes it.
 
@@ -56,7 +78,7 @@ class Layer:
       inputs: paths of the layers that feed it.
       key: its name in a ``.weights.h5`` file, such as ``conv2d_1``, behind those of the models
         around it.
-      calls: what each of its calls reads.
+      calls: its calls; none for an input.
       build_shape: the shape of its input as Keras noted it, or None.
       model: the model that it is, or None.
     """
@@ -66,7 +88,7 @@ class Layer:
     settings: Mapping[str, Any]
     inputs: tuple[str, ...]
     key: str
-    calls: tuple[tuple[Reference, ...], ...] = ()
+    calls: tuple[Call, ...] = ()
     build_shape: Any = None
     model: "Model | None" = None
 
@@ -97,6 +119,25 @@ class Model:
     inputs: tuple[Reference, ...] = ()
     outputs: tuple[Reference, ...] = ()
     build_shape: Any = None
+
+
+def read_file(path: str | os.PathLike) -> Model | None:
+    """Returns the model in a ``.keras`` or ``.h5`` file; None if the file holds weights alone.
+
+    Args:
+      path: a zip archive or an HDF5 file.
+
+    Raises:
+      ValueError: if it is damaged, or its model has no list of layers.
+    """
+    with pathlib.Path(path).open("rb") as file:
+        zipped = file.read(2) == b"PK"
+    if zipped:
+        members = ZipMembers(path)
+        content = members.read(CONFIG).tobytes() if CONFIG in members else None
+    else:
+        content = hdf5.read(path).groups[""].get("model_config")
+    return read_model(parse_json(content)) if content else None
 
 
 def read_model(config: Any) -> Model:
@@ -167,12 +208,12 @@ def _layer(
     settings = settings if isinstance(settings, dict) else {"layers": settings}
     name = str(settings.get("name") or entry.get("name") or kind)
     nodes = entry.get("inbound_nodes")
-    calls = tuple(tuple(_references(node)) for node in nodes) if isinstance(nodes, list) else ()
-    calls = tuple(call for call in calls if call)
+    calls = tuple(map(_call, nodes)) if isinstance(nodes, list) else ()
+    calls = tuple(call for call in calls if call.reads)
     if not calls and previous is not None:
-        calls = ((Reference(previous),),)
+        calls = (Call((Reference(previous),)),)
     built = entry.get("build_config")
-    feeding = dict.fromkeys(f"{path}{each.layer}" for call in calls for each in call)
+    feeding = dict.fromkeys(f"{path}{each.layer}" for call in calls for each in call.reads)
     is_model = kind in ("Functional", "Model", "Sequential") or "input_layers" in settings
     inner = _model(entry, f"{path}{name}/", f"{key}/", depth + 1, count) if is_model else None
     return name, Layer(
@@ -195,6 +236,14 @@ def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
     if settings.get("dim_ordering") in _ORDERINGS_1:
         renamed["data_format"] = _ORDERINGS_1[settings["dim_ordering"]]
     return renamed
+
+
+def _call(node: Any) -> Call:
+    """Returns a call, of which Keras 2 lists the results and Keras 3 the arguments."""
+    named = node.get("kwargs") if isinstance(node, dict) else None
+    if isinstance(node, list) and node and isinstance(node[0], list) and len(node[0]) > 3:
+        named = node[0][3]
+    return Call(tuple(_references(node)), named if isinstance(named, dict) else {})
 
 
 def _references(node: Any) -> list[Reference]:

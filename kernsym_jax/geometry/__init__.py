@@ -21,7 +21,14 @@ from kernsym_jax.geometry.foveation import (
 )
 from kernsym_jax.geometry.input_size import Advice, advise, even_input_sizes, layers_at
 from kernsym_jax.geometry.jaxpr import audit, audit_module
-from kernsym_jax.geometry.layer import CONVOLUTIONS, KINDS, FileAudit, LayerGeometry, read_rows
+from kernsym_jax.geometry.layer import (
+    CONVOLUTIONS,
+    KINDS,
+    FileAudit,
+    LayerGeometry,
+    NoGraphError,
+    read_rows,
+)
 from kernsym_jax.geometry.onnx import audit_onnx
 from kernsym_jax.geometry.table import audit_json, layer_table, print_audit
 
@@ -32,6 +39,7 @@ __all__ = [
     "Advice",
     "FileAudit",
     "LayerGeometry",
+    "NoGraphError",
     "Windows",
     "advise",
     "audit",

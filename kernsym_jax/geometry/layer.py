@@ -144,6 +144,10 @@ class FileAudit(list[LayerGeometry]):
         self.left_out = dict(left_out or {})
 
 
+class NoGraphError(ValueError):
+    """The error for a file that holds weights, but not how its layers are put together."""
+
+
 def read_rows(path: str | os.PathLike) -> list[LayerGeometry]:
     """Reads the rows in the ``layers.json`` of a run directory.
 

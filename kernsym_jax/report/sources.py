@@ -54,7 +54,7 @@ class Options:
       padding: padding of that model, one of ``layers.PADDINGS``.
       downsample: downsampling of that model, one of ``layers.DOWNSAMPLINGS``.
       input_size: pixels of the images, one number or (height, width), for the audit of ``model``,
-        of runs and of ONNX graphs.
+        of runs and of the graphs of ONNX, Keras and TensorFlow Lite.
     """
 
     layout: str | None = None
@@ -302,10 +302,12 @@ def _geometry(
         if options.model is None and options.input_size is None and run is not None:
             return geometry.read_rows(run), rows_at
         return rows_at(options.input_size or models.default_input_size(fields["name"])), rows_at
-    if path is not None and path.suffix.lower() == ".onnx":
-        rows_at = functools.partial(geometry.audit_onnx, path)
+    if path is not None:
+        rows_at = functools.partial(geometry.audit_file, path)
         try:
             return rows_at(options.input_size), rows_at
+        except geometry.NoGraphError:
+            return (), None
         except ValueError:
             # A graph may leave the size of its maps open; it is then audited at --input_size only.
             if options.input_size:

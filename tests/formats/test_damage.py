@@ -39,9 +39,12 @@ def test_damaged_files_end_in_one_clear_error(files, tmp_path, name):
     assert damage.faults(files[name], COPIES[name], seed=0, folder=tmp_path) == []
 
 
-def test_audits_of_damaged_graphs_end_in_one_clear_error(files, tmp_path):
-    found = damage.faults(files["onnx"], 240, seed=0, folder=tmp_path, read=damage.audit_onnx)
-    assert found == []
+@pytest.mark.parametrize(
+    ("name", "copies"),
+    [("onnx", 240), ("tflite", 240), ("keras 3 keras", 120), ("keras 3 h5", 8)],
+)
+def test_audits_of_damaged_graphs_end_in_one_clear_error(files, tmp_path, name, copies):
+    assert damage.faults(files[name], copies, seed=0, folder=tmp_path, read=damage.audit) == []
 
 
 def test_more_than_two_thousand_damaged_files_are_read():

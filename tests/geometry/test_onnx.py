@@ -607,7 +607,10 @@ def test_a_file_is_audited_by_its_format(save, tmp_path):
     assert geometry.audit_file(path, 64) == geometry.audit_onnx(path, 64)
     assert geometry.audit_file(path, 64).left_out == {}
     (tmp_path / "net.tflite").write_bytes(b"\x1c\0\0\0TFL3")
-    with pytest.raises(ValueError, match=r"net\.tflite: TensorFlow Lite, which cannot be audited"):
+    with pytest.raises(ValueError, match=r"net\.tflite: a FlatBuffer offset that points outside"):
         geometry.audit_file(tmp_path / "net.tflite", 64)
+    (tmp_path / "net.pt").write_bytes(b"PK\3\4")
+    with pytest.raises(geometry.NoGraphError, match=r"net\.pt: no network whose layers can be"):
+        geometry.audit_file(tmp_path / "net.pt", 64)
     with pytest.raises(FileNotFoundError, match=r"none\.keras"):
         geometry.audit_file(tmp_path / "none.keras", 64)

@@ -63,10 +63,10 @@ def read_kernels(path):
         assert kernel.weight.shape == kernel.shape
 
 
-def audit_onnx(path):
-    """Audits an ONNX model."""
-    for row in geometry.audit_onnx(path, 32):
-        assert row.layer
+def audit(path):
+    """Audits a model of a format that keeps its graph."""
+    for row in geometry.audit_file(path, 32):
+        assert row.to_dict()["layer"]
 
 
 def fault(path, read=read_kernels):
@@ -130,8 +130,10 @@ def main():
             share = SHARES.get(name, 1.0)
             problems = faults(source, int(arguments.files * share), arguments.seed, folder)
             print(f"{name}: {len(problems)} problems", *problems, sep="\n  ", flush=True)
-        problems = faults(sources["onnx"], arguments.files, arguments.seed, folder, audit_onnx)
-        print(f"onnx, audited: {len(problems)} problems", *problems, sep="\n  ", flush=True)
+        for name in ("onnx", "tflite", "keras 3 keras", "keras 3 h5"):
+            count = int(arguments.files * SHARES.get(name, 1.0))
+            problems = faults(sources[name], count, arguments.seed, folder, audit)
+            print(f"{name}, audited: {len(problems)} problems", *problems, sep="\n  ", flush=True)
 
 
 if __name__ == "__main__":

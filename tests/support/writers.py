@@ -5,6 +5,7 @@ import gzip
 import json
 import pathlib
 import pickle
+import re
 import struct
 import zipfile
 
@@ -345,3 +346,47 @@ def write_all(folder):
         path.write_bytes(gzip.decompress(packed.read_bytes()))
         written[f"keras 3 {path.name.removeprefix('keras3-net.')}"] = path
     return written
+
+
+def write_cifar_resnet20(path):
+    """A CIFAR ResNet-20 that nobody has trained, under the names of its PyTorch state dict."""
+    import jax
+    import jax.numpy as jnp
+    from flax import traverse_util
+
+    from kernsym_jax import models
+
+    model = models.create("cifar_resnet20")
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    last = {"scale": "weight", "kernel": "weight", "mean": "running_mean", "var": "running_var"}
+    arrays = {}
+    for collection in ("params", "batch_stats"):
+        for (*layer, name), value in traverse_util.flatten_dict(variables[collection]).items():
+            array = np.asarray(value)
+            if name == "kernel":
+                array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
+            place = re.sub(r"_(\d)", r".\1", ".".join(layer))
+            arrays[f"{place}.{last.get(name, name)}"] = array
+    return write_torch(path, arrays)
+
+
+def write_image_archive(path, *, images=1, size=32):
+    """An archive of noise images in ten class folders, as ``folder:`` sources take it."""
+    import io
+    import tarfile
+
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    with tarfile.open(path, "w:gz") as archive:
+        for split in ("train", "test"):
+            for label in "abcdefghij":
+                for number in range(images):
+                    pixels = rng.integers(0, 256, (size, size, 3), np.uint8)
+                    content = io.BytesIO()
+                    Image.fromarray(pixels).save(content, "PNG")
+                    member = tarfile.TarInfo(f"{split}/{label}/{number}.png")
+                    member.size = content.tell()
+                    content.seek(0)
+                    archive.addfile(member, content)
+    return path

@@ -1,7 +1,7 @@
-"""Linen layers: convolution and pooling with every padding mode and every way of downsampling.
+"""Linen layers: convolution and pooling with every padding and every downsampling.
 
 Maps are (batch, height, width, channels) and kernels (kh, kw, in / groups, out). Parameters and
-BatchNorm statistics are float32; ``dtype`` is the type of the computation.
+BatchNorm statistics are float32; ``dtype`` sets the type of the computation.
 """
 
 from kernsym_jax.layers.blur import binomial, blur_pool

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kernsym_jax.layers.convolve import convolve
-from kernsym_jax.layers.layer_name import layer_name
-from kernsym_jax.layers.padding import Pair, check_padding, pair
+from kernsym_jax.layers.padding import Pair, check_padding, module_path, pair
 from kernsym_jax.layers.sbpool import Position
 from kernsym_jax.layers.window import place_windows
 
@@ -22,16 +21,17 @@ class Conv(nn.Module):
       kernel_size: height and width, or one number for both.
       stride: vertical and horizontal, or one number for both.
       padding: one of ``PADDINGS``.
-      pad: rows and columns added per side; ``None`` for ``dilation * (k - 1) // 2``, as deep
-        networks do to keep the size. Ignored by ``valid``, and by ``same`` unless 0.
+      pad: rows and columns added per side; ``None`` for ``dilation * (k - 1) // 2``, which keeps
+        the size at stride 1. ``valid`` ignores it, and so does ``same`` unless it is 0.
       dilation: distance between taps.
       groups: number of groups that the channels are split into.
-      use_bias: adds a learned ``bias`` (out,).
+      use_bias: whether to add a learned ``bias`` (out,).
       kernel_init: initialiser of the kernel.
       bias_init: initialiser of the bias.
       dtype: type of the computation; parameters are float32.
 
-    Reference: Liu et al., arXiv 1811.11718, for ``padding="partial"``.
+    Reference: for ``padding="partial"``, Liu et al., "Partial Convolution based Padding", arXiv
+    1811.11718.
     """
 
     features: int
@@ -55,14 +55,14 @@ class Conv(nn.Module):
           position: SBPool's choice for a strided layer (``Downsample.position``), or ``None``.
 
         Returns:
-          Map (batch, out_h, out_w, features), of type ``dtype``; its size does not depend on
+          Map (batch, out_h, out_w, features), of type ``dtype``. Its size is the same for every
           ``position``.
 
         Raises:
-          ValueError: for an unknown padding, channels that ``groups`` does not divide, an empty
-            map, a kernel larger than the padded map, or a padding too wide for its mode.
+          ValueError: if the padding is unknown or too wide for its mode, ``groups`` does not divide
+            the channels, the map is empty, or the kernel is larger than the padded map.
         """
-        layer = layer_name(self)
+        layer = module_path(self)
         check_padding(self.padding, layer)
         channels = x.shape[-1]
         if channels % self.groups or self.features % self.groups:
@@ -76,12 +76,12 @@ class Conv(nn.Module):
         )
         windows = place_windows(
             x.astype(self.dtype),
-            kernel_size,
-            stride,
-            self.padding,
-            self.pad,
-            dilation,
-            position,
+            kernel=kernel_size,
+            stride=stride,
+            padding=self.padding,
+            pad=self.pad,
+            dilation=dilation,
+            position=position,
             fill=0.0,
             layer=layer,
         )

@@ -1,4 +1,4 @@
-"""How a strided layer takes its step: five methods behind one module."""
+"""Downsampling: the five methods of a strided layer behind one module."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kernsym_jax.layers.blur import blur_pool
-from kernsym_jax.layers.layer_name import layer_name
+from kernsym_jax.layers.padding import module_path
 from kernsym_jax.layers.polyphase import PhaseLogits, aps_weights, lps_weights, mix, polyphase
 from kernsym_jax.layers.sbpool import Position, corner, random_position
 
@@ -23,10 +23,10 @@ def check_downsample(downsample: str, layer: str) -> None:
 
 
 class Downsample(nn.Module):
-    """The step of one strided place of a network, and of every branch that runs beside it.
+    """Downsamples the branches of a network that meet at one strided layer.
 
-    ``stride`` and ``sbpool`` step in the convolution or pooling itself, ``blur``, ``aps`` and
-    ``lps`` after it and after what follows it (normalisation, activation)::
+    ``stride`` and ``sbpool`` step inside the convolution or pooling. ``blur``, ``aps`` and ``lps``
+    step later, after the normalisation and the activation that follow it::
 
         down = Downsample("aps", stride=2, index=0, name="down1")
         position = down.position(train)
@@ -35,13 +35,13 @@ class Downsample(nn.Module):
         shortcut, _ = down(x, train, phases)
         shortcut = Conv(64, 1, stride=down.inside, name="conv2")(shortcut, position)
 
-    Training draws from the rng stream ``downsample``: SBPool's position once per forward call,
-    LPS's noise per sample.
+    Training draws from the rng stream ``downsample``: one SBPool position per forward call, and LPS
+    noise per sample.
 
     Attributes:
       method: one of ``DOWNSAMPLINGS``.
-      stride: the step on both axes; at 1 the module does nothing.
-      index: the number of the strided place in forward order, from 0; it gives SBPool's corner in
+      stride: step on both axes; with 1 the module returns its input.
+      index: number of the strided layer in forward order, from 0; it selects SBPool's corner in
         evaluation.
       blur_size: taps of the binomial filter of ``blur``, 1 to 7.
       dtype: type of the computation.
@@ -58,12 +58,12 @@ class Downsample(nn.Module):
 
     @property
     def inside(self) -> int:
-        """The stride that the convolution or pooling itself takes."""
-        check_downsample(self.method, layer_name(self))
+        """Returns the stride of the convolution or pooling itself."""
+        check_downsample(self.method, module_path(self))
         return self.stride if self.method in ("stride", "sbpool") else 1
 
     def position(self, train: bool = False) -> Position | None:
-        """Where SBPool puts the windows of this call: drawn in training, else the corner."""
+        """Returns SBPool's window position: random in training, a corner in evaluation."""
         if self.method != "sbpool" or self.stride == 1:
             return None
         return random_position(self.make_rng("downsample")) if train else corner(self.index)
@@ -72,25 +72,25 @@ class Downsample(nn.Module):
     def __call__(
         self, x: jax.Array, train: bool = False, phases: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Takes the step that the layer itself did not take.
+        """Subsamples the map, unless the layer before has done so.
 
         Args:
           x: map (batch, height, width, channels).
-          train: draw LPS's mixture instead of taking the best component.
-          phases: the choice of the branch beside this one; ``None`` to choose here.
+          train: whether LPS samples a mixture of components instead of taking the best one.
+          phases: weights that another branch has returned; ``None`` to choose them from ``x``.
 
         Returns:
-          The map, and the weights (batch, stride**2) of its polyphase components for the branches
-          that share the choice; ``None`` where the method chooses none.
+          The map, and the weights (batch, stride**2) of its polyphase components for the other
+          branches; ``None`` for methods without such weights.
 
         Raises:
-          ValueError: for an unknown method, or a map too small for the blur.
+          ValueError: if the method is unknown, or the map too small for the blur.
         """
-        check_downsample(self.method, layer_name(self))
+        check_downsample(self.method, module_path(self))
         if self.stride == 1 or self.method in ("stride", "sbpool"):
             return x, None
         if self.method == "blur":
-            return blur_pool(x, self.blur_size, self.stride, layer=layer_name(self)), None
+            return blur_pool(x, self.blur_size, self.stride, layer=module_path(self)), None
         components = polyphase(x, self.stride)
         if phases is None and self.method == "aps":
             phases = aps_weights(components)

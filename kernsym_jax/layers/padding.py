@@ -1,7 +1,8 @@
-"""What lies beyond the border of a map: the eight padding modes."""
+"""Padding: the eight modes of extending a map beyond its border."""
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -20,8 +21,14 @@ _JNP_MODES = {
 }
 
 
+def module_path(module: nn.Module) -> str:
+    """Returns a layer's name for error messages: its path in the network, else its class."""
+    path = module.path if module.scope is not None else ()
+    return "/".join(path) or module.name or type(module).__name__
+
+
 def pair(value: Any) -> Pair:
-    """A number for both axes, or one for each, as ``(vertical, horizontal)``."""
+    """Returns ``(vertical, horizontal)``, given one number for both axes or one for each."""
     if isinstance(value, int):
         return value, value
     first, second = value
@@ -42,16 +49,16 @@ def layer_padding(
     pad: int | Pair | None = None,
     dilation: Pair = (1, 1),
 ) -> Amounts:
-    """Rows and columns that a layer adds on each side of its map.
+    """Returns how many rows and columns a layer adds on each side of its map.
 
     Args:
       size: height and width of the map.
       kernel: height and width of the kernel.
       stride: vertical and horizontal stride.
-      padding: one of ``PADDINGS``. ``valid`` adds nothing; ``same`` adds what TensorFlow's rule
-        asks for at this size; every other mode adds ``pad`` on both sides.
-      pad: amount per side and axis; ``None`` for ``dilation * (kernel - 1) // 2``. An axis with an
-        explicit 0 is padded under no mode, ``same`` included.
+      padding: one of ``PADDINGS``. ``valid`` adds nothing; ``same`` follows TensorFlow's rule for
+        this size; every other mode adds ``pad`` on both sides.
+      pad: amount per side and axis; ``None`` for ``dilation * (kernel - 1) // 2``. An explicit 0
+        means no padding in every mode, ``same`` included.
       dilation: vertical and horizontal dilation.
 
     Returns:
@@ -72,7 +79,7 @@ def layer_padding(
 
 
 def check_map(size: Pair, layer: str) -> None:
-    """Raises a ``ValueError`` naming ``layer`` where the map has no pixels."""
+    """Raises a ``ValueError`` that names ``layer`` if the map has no pixels."""
     if 0 in size:
         raise ValueError(f"{layer}: the input map is empty ({size[0]}x{size[1]})")
 
@@ -80,7 +87,7 @@ def check_map(size: Pair, layer: str) -> None:
 def check_window(
     size: Pair, kernel: Pair, dilation: Pair, amounts: Amounts, padding: str, layer: str
 ) -> None:
-    """Raises a ``ValueError`` naming ``layer`` where no window fits or the padding is too wide."""
+    """Raises a ``ValueError`` that names ``layer`` if no window fits or the padding is too wide."""
     limits = {"reflect": -1, "symmetric": 0, "circular": 0}
     for axis in (0, 1):
         widest = max(amounts[axis])
@@ -105,20 +112,20 @@ def pad_map(x: jax.Array, amounts: Amounts, padding: str, fill: float = 0.0) -> 
     Args:
       x: map (batch, height, width, channels).
       amounts: ``((top, bottom), (left, right))``; a negative amount crops.
-      padding: one of ``PADDINGS``; the modes without a rule of their own extend by ``fill``.
+      padding: one of ``PADDINGS``; modes that copy no pixels extend by ``fill``.
       fill: the constant of ``zero``, ``same``, ``partial`` and ``valid``.
 
     Returns:
-      The extended map, (batch, height + top + bottom, width + left + right, channels).
+      Map (batch, height + top + bottom, width + left + right, channels).
     """
     (top, bottom), (left, right) = amounts
     widths = ((0, 0), (max(top, 0), max(bottom, 0)), (max(left, 0), max(right, 0)), (0, 0))
-    if any(map(any, widths)):
+    if any(sum(width) for width in widths):
         if padding in _JNP_MODES:
             x = jnp.pad(x, widths, mode=_JNP_MODES[padding])
         else:
             x = jnp.pad(x, widths, constant_values=fill)
-    # Cropped after padding: circular padding takes its rows from the whole map.
+    # Crops after padding, because circular padding copies rows of the whole map.
     return x[
         :,
         max(-top, 0) : x.shape[1] - max(-bottom, 0),

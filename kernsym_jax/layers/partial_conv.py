@@ -1,4 +1,4 @@
-"""Partial convolution: each window is rescaled by how much of it lies on the image."""
+"""Partial convolution rescales each window by how much of it lies on the image."""
 
 import functools
 
@@ -11,9 +11,9 @@ from kernsym_jax.layers.padding import Amounts, Pair
 def window_scale(
     size: Pair, kernel: Pair, amounts: Amounts, dilation: Pair, stride: Pair = (1, 1)
 ) -> np.ndarray:
-    """The factor ``kh * kw / m`` of every window, ``m`` being its number of pixels on the image.
+    """Returns each window's factor ``kh * kw / m``, where ``m`` of its pixels lie on the image.
 
-    It depends on the position only, so it is a constant of the compiled program.
+    The factors depend on positions alone, so they are constants of the compiled program.
 
     Args:
       size: height and width of the map without padding.
@@ -23,7 +23,7 @@ def window_scale(
       stride: vertical and horizontal stride.
 
     Returns:
-      Array (1, out_h, out_w, 1), float32, read-only; 0 where a window lies off the image.
+      Array (1, out_h, out_w, 1), float32, read-only; 0 for windows beside the image.
 
     Reference: Liu et al., "Partial Convolution based Padding", arXiv 1811.11718, equations 1-3.
     """

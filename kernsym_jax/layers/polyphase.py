@@ -1,4 +1,4 @@
-"""Downsampling that chooses among the polyphase components: APS and LPS."""
+"""APS and LPS: downsampling that selects among the polyphase components."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from kernsym_jax.layers.padding import pad_map
 
 
 def polyphase(x: jax.Array, stride: int) -> list[jax.Array]:
-    """The ``stride**2`` subsampled maps that together hold every pixel.
+    """Splits a map into the ``stride**2`` subsampled maps that together hold every pixel.
 
     Args:
-      x: map (batch, height, width, channels); a size that ``stride`` does not divide is first
-        extended circularly at the far end.
+      x: map (batch, height, width, channels); a size that ``stride`` does not divide is
+        first extended circularly at the far end.
       stride: step on both axes.
 
     Returns:
@@ -28,7 +28,7 @@ def polyphase(x: jax.Array, stride: int) -> list[jax.Array]:
 
 
 def mix(phases: list[jax.Array], weights: jax.Array) -> jax.Array:
-    """The sum of the components weighted per sample by ``weights`` (batch, stride**2)."""
+    """Returns the sum of the components, weighted per sample by ``weights`` (batch, stride**2)."""
     shares = weights.astype(phases[0].dtype)[:, :, None, None, None]
     mixed = shares[:, 0] * phases[0]
     for i, phase in enumerate(phases[1:], start=1):
@@ -37,7 +37,7 @@ def mix(phases: list[jax.Array], weights: jax.Array) -> jax.Array:
 
 
 def aps_weights(phases: list[jax.Array]) -> jax.Array:
-    """One for the component of largest l2 norm of each sample, else zero.
+    """Returns weight 1 for each sample's component of largest l2 norm, and 0 for the others.
 
     Args:
       phases: the components, as ``polyphase`` returns them.
@@ -52,9 +52,9 @@ def aps_weights(phases: list[jax.Array]) -> jax.Array:
 
 
 class PhaseLogits(nn.Module):
-    """LPS's score of each component: two 3×3 convolutions shared by all of them, averaged.
+    """Scores each component for LPS by two 3×3 convolutions and an average.
 
-    They wrap around, so that a rolled component scores the same.
+    All components share the weights. Padding is circular, so a rolled component scores the same.
 
     Attributes:
       hidden: channels between the two convolutions.
@@ -68,7 +68,7 @@ class PhaseLogits(nn.Module):
 
     @nn.compact
     def __call__(self, phases: list[jax.Array]) -> jax.Array:
-        """Logits (batch, stride**2), float32."""
+        """Returns logits (batch, stride**2), float32."""
         batch = phases[0].shape[0]
         x = jnp.concatenate(phases, axis=0)
         x = nn.relu(Conv(self.hidden, 3, padding="circular", dtype=self.dtype, name="conv1")(x))
@@ -77,12 +77,12 @@ class PhaseLogits(nn.Module):
 
 
 def lps_weights(logits: jax.Array, key: jax.Array | None, temperature: float = 1.0) -> jax.Array:
-    """A Gumbel-softmax sample over the components in training, the best of them otherwise.
+    """Returns a Gumbel-softmax sample over the components, or the best one without a key.
 
     Args:
       logits: (batch, stride**2), float32.
-      key: for the Gumbel noise of training; ``None`` in evaluation.
-      temperature: of the softmax.
+      key: key of the Gumbel noise in training; ``None`` in evaluation.
+      temperature: temperature of the softmax.
 
     Returns:
       Weights (batch, stride**2), float32, each row summing to 1.

@@ -8,19 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kernsym_jax.layers.layer_name import layer_name
-from kernsym_jax.layers.padding import Pair, check_padding, pair
+from kernsym_jax.layers.padding import Pair, check_padding, module_path, pair
 from kernsym_jax.layers.sbpool import Position
 from kernsym_jax.layers.window import Windows, place_windows
 
 
 class MaxPool(nn.Module):
-    """The largest value in each window; what is padded by a constant is padded by minus infinity.
+    """Takes the largest value of each window; constant padding is minus infinity.
 
     Attributes:
       kernel_size: height and width, or one number for both.
       stride: vertical and horizontal, or one number for both.
-      padding: one of ``PADDINGS``; the modes that copy pixels copy them here too.
+      padding: one of ``PADDINGS``.
       pad: rows and columns added per side; ``None`` for ``(k - 1) // 2``.
     """
 
@@ -37,7 +36,7 @@ class MaxPool(nn.Module):
 
 
 class AvgPool(nn.Module):
-    """The average of each window, padding included but for ``padding="partial"``.
+    """Averages each window, padding included except under ``padding="partial"``.
 
     Attributes:
       kernel_size: height and width, or one number for both.
@@ -71,7 +70,7 @@ def adaptive_average_pool(x: jax.Array, size: int | Pair) -> jax.Array:
 
     Args:
       x: map (batch, height, width, channels).
-      size: height and width of the grid.
+      size: height and width of the grid, or one number for both.
 
     Returns:
       Map (batch, *size, channels), of the type of ``x``; averages are taken in float32.
@@ -98,18 +97,26 @@ def adaptive_average_pool(x: jax.Array, size: int | Pair) -> jax.Array:
 def _windows(
     pool: MaxPool | AvgPool, x: jax.Array, position: Position | None, fill: float
 ) -> Windows:
-    layer = layer_name(pool)
+    layer = module_path(pool)
     check_padding(pool.padding, layer)
     kernel, stride = pair(pool.kernel_size), pair(pool.stride)
     return place_windows(
-        x, kernel, stride, pool.padding, pool.pad, (1, 1), position, fill=fill, layer=layer
+        x,
+        kernel=kernel,
+        stride=stride,
+        padding=pool.padding,
+        pad=pool.pad,
+        dilation=(1, 1),
+        position=position,
+        fill=fill,
+        layer=layer,
     )
 
 
 def _reduce(
     windows: Windows, start: float, operation: Any, kernel: Pair, stride: Pair
 ) -> jax.Array:
-    """``operation`` over every window, the remaining padding being ``start``."""
+    """Reduces every window by ``operation``; the remaining padding has the value ``start``."""
     return lax.reduce_window(
         windows.x,
         np.asarray(start, windows.x.dtype),

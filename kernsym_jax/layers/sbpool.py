@@ -1,4 +1,4 @@
-"""SBPool: the rows that uneven padding leaves over are shared out between both ends."""
+"""SBPool: windows shift so that both ends of an axis share the rows that uneven padding skips."""
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,14 @@ Position = tuple[float | jax.Array, float | jax.Array]
 
 
 def corner(index: int) -> Position:
-    """Where the strided layer number ``index`` places its windows in evaluation.
+    """Returns the position of the windows of a strided layer in evaluation.
 
     Args:
       index: the strided layer's number in forward order, from 0.
 
     Returns:
-      ``(0, 0), (1, 0), (0, 1), (1, 1)`` in turn: 0 leaves the surplus at the far end of the axis,
-      1 at the near end. The corners cycle, so that the drifts of successive layers cancel.
+      ``(0, 0), (1, 0), (0, 1), (1, 1)`` in turn: 0 skips rows at the far end of the axis, 1 at the
+      near end. The corners cycle, so that the drifts of successive layers cancel.
 
     Reference: Alsallakh et al., "Mind the Pool", ICLR 2023.
     """
@@ -25,7 +25,7 @@ def corner(index: int) -> Position:
 
 
 def random_position(key: jax.Array) -> Position:
-    """Two numbers in [0, 1), from which every layer that shares them draws the same offset."""
+    """Returns two random numbers in [0, 1); layers that share them have the same offset."""
     vertical, horizontal = jax.random.uniform(key, (2,))
     return vertical, horizontal
 
@@ -33,19 +33,19 @@ def random_position(key: jax.Array) -> Position:
 def offset_of(
     position: Position, size: Pair, kernel: Pair, stride: Pair, amounts: Amounts, dilation: Pair
 ) -> tuple[tuple, Pair]:
-    """The offset of the first window for a position in [0, 1].
+    """Returns the offset of the first window for a position in [0, 1].
 
     Args:
       position: vertical and horizontal; floats give ints, traced scalars give traced int32.
       size: height and width of the map.
       kernel: height and width of the kernel.
       stride: vertical and horizontal stride.
-      amounts: padding, the same on both sides of an axis.
+      amounts: ``((top, bottom), (left, right))``, equal on both sides of an axis.
       dilation: vertical and horizontal dilation.
 
     Returns:
-      ``((r_h, r_w), (u_h, u_w))``: the offset, which is uniform on 0..u for a uniform position, and
-      the uneven padding u.
+      ``((r_h, r_w), (u_h, u_w))``: the offset r and the uneven padding u. A uniform position gives
+      a uniform offset on 0..u.
     """
     uneven = tuple(
         geometry.uneven_padding(size[i], kernel[i], stride[i], amounts[i][0], dilation[i])

@@ -1,4 +1,4 @@
-"""The way back up: values go to where the step down took them, linear interpolation between."""
+"""Upsampling by linear interpolation, aligned with the pixels that downsampling has kept."""
 
 import itertools
 import math
@@ -14,17 +14,18 @@ from kernsym_jax.layers.polyphase import mix
 def upsample(
     x: jax.Array,
     size: Pair,
+    *,
     stride: int = 2,
     phases: jax.Array | None = None,
     first: float = 0.0,
     padding: str = "zero",
     layer: str = "upsample",
 ) -> jax.Array:
-    """Enlarges a map bilinearly, its pixels ``stride`` pixels apart.
+    """Enlarges a map bilinearly; its pixels end up ``stride`` pixels apart.
 
     Without ``phases`` the map lies in the middle of the result, so a flipped map gives a flipped
-    result. With them pixel 0 of the map lies at the component that the step down has kept, so a
-    step down by APS or LPS and this way up carry a circular shift of the map through exactly.
+    result. With them pixel 0 lies where the kept polyphase component began, so downsampling by APS
+    or LPS followed by this upsampling commutes with circular shifts.
 
     Args:
       x: map (batch, height, width, channels).
@@ -32,16 +33,17 @@ def upsample(
       stride: the step on both axes.
       phases: weights (batch, stride**2) of the polyphase components, as ``Downsample`` returns
         them; the result is the mixture of those of every component.
-      first: where component 0 lies, counted from the middle of the first pixel of the result: 0
+      first: position of component 0, in pixels from the middle of the first pixel of the result: 0
         after a convolution, 1/2 after a 2×2 pooling.
-      padding: of the network: ``circular`` wraps around, every other mode repeats the border.
+      padding: padding of the network; ``circular`` wraps around, every other mode repeats the
+        border.
       layer: name for error messages.
 
     Returns:
       Map (batch, *size, channels), of the type of ``x``.
 
     Raises:
-      ValueError: for an empty map.
+      ValueError: if the map is empty.
 
     Reference: Rojas-Gomez et al., "Learnable Polyphase Sampling", NeurIPS 2022, section 4.3, for
       the way up by phase.
@@ -70,9 +72,9 @@ def upsample(
 def _spread(
     x: jax.Array, axis: int, size: int, stride: int, first: float, padding: str
 ) -> jax.Array:
-    """Puts pixel i of an axis at ``first + stride * i`` of ``size`` and interpolates linearly."""
-    # Every stride-th pixel of the result lies between its neighbours in one and the same ratio, so
-    # it is a sum of two slices: no gather, whose gradient is a slow scatter.
+    """Moves pixel i of an axis to ``first + stride * i`` of ``size`` and interpolates linearly."""
+    # Every stride-th pixel of the result divides the distance between its neighbours in the same
+    # ratio, so two slices make it. A gather would have a slow scatter as its gradient.
     count = -(-size // stride)
     places = [(phase - first) / stride for phase in range(stride)]
     lows = [math.floor(place) for place in places]

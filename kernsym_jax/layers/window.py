@@ -1,4 +1,4 @@
-"""Where the windows of a convolution or a pooling lie on its map."""
+"""Placing the windows of a convolution or a pooling on a map."""
 
 from typing import NamedTuple
 
@@ -23,13 +23,12 @@ _NONE: Amounts = ((0, 0), (0, 0))
 
 
 class Windows(NamedTuple):
-    """A map made ready for an operation that slides windows over it.
+    """A map that is ready for an operation with sliding windows.
 
     Attributes:
       x: map (batch, height, width, channels), extended or cropped.
-      amounts: what the operation itself has yet to add on each side, as a constant.
-      scale: (1, out_h, out_w, 1), the factor of each window under partial convolution, else
-        ``None``.
+      amounts: constant padding that the operation itself has to add on each side.
+      scale: factor of each window under partial convolution, (1, out_h, out_w, 1), else ``None``.
     """
 
     x: jax.Array
@@ -39,6 +38,7 @@ class Windows(NamedTuple):
 
 def place_windows(
     x: jax.Array,
+    *,
     kernel: Pair,
     stride: Pair,
     padding: str,
@@ -48,7 +48,7 @@ def place_windows(
     fill: float,
     layer: str,
 ) -> Windows:
-    """Pads a map for one layer and puts the first window where ``position`` says.
+    """Pads a map for one layer and places the first window according to ``position``.
 
     Args:
       x: map (batch, height, width, channels).
@@ -57,17 +57,17 @@ def place_windows(
       padding: one of ``PADDINGS``.
       pad: amount per side; ``None`` for the default of ``layer_padding``.
       dilation: vertical and horizontal dilation.
-      position: SBPool's choice, or ``None`` for windows from the first padded pixel on.
-      fill: the constant of the modes that pad by one.
+      position: SBPool's choice, or ``None`` to start at the first padded pixel.
+      fill: value of constant padding.
       layer: name for error messages.
 
     Returns:
-      The map and what is left to do for the operation; the output size does not depend on
+      The map and what the operation has to add. The output size is the same for every
       ``position``.
 
     Raises:
-      ValueError: for an empty map, a kernel larger than the padded map, or a padding wider than
-        its mode allows.
+      ValueError: if the map is empty, the kernel is larger than the padded map, or the padding is
+        too wide for its mode.
     """
     size = (x.shape[1], x.shape[2])
     check_map(size, layer)
@@ -85,7 +85,8 @@ def place_windows(
             return Windows(x, _NONE, drawn)
         amounts = _moved(amounts, offset, uneven)
     scale = window_scale(size, kernel, amounts, dilation, stride) if padding == "partial" else None
-    if padding in _CONSTANT and min(map(min, amounts)) >= 0:
+    crops = any(amount < 0 for side in amounts for amount in side)
+    if padding in _CONSTANT and not crops:
         return Windows(x, amounts, scale)
     return Windows(pad_map(x, amounts, padding, fill), _NONE, scale)
 
@@ -93,7 +94,7 @@ def place_windows(
 def subsample(
     x: jax.Array, stride: int, position: Position | None = None, layer: str = "subsample"
 ) -> jax.Array:
-    """Keeps every ``stride``-th pixel: a 1×1 window that copies.
+    """Keeps every ``stride``-th pixel, as a 1×1 convolution with that stride does.
 
     Args:
       x: map (batch, height, width, channels).
@@ -105,18 +106,28 @@ def subsample(
       Map (batch, ⌈height / stride⌉, ⌈width / stride⌉, channels).
     """
     step = (stride, stride)
-    windows = place_windows(x, (1, 1), step, "zero", 0, (1, 1), position, 0.0, layer)
+    windows = place_windows(
+        x,
+        kernel=(1, 1),
+        stride=step,
+        padding="zero",
+        pad=0,
+        dilation=(1, 1),
+        position=position,
+        fill=0.0,
+        layer=layer,
+    )
     return windows.x[:, ::stride, ::stride]
 
 
 def crop(x: jax.Array, margin: int | Pair) -> jax.Array:
-    """Removes ``margin`` pixels on every side, as ``valid`` layers beside this branch did."""
+    """Removes ``margin`` pixels on every side, as ``valid`` layers in a parallel branch do."""
     rows, columns = pair(margin)
     return x[:, rows : x.shape[1] - rows, columns : x.shape[2] - columns]
 
 
 def crop_to_common(maps: list[jax.Array]) -> list[jax.Array]:
-    """Crops maps about their centre to the smallest height and width among them."""
+    """Crops maps around their centres to the smallest height and width among them."""
     height, width = min(x.shape[1] for x in maps), min(x.shape[2] for x in maps)
     return [
         crop(x, ((x.shape[1] - height) // 2, (x.shape[2] - width) // 2))[:, :height, :width]
@@ -125,14 +136,14 @@ def crop_to_common(maps: list[jax.Array]) -> list[jax.Array]:
 
 
 def _even(amounts: Amounts) -> Amounts:
-    """The same on both sides; TensorFlow's odd total is one short of it, which is then uneven."""
+    """Returns the larger amount of each axis for both sides; ``same`` may pad them unequally."""
     (top, bottom), (left, right) = amounts
     height, width = max(top, bottom), max(left, right)
     return (height, height), (width, width)
 
 
 def _moved(amounts: Amounts, offset: tuple, uneven: Pair) -> Amounts:
-    """The padding that puts the first window at ``offset`` and leaves no row over."""
+    """Returns the padding with which windows start at ``offset`` and cover every row."""
     (top, bottom), (left, right) = amounts
     return (
         (top - offset[0], bottom - uneven[0] + offset[0]),
@@ -141,6 +152,6 @@ def _moved(amounts: Amounts, offset: tuple, uneven: Pair) -> Amounts:
 
 
 def _from_offset(x: jax.Array | np.ndarray, offset: tuple, uneven: Pair) -> jax.Array:
-    """The same for a padded map and a drawn offset, which no shape may depend on."""
+    """Crops a padded map so that windows start at ``offset``, which may be a traced value."""
     shape = (x.shape[0], x.shape[1] - uneven[0], x.shape[2] - uneven[1], x.shape[3])
     return lax.dynamic_slice(x, (0, offset[0], offset[1], 0), shape)

@@ -66,7 +66,7 @@ class UpBlock(nn.Module):
         """A map (batch, height, width, features) of the size of ``skip``."""
         v = self.variant
         size = (skip.shape[1], skip.shape[2])
-        x = upsample(x, size, 2, phases, self.first, v.padding)
+        x = upsample(x, size, phases=phases, first=self.first, padding=v.padding)
         x = jnp.concatenate([skip, x], axis=-1)
         x = nn.relu(v.norm("bn1")(v.conv("conv1", self.features, 3)(x), train))
         return nn.relu(v.norm("bn2")(v.conv("conv2", self.features, 3)(x), train))

@@ -16,7 +16,7 @@ STATIC = ("size", "stride", "first", "padding")
 
 @functools.partial(jax.jit, static_argnames=STATIC)
 def upsample(x, size, stride=2, phases=None, first=0.0, padding="zero"):
-    return layers.upsample(x, size, stride, phases, first, padding)
+    return layers.upsample(x, size, stride=stride, phases=phases, first=first, padding=padding)
 
 
 def random_map(*shape):
@@ -55,11 +55,11 @@ def test_without_phases_the_map_lies_in_the_middle():
 @pytest.mark.parametrize("stride", [2, 3])
 def test_a_flipped_map_gives_a_flipped_result(padding, size, stride):
     x = random_map(2, 3, 4, 2)
-    up = upsample(x, size, stride, padding=padding)
+    up = upsample(x, size, stride=stride, padding=padding)
     assert up.shape == (2, *size, 2)
-    flipped = upsample(x[:, ::-1, ::-1], size, stride, padding=padding)
+    flipped = upsample(x[:, ::-1, ::-1], size, stride=stride, padding=padding)
     np.testing.assert_allclose(flipped, up[:, ::-1, ::-1], atol=1e-6)
-    turned = upsample(x.swapaxes(1, 2), size[::-1], stride, padding=padding)
+    turned = upsample(x.swapaxes(1, 2), size[::-1], stride=stride, padding=padding)
     np.testing.assert_allclose(turned, up.swapaxes(1, 2), atol=1e-6)
 
 

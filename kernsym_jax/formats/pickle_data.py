@@ -1,17 +1,15 @@
 """Reads a pickle as data: a stack machine that builds plain containers and calls nothing else.
 
-Python's own unpickler imports and calls whatever a file names. This one looks up each name in an
-allowlist first, and refuses the file, with the name in the message, if it is not listed.
+Python's own unpickler imports and calls whatever a file names. This one imports nothing: a name
+stands for plain data that it builds itself, or for an inert record of what the pickle gives to an
+object. It refuses the file, with the name in the message, if only an attack would ask for the name.
 """
 
 import dataclasses
+import functools
 import pickletools
 from collections.abc import Callable
 from typing import IO, Any
-
-import numpy as np
-
-from kernsym_jax.formats.arrays import DTYPES, element_count
 
 MAX_OPERATIONS = 1_000_000
 MAX_COPIED = 8_000_000
@@ -31,6 +29,7 @@ _EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_SET": list,
     "EMPTY_TUPLE": tuple,
 }
+_LONGEST_NAME = 200
 _SCALARS = (str, int, float, bool, bytes, type(None))
 
 
@@ -42,25 +41,105 @@ class Symbol:
       name: ``module.name`` in the pickle.
       make: builds plain data from the pickle's arguments; None for a name that is never called.
       value: the value of the name, such as an element type.
+      copies: whether `make` may copy its arguments.
     """
 
     name: str
     make: Callable[..., Any] | None = None
     value: Any = None
+    copies: bool = True
 
 
 @dataclasses.dataclass(eq=False)
 class Inert:
-    """An object of which the reader keeps only the attributes."""
+    """A record of an object: its class is neither imported nor run.
+
+    Attributes:
+      name: ``module.name`` of its class, or of the function that would make it.
+      arguments: what the class or function would be called with.
+      states: what the pickle sets the object's attributes to.
+      items: the items that the pickle sets, as it does for a kind of dictionary.
+      elements: the items that the pickle appends, as it does for a kind of list.
+    """
 
     name: str
-    attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    arguments: tuple[Any, ...] = ()
+    states: list[Any] = dataclasses.field(default_factory=list)
+    items: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    elements: list[Any] = dataclasses.field(default_factory=list)
 
     def set_state(self, state: Any) -> None:
-        """Takes the attributes that the pickle gives the object."""
-        for part in state if isinstance(state, tuple) else (state,):
-            if isinstance(part, dict):
-                self.attributes.update((str(key), value) for key, value in part.items())
+        """Keeps the state that the pickle gives the object."""
+        self.states.append(state)
+
+    def attributes(self) -> dict[Any, Any]:
+        """Returns the object's attributes and items by name."""
+        found: dict[Any, Any] = {}
+        for state in self.states:
+            for part in state if isinstance(state, tuple) else (state,):
+                if isinstance(part, dict):
+                    found.update(part)
+        return found | self.items
+
+    def parts(self) -> list[Any]:
+        """Returns the dictionaries and sequences that hold all that the record keeps."""
+        found: list[Any] = []
+        for state in self.states:
+            if isinstance(state, tuple):
+                # (attributes, slots), either of which may be None; else a state of its own kind.
+                found += [part for part in state if isinstance(part, dict)]
+                found += [state] if not any(isinstance(part, dict) for part in state) else []
+            elif isinstance(state, dict | list):
+                found.append(state)
+        return [*found, self.items, self.elements, self.arguments]
+
+
+_RUNS_CODE = frozenset((
+    "_ctypes", "_io", "_pickle", "_posixsubprocess", "cPickle", "code", "codeop", "commands",
+    "ctypes", "imp", "importlib", "io", "kernsym_jax", "marshal", "nt", "os", "pdb", "pickle",
+    "pip", "posix", "pty", "runpy", "shutil", "socket", "subprocess", "sys", "timeit",
+    "webbrowser",
+))  # fmt: skip
+_BUILT_IN_CODE = frozenset((
+    "__import__", "apply", "breakpoint", "compile", "delattr", "eval", "exec", "execfile", "exit",
+    "file", "getattr", "globals", "input", "locals", "open", "quit", "setattr", "vars",
+))  # fmt: skip
+
+
+def inert_symbol(module: str, name: str) -> Symbol | None:
+    """Returns the meaning of a name that is not plain data: its calls become inert records.
+
+    Nothing is run in either case. The names that only an attack asks for are told apart so that
+    the user learns about the attack.
+
+    Returns:
+      None if the name runs code of the file's choice.
+    """
+    qualified = f"{module}.{name}"
+    if qualified in ("builtins.getattr", "__builtin__.getattr"):
+        return Symbol(qualified, make=functools.partial(_inert_attribute, qualified))
+    if module in ("builtins", "__builtin__") and name in _BUILT_IN_CODE:
+        return None
+    if module.split(".", 1)[0] in _RUNS_CODE:
+        return None
+    if qualified in ("copyreg._reconstructor", "copy_reg._reconstructor"):
+        return Symbol(qualified, make=_reconstructed)
+    return Symbol(qualified, make=lambda *arguments: Inert(qualified, arguments), copies=False)
+
+
+def _inert_attribute(function: str, owner: Any, name: Any, *_: Any) -> Inert:
+    """Reads ``getattr(Class, "MEMBER")``, which is how Python 3.11 pickles enumerations."""
+    if not isinstance(owner, Symbol | Inert) or not isinstance(name, str):
+        raise ValueError(f"refused: the pickle calls {function} on {_describe(owner)}")
+    return Inert(f"{owner.name[:_LONGEST_NAME]}.{name[:_LONGEST_NAME]}")
+
+
+def _reconstructed(kind: Any, _: Any = None, state: Any = None, *__: Any) -> Inert:
+    """Reads an object as old protocols pickle it: class, base class and the base's value."""
+    made = Inert(_describe(kind))
+    if state is not None:
+        made.set_state(state)
+    return made
 
 
 def load_pickle(
@@ -171,9 +250,12 @@ class _Machine:
         self.extend(self.since_mark())
 
     def extend(self, items: list[Any]) -> None:
-        if not isinstance(self.stack[-1], list):
-            raise ValueError(f"a pickle that appends to {_describe(self.stack[-1])}")
-        self.stack[-1].extend(items)
+        target = self.stack[-1]
+        if isinstance(target, Inert):
+            target = target.elements
+        if not isinstance(target, list):
+            raise ValueError(f"a pickle that appends to {_describe(target)}")
+        target.extend(items)
 
     def set_item(self, _: Any) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -185,11 +267,11 @@ class _Machine:
     def insert(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if isinstance(target, Inert):
-            target = target.attributes
+            target = target.items
         if not isinstance(target, dict) or len(items) % 2:
             raise ValueError(f"a pickle that sets items of {_describe(target)}")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_key(key)] = value
+            target[checked_key(key)] = value
 
     def push_global(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
@@ -205,7 +287,7 @@ class _Machine:
         symbol = self.allowed(module, name)
         if symbol is None:
             raise ValueError(
-                f"refused: the pickle asks for {module}.{name}, which is not plain data; "
+                f"refused: the pickle asks for {module}.{name}, which runs code; "
                 "save the state dict alone: torch.save(model.state_dict(), path)"
             )
         self.stack.append(symbol)
@@ -215,12 +297,16 @@ class _Machine:
         self.make(function, arguments)
 
     def make(self, function: Any, arguments: Any) -> None:
+        if isinstance(function, Inert):
+            # A record stands for whatever it would return.
+            self.stack.append(Inert(function.name, (function, arguments)))
+            return
         if not isinstance(function, Symbol) or function.make is None:
             raise ValueError(f"refused: the pickle calls {_describe(function)}")
         if not isinstance(arguments, tuple):
             raise ValueError(f"a pickle that calls {function.name} without a tuple of arguments")
         # A few bytes can ask for a copy of a large object, again and again.
-        for argument in arguments:
+        for argument in arguments if function.copies else ():
             if isinstance(argument, list | tuple | dict):
                 self.copied += len(argument)
             elif isinstance(argument, str | bytes | bytearray):
@@ -230,9 +316,12 @@ class _Machine:
         self.stack.append(function.make(*arguments))
 
     def call_with_keywords(self, _: Any) -> None:
-        if self.stack.pop():
-            raise ValueError("a pickle that makes an object from keyword arguments")
+        keywords = self.stack.pop()
         self.call(None)
+        if keywords and isinstance(self.stack[-1], Inert):
+            self.stack[-1].set_state(keywords)
+        elif keywords:
+            raise ValueError("a pickle that makes plain data from keyword arguments")
 
     def call_since_mark(self, _: Any) -> None:
         function, *arguments = self.since_mark()
@@ -291,12 +380,14 @@ def _last(stack: list[Any], count: int) -> tuple[Any, ...]:
     return tuple(reversed([stack.pop() for _ in range(count)]))
 
 
-def _key(key: Any) -> Any:
+def checked_key(key: Any) -> Any:
+    """Returns a key of a dictionary; raises a ValueError if it is not quickly hashed."""
     # Hashing a nested tuple visits every path through it, which could take forever.
-    plain = isinstance(key, (*_SCALARS, Symbol)) or (
-        isinstance(key, tuple) and all(isinstance(part, _SCALARS) for part in key)
+    plain = (*_SCALARS, Symbol, Inert)
+    hashable = isinstance(key, plain) or (
+        isinstance(key, tuple) and all(isinstance(part, plain) for part in key)
     )
-    if not plain:
+    if not hashable:
         raise ValueError(f"a pickle with {_describe(key)} as a key")
     return key
 
@@ -305,93 +396,3 @@ def _describe(value: Any) -> str:
     if isinstance(value, Symbol | Inert):
         return value.name
     return f"an object of type {type(value).__name__}"
-
-
-@dataclasses.dataclass(eq=False)
-class NumpyArray:
-    """A NumPy array inside a pickle; None until its state is read."""
-
-    array: np.ndarray | None = None
-
-    def set_state(self, state: Any) -> None:
-        """Takes (version, shape, dtype, column-major, bytes)."""
-        shape, dtype, columns_first, data = state[-4:]
-        if not isinstance(dtype, NumpyDtype) or not isinstance(data, bytes):
-            raise ValueError("a NumPy array of Python objects in the pickle")
-        if element_count(shape) * dtype.dtype.itemsize != len(data):
-            raise ValueError(f"a NumPy array of shape {shape} with {len(data)} bytes")
-        flat = np.frombuffer(data, dtype.dtype)
-        self.array = flat.reshape(shape, order="F" if columns_first else "C")
-
-
-@dataclasses.dataclass(eq=False)
-class NumpyDtype:
-    """A NumPy element type inside a pickle: plain numbers only."""
-
-    dtype: np.dtype
-
-    def set_state(self, state: Any) -> None:
-        """Takes the byte order."""
-        if state[1] == ">":
-            self.dtype = self.dtype.newbyteorder(">")
-
-
-def _bytes(data: Any = b"", *_: Any) -> bytes:
-    # bytes(n) of an integer would allocate n zero bytes.
-    if not isinstance(data, bytes | bytearray):
-        raise ValueError("bytes made of something else in the pickle")
-    return bytes(data)
-
-
-def _encoded(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1") or not isinstance(text, str):
-        raise ValueError(f"bytes written in {encoding} in the pickle")
-    return text.encode("latin1")
-
-
-def _dtype(code: Any, *_: Any) -> NumpyDtype:
-    name = code.decode("ascii") if isinstance(code, bytes) else code
-    if not isinstance(name, str):
-        raise ValueError("a NumPy array of no plain type in the pickle")
-    dtype = DTYPES.get(name)
-    if dtype is None and len(name) <= 3 and name[:1] in "biufc":
-        dtype = np.dtype(name)
-    if dtype is None:
-        raise ValueError(f"a NumPy array of type {name[:20]!r} in the pickle")
-    return NumpyDtype(dtype)
-
-
-def _scalar(dtype: Any, data: Any = b"", *_: Any) -> Any:
-    if not isinstance(dtype, NumpyDtype) or not isinstance(data, bytes):
-        raise ValueError("a NumPy scalar of a Python object in the pickle")
-    if len(data) != dtype.dtype.itemsize:
-        raise ValueError("a NumPy scalar of the wrong size in the pickle")
-    return np.frombuffer(data, dtype.dtype)[0].item()
-
-
-def _array(*_: Any) -> NumpyArray:
-    return NumpyArray()
-
-
-def _from_buffer(
-    data: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None
-) -> NumpyArray:
-    made = NumpyArray()
-    made.set_state((shape, dtype, order == "F", _bytes(data)))
-    if order == "K" and axes is not None and made.array is not None:
-        made.array = made.array.transpose(axes)
-    return made
-
-
-NUMPY_MAKERS: dict[str, Callable[..., Any]] = {
-    "_codecs.encode": _encoded,
-    "builtins.bytearray": _bytes,
-    "__builtin__.bytearray": _bytes,
-    "numpy.dtype": _dtype,
-}
-"""The functions that NumPy's pickles call -> the functions that build the same data here."""
-
-for _module in ("numpy.core", "numpy._core"):
-    NUMPY_MAKERS[f"{_module}.multiarray._reconstruct"] = _array
-    NUMPY_MAKERS[f"{_module}.multiarray.scalar"] = _scalar
-    NUMPY_MAKERS[f"{_module}.numeric._frombuffer"] = _from_buffer

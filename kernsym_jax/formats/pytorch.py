@@ -18,11 +18,23 @@ from kernsym_jax.formats.arrays import (
     strided_view,
     view,
 )
-from kernsym_jax.formats.pickle_data import NUMPY_MAKERS, Inert, NumpyArray, Symbol, load_pickle
+from kernsym_jax.formats.pickle_data import (
+    Inert,
+    Symbol,
+    checked_key,
+    inert_symbol,
+    load_pickle,
+)
+from kernsym_jax.formats.pickle_numpy import NUMPY_MAKERS, NumpyArray
 from kernsym_jax.formats.zip_archive import ZipMembers
+
+LEGACY_HEAD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""The first bytes of a file that PyTorch before 1.6 has written."""
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+
+_Allowed = Callable[[str, str], Symbol | None]
 
 
 def read_archive(path: str | os.PathLike) -> Any:
@@ -32,11 +44,10 @@ def read_archive(path: str | os.PathLike) -> Any:
       path: a file that starts with ``PK``.
 
     Returns:
-      The saved object: a tensor is a `StoredArray`, an object of a TorchScript archive a record
-      of its attributes.
+      The saved object: a tensor is a `StoredArray`; any object but a container is `Inert`.
 
     Raises:
-      ValueError: if it is damaged, not from PyTorch, or holds more than tensors and containers.
+      ValueError: if it is damaged, not from PyTorch, or asks for code to be run.
     """
     members = ZipMembers(path)
     roots = [name for name in members.names if name.split("/")[1:] == ["data.pkl"]]
@@ -47,8 +58,8 @@ def read_archive(path: str | os.PathLike) -> Any:
         return _read_pickle(members, folder, "data", _symbol)
     # TorchScript; a frozen module has its weights among the constants.
     return {
-        "module": _read_pickle(members, folder, "data", _script_symbol),
-        "constants": _read_pickle(members, folder, "constants", _script_symbol),
+        "module": _read_pickle(members, folder, "data", _symbol),
+        "constants": _read_pickle(members, folder, "constants", _symbol),
     }
 
 
@@ -59,16 +70,30 @@ def read_legacy(path: str | os.PathLike) -> Any:
       path: a file that starts with a pickle.
 
     Returns:
-      The saved object, with each tensor as `StoredArray`.
+      As for `read_archive`.
 
     Raises:
-      ValueError: if it is damaged, or holds more than tensors and containers.
+      ValueError: if it is damaged, or asks for code to be run.
+    """
+    with pathlib.Path(path).open("rb") as file:
+        return _read_stream(file, map_file(path), _symbol)
+
+
+def _read_stream(file: IO[bytes], data: np.ndarray, allowed: _Allowed) -> Any:
+    """Reads a plain pickle, or PyTorch's old format: five pickles and the values behind them.
+
+    Args:
+      file: the content as a file.
+      data: the content, uint8 (bytes,).
+      allowed: the meaning of names.
     """
     storages: dict[str, _Storage] = {}
     starts: dict[str, int] = {}
-    data = map_file(path)
 
-    def storage(reference: Any) -> _Storage:
+    def persistent(reference: Any) -> Any:
+        if isinstance(reference, tuple) and reference[:1] == ("module",) and len(reference) > 1:
+            # The old format saves the source code beside a module's class.
+            return reference[1]
         dtype, key, size = _storage_reference(reference)
         if key not in storages:
             storages[key] = _Storage(
@@ -79,16 +104,15 @@ def read_legacy(path: str | os.PathLike) -> Any:
     def nbytes(key: str) -> int:
         return storages[key].size * storages[key].dtype.itemsize
 
-    with pathlib.Path(path).open("rb") as file:
-        first = load_pickle(file, _symbol, storage)
-        if first != _LEGACY_MAGIC:
-            return first
-        if load_pickle(file, _symbol) != _LEGACY_PROTOCOL:
-            raise ValueError("a PyTorch file of an unknown protocol")
-        load_pickle(file, _symbol)
-        tree = load_pickle(file, _symbol, storage)
-        order = load_pickle(file, _symbol)
-        position = file.tell()
+    first = load_pickle(file, allowed, persistent)
+    if first != _LEGACY_MAGIC:
+        return first
+    if load_pickle(file, allowed) != _LEGACY_PROTOCOL:
+        raise ValueError("a PyTorch file of an unknown protocol")
+    load_pickle(file, allowed)
+    tree = load_pickle(file, allowed, persistent)
+    order = load_pickle(file, allowed)
+    position = file.tell()
     if not isinstance(order, list) or sorted(map(str, order)) != sorted(storages):
         raise ValueError("the file's list of storages is not that of its tensors")
     for key in map(str, order):
@@ -101,7 +125,14 @@ def read_legacy(path: str | os.PathLike) -> Any:
     return tree
 
 
-def _read_pickle(members: ZipMembers, folder: str, stem: str, allowed: Any) -> Any:
+def _load_from_bytes(data: Any) -> Any:
+    """Reads a storage as Python's own pickling keeps it: a file of the old format inside bytes."""
+    if not isinstance(data, bytes | bytearray):
+        raise ValueError("a tensor storage made of something else than bytes")
+    return _read_stream(io.BytesIO(data), np.frombuffer(data, np.uint8), _inner_symbol)
+
+
+def _read_pickle(members: ZipMembers, folder: str, stem: str, allowed: _Allowed) -> Any:
     storages: dict[str, _Storage] = {}
     order = f"{folder}byteorder"
     swapped = order in members and members.head(order, 6) == b"big"
@@ -195,7 +226,7 @@ class _Storage:
 
 
 def _symbol(module: str, name: str) -> Symbol | None:
-    """Returns the meaning of a name in a PyTorch checkpoint; None if it is not allowed."""
+    """Returns the meaning of a name in a PyTorch checkpoint; None if it runs code."""
     qualified = f"{module}.{name}"
     if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGES:
         return Symbol(qualified, value=np.dtype(DTYPES[_STORAGES[name]]))
@@ -203,18 +234,16 @@ def _symbol(module: str, name: str) -> Symbol | None:
         return Symbol(qualified, value=DTYPES[_TORCH_DTYPES[name]])
     if qualified in _NAMED_ONLY:
         return Symbol(qualified)
-    if qualified in _RECORDS:
-        return Symbol(qualified, make=lambda *_: Inert(qualified))
     if qualified in _MAKERS:
         return Symbol(qualified, make=_MAKERS[qualified])
-    return None
+    if qualified == "torch.storage._load_from_bytes":
+        return Symbol(qualified, make=_load_from_bytes, copies=False)
+    return inert_symbol(module, name)
 
 
-def _script_symbol(module: str, name: str) -> Symbol | None:
-    """Does the same for a TorchScript archive, whose own classes become records of attributes."""
-    if module == "__torch__" or module.startswith("__torch__."):
-        return Symbol(f"{module}.{name}", make=lambda *_: Inert(f"{module}.{name}"))
-    return _symbol(module, name)
+def _inner_symbol(module: str, name: str) -> Symbol | None:
+    """Does the same for a file inside a file, which may hold no third one."""
+    return None if name == "_load_from_bytes" else _symbol(module, name)
 
 
 def _tensor(
@@ -271,15 +300,13 @@ def _from_numpy(array: Any, *_: Any) -> StoredArray:
 def _from_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
     if not isinstance(function, Symbol) or function.make is None:
         raise ValueError("refused: a tensor that is rebuilt by an unknown function")
-    return function.make(*arguments)
+    return function.make(*tuple(arguments))
 
 
 def _mapping(items: Any = (), *_: Any) -> dict[Any, Any]:
     made = {}
     for key, value in items.items() if isinstance(items, dict) else items:
-        if not isinstance(key, str | int):
-            raise ValueError("an OrderedDict whose keys are not text in the pickle")
-        made[key] = value
+        made[checked_key(key)] = value
     return made
 
 
@@ -329,9 +356,6 @@ _NAMED_ONLY = frozenset(
         "__builtin__.bool",
     ]
 )
-_RECORDS = frozenset(
-    ["argparse.Namespace", "types.SimpleNamespace", "torch.device", "torch.Generator"]
-)
 _MAKERS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -355,6 +379,7 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _mapping,
     "collections.Counter": _mapping,
     "collections.defaultdict": _default_mapping,
+    "collections.deque": _sequence,
     **NUMPY_MAKERS,
 }
 for _module in ("builtins", "__builtin__"):

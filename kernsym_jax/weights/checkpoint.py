@@ -1,52 +1,40 @@
-"""Finds the network's arrays in a checkpoint that also holds an optimizer or moving averages."""
+"""Finds the network in a checkpoint that also holds an optimizer's state or a moving average."""
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Iterable, Mapping, Sequence
 
 from kernsym_jax.formats.arrays import Path, StoredArray
-from kernsym_jax.formats.pickle_data import Inert, NumpyArray
+from kernsym_jax.formats.copies import (
+    AVERAGE,
+    BOXES,
+    CANONICAL,
+    OPTIMIZER,
+    Named,
+    Prefix,
+    find_copies,
+    is_average_name,
+    is_original_name,
+    weight_of_average,
+    weight_of_slot,
+)
 
-MAX_DEPTH = 64
-MAX_NAME = 1000
+EMA, RAW = "ema", "raw"
+CHOICES = (EMA, RAW)
+"""Which of two copies of the same layers is read: the moving average, or what it is taken of."""
 
-_OPTIMIZER = re.compile(
-    r"opt(im(izers?)?)?([_-].*)?$|.*_optimizer(_.*)?$|lr_sched.*|"
-    r"(amp|scaler|grad_scaler|scheduler|loops|callbacks)$",
+_STATE_NAMES = re.compile(
+    r"(opt|optim|optimizer)s?([_-]?states?([_-]?dicts?)?|[_-]?weights|[_-]?vars)?|slots|"
+    r".*_optim(izer)?s?([_-]?states?([_-]?dicts?)?)?",
     re.IGNORECASE,
 )
-_AVERAGE = re.compile(r"(.*[_-])?(ema|averaged?|avg|shadow|swa)([_-].*)?$", re.IGNORECASE)
-_WRAPPERS = frozenset(
-    [
-        "state_dict",
-        "model_state_dict",
-        "model_state",
-        "model",
-        "net",
-        "network",
-        "module",
-        "params",
-        "weights",
-        "state",
-        "variables",
-        "target",
-        "default",
-        "item",
-        "items",
-        "train_state",
-        "params_ema",
-        "ema",
-        "ema_params",
-        "ema_state_dict",
-        "state_dict_ema",
-        "model_ema",
-    ]
-)
-_BOXES = ("value", "raw_value")
-_STEP_KEYS = ("step", "global_step", "iteration", "iter", "epoch")
+_WRAPPERS = CANONICAL | {
+    "state", "default", "item", "items", "train_state", "params_ema", "ema", "ema_params",
+    "ema_state_dict", "state_dict_ema", "model_ema", "blobs", "model_weights", "checkpoint",
+}  # fmt: skip
+_NETWORK_KEYS = ("params", "state_dict", "model_state_dict")
+# Beyond this many tokens of names, arrays other than kernels stay with the network.
+_MOST_TOKENS = 5_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +43,7 @@ class ModelArrays:
 
     Attributes:
       arrays: path -> array, without wrapping containers such as ``params`` or ``state_dict``.
-      skipped: name of a group of other arrays -> the reason why it is left out.
+      skipped: name of a group of other arrays -> the reasons why it is left out.
       notes: remarks, such as that the file holds only a moving average.
     """
 
@@ -64,170 +52,200 @@ class ModelArrays:
     notes: tuple[str, ...]
 
 
-def model_arrays(arrays: Mapping[Path, StoredArray]) -> ModelArrays:
+def check_choice(which: str | None) -> None:
+    """Raises a ValueError unless the choice is one of `CHOICES`, or None."""
+    if which is not None and which not in CHOICES:
+        raise ValueError(f"unknown choice {which!r}; wanted one of {', '.join(CHOICES)}")
+
+
+def model_arrays(
+    arrays: Mapping[Path, StoredArray],
+    optimizers: Iterable[Path] = (),
+    which: str | None = None,
+    *,
+    unwrap: bool = True,
+) -> ModelArrays:
     """Finds the network in a checkpoint that may hold more.
 
     Args:
       arrays: path -> array, of a state dict, a TrainState or a training script's own dictionary.
-    """
-    groups: dict[str, dict[Path, StoredArray]] = {"model": {}, "optimizer": {}, "average": {}}
-    for path, array in arrays.items():
-        groups[group(path)][path] = array
-    chosen = groups["model"]
-    notes: tuple[str, ...] = ()
-    if not _has_kernels(chosen) and _has_kernels(groups["average"]):
-        chosen, groups["average"] = groups["average"], {}
-        notes = ("the weights are a moving average: the file has no others",)
-    skipped: dict[str, str] = {}
-    for kind, reason in (("optimizer", "optimizer state"), ("average", "moving average")):
-        skipped |= _summarize(groups[kind], reason)
-    return ModelArrays(_without_wrappers(chosen), skipped, notes)
-
-
-def containers(source: Any) -> Any:
-    """Turns weights in memory into nested mappings of arrays.
-
-    Args:
-      source: mappings and sequences of arrays, which stay as they are; an object with a method
-        ``state_dict``, such as a module of PyTorch; or any pytree of JAX, such as a TrainState or a
-        module of ``flax.nnx``.
-
-    Returns:
-      A container for `leaves`.
-    """
-    if isinstance(source, Mapping | Sequence):
-        return source
-    if callable(getattr(source, "state_dict", None)):
-        return source.state_dict()
-    import jax
-
-    tree: dict[str, Any] = {}
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(source)[0]:
-        *above, last = [jax.tree_util.keystr((key,), simple=True) for key in keys] or ["array"]
-        node = tree
-        for name in above:
-            node = node.setdefault(name, {})
-        node[last] = leaf
-    return tree
-
-
-def leaves(tree: Any) -> dict[Path, StoredArray]:
-    """Returns every array of a nested container by its path; visits each container once.
+      optimizers: paths of the containers that are known to be an optimizer's state.
+      which: ``ema`` for the moving average of the weights, ``raw`` for the weights themselves;
+        None for the weights, or for the average if the file has nothing else.
+      unwrap: whether the names of wrapping containers are taken off the paths.
 
     Raises:
-      ValueError: if the containers are nested more than `MAX_DEPTH` deep.
+      ValueError: if the file has no weights of the kind that is asked for.
     """
-    return dict(_leaves(tree, (), {}))
+    kinds = _state_of_optimizers(arrays, tuple(optimizers))
+    kernels = [(path, a) for path, a in arrays.items() if path not in kinds and _is_4d(a)]
+    copies = find_copies([Named(path, array) for path, array in kernels])
+    kinds |= copies.kinds
+    _follow_kernels(arrays, kinds)
+    chosen = {path: array for path, array in arrays.items() if path not in kinds}
+    left: list[tuple[str, Path]] = [(kind, path) for path, kind in kinds.items()]
+    notes: tuple[str, ...] = ()
+    if which == EMA and copies.averages:
+        chosen, left = _averaged(arrays, kinds, copies.averages)
+    skipped = _summarize(left, chosen)
+    unwrapped, dropped = _without_wrappers(chosen)
+    only_average = any(map(is_average_name, dropped))
+    if only_average:
+        notes = ("the weights are a moving average: the file has no others",)
+    if which == EMA and not copies.averages and not only_average:
+        raise ValueError("no moving average in it: no layers are there twice")
+    if which == RAW and only_average:
+        raise ValueError("the weights are a moving average: the file has no others")
+    return ModelArrays(unwrapped if unwrap else chosen, skipped, notes)
 
 
-def _leaves(node: Any, path: Path, seen: dict[int, Any]) -> Iterator[tuple[Path, StoredArray]]:
-    if isinstance(node, NumpyArray):
-        node = node.array
-    if isinstance(node, StoredArray):
-        yield path, node
-    elif hasattr(node, "__array__"):  # an array of NumPy, JAX or another library
-        yield path, StoredArray.of(_on_host(node))
-    elif isinstance(node, Inert | Mapping | Sequence) and not isinstance(node, str | bytes):
-        # A small file can name one container many times, and would unfold without end.
-        if id(node) in seen:
-            return
-        # The reference keeps a container that was made on access alive, and so its id unique.
-        seen[id(node)] = node
-        if len(path) >= MAX_DEPTH:
-            raise ValueError(f"containers nested more than {MAX_DEPTH} deep")
-        for key, child in _children(node):
-            # The path of every array below repeats the name.
-            if len(key) > MAX_NAME:
-                raise ValueError(f"a name of {len(key)} characters: {key[:40]!r}…")
-            yield from _leaves(child, (*path, key), seen)
-
-
-def _on_host(array: Any) -> Any:
-    """Takes a tensor of PyTorch off its device and out of its graph; returns others unchanged."""
-    for step in ("detach", "cpu"):
-        if callable(getattr(array, step, None)):
-            array = getattr(array, step)()
-    return array
-
-
-def _children(node: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Inert):
-        node = node.attributes
-    items = node.items() if isinstance(node, Mapping) else enumerate(node)
-    for key, child in items:
-        yield (key if isinstance(key, str) else str(getattr(key, "name", key))), child
-
-
-def step(tree: Any) -> int | None:
-    """Returns the number of steps after which a checkpoint says it was saved, else of epochs.
-
-    Args:
-      tree: the containers of the checkpoint.
-    """
-    if isinstance(tree, Inert):
-        tree = tree.attributes
-    if not isinstance(tree, Mapping):
-        return None
-    for name in _STEP_KEYS:
-        value = tree.get(name)
-        if isinstance(value, NumpyArray):
-            value = value.array
-        if isinstance(value, StoredArray) and value.shape == () and value.dtype.kind in "iu":
-            value = value.read()
-        if isinstance(value, int | np.integer | np.ndarray) and np.ndim(value) == 0:
-            return int(value)
-    return None
+def is_needed(path: Path) -> bool:
+    """Returns whether the array at a path is read: every array but those of an optimizer."""
+    return _state_head(path) is None
 
 
 def kernel_leaves(arrays: Mapping[Path, StoredArray]) -> set[str]:
     """Returns the last names of the arrays of four axes, such as ``kernel``."""
     names = set()
     for path, array in arrays.items():
-        if len(array.shape) == 4:
-            inner = [key for key in path if key not in _BOXES] or [path[-1]]
+        if _is_4d(array):
+            inner = [key for key in path if key not in BOXES] or [path[-1]]
             names.add(inner[-1].rpartition(".")[2])
     return names
 
 
-def group(path: Path) -> str:
-    """Returns what the array at a path belongs to: ``model``, ``optimizer`` or ``average``."""
-    for key in path[:-1]:
-        if _OPTIMIZER.match(key):
-            return "optimizer"
-        if _AVERAGE.match(key):
-            return "average"
-    return "model"
+def _is_4d(array: StoredArray) -> bool:
+    return len(array.shape) == 4
 
 
-def is_needed(path: Path) -> bool:
-    """Returns whether the array at a path is read: every array but the optimizer's."""
-    return group(path) != "optimizer"
+def _state_head(path: Path) -> int | None:
+    """Returns the place in a path of the name of an optimizer's state; None if it has none."""
+    for index, key in enumerate(path[:-1]):
+        if key in _NETWORK_KEYS:
+            return None
+        if _STATE_NAMES.fullmatch(key):
+            # The optimizer of old Flax holds the network, as its target.
+            return None if "target" in path[index + 1 : index + 2] else index
+    return None
 
 
-def _has_kernels(arrays: Mapping[Path, StoredArray]) -> bool:
-    return any(len(array.shape) == 4 for array in arrays.values())
+def _state_of_optimizers(
+    arrays: Mapping[Path, StoredArray], optimizers: Sequence[Path]
+) -> dict[Path, str]:
+    """Returns what is not the network's by its place or by its name behind that of a weight."""
+    depths = {len(path) for path in optimizers}
+    marked = set(optimizers)
+    shapes = {_joined(path): array.shape for path, array in arrays.items() if array.shape}
+    kinds: dict[Path, str] = {}
+    for path, array in arrays.items():
+        if any(path[:depth] in marked for depth in depths) or _state_head(path) is not None:
+            kinds[path] = OPTIMIZER
+            continue
+        name = _joined(path)
+        for weight, kind in ((weight_of_slot(name), OPTIMIZER), (weight_of_average(name), AVERAGE)):
+            if weight is not None and shapes.get(weight) == array.shape:
+                kinds[path] = kind
+    return kinds
 
 
-def _summarize(arrays: Mapping[Path, StoredArray], reason: str) -> dict[str, str]:
-    counts: dict[str, int] = {}
-    for path in arrays:
-        counts[path[0]] = counts.get(path[0], 0) + 1
+def _joined(path: Path) -> str:
+    return "/".join(path)
+
+
+def _follow_kernels(arrays: Mapping[Path, StoredArray], kinds: dict[Path, str]) -> None:
+    """Gives every other array the kind of the kernels beside it, if they are all of one kind."""
+    beside: dict[Prefix, set[str]] = {}
+    names = {path: tuple(re.split(r"[./]", _joined(path))) for path in arrays}
+    if sum(map(len, names.values())) > _MOST_TOKENS:
+        return
+    for path, array in arrays.items():
+        if _is_4d(array):
+            for end in range(len(names[path])):
+                beside.setdefault(names[path][:end], set()).add(kinds.get(path, ""))
+    for path, array in arrays.items():
+        if path in kinds or _is_4d(array):
+            continue
+        for end in range(len(names[path]) - 1, 0, -1):
+            found = beside.get(names[path][:end])
+            if found is not None:
+                if len(found) == 1 and "" not in found:
+                    kinds[path] = next(iter(found))
+                break
+
+
+def _averaged(
+    arrays: Mapping[Path, StoredArray],
+    kinds: Mapping[Path, str],
+    averages: Sequence[tuple[Prefix, Prefix]],
+) -> tuple[dict[Path, StoredArray], list[tuple[str, Path]]]:
+    """Returns the arrays of moving averages under the names of the weights, and what is left."""
+    named = [Named(path, array) for path, array in arrays.items()]
+    chosen: dict[Path, StoredArray] = {}
+    taken: set[Path] = set()
+    # Of several copies, the one whose name does not say that it is what averages are taken of.
+    for prefix, original in sorted(averages, key=lambda pair: is_original_name(pair[0][-1])):
+        average, weights = _under(named, prefix), _under(named, original)
+        for rest, each in average.items():
+            place = weights[rest].path if rest in weights else None
+            if place is not None and place not in chosen and place not in kinds:
+                chosen[place] = each.array
+                taken.add(each.path)
+    left = [(kind, path) for path, kind in kinds.items() if path not in taken]
+    left += [("raw weights, of which there is a moving average", path) for path in chosen]
+    for path, array in arrays.items():
+        if path not in kinds and path not in chosen:
+            if _is_4d(array):
+                left.append(("raw weights without a moving average", path))
+            else:
+                chosen[path] = array
+    return {path: chosen[path] for path in arrays if path in chosen}, left
+
+
+def _under(arrays: Sequence[Named], prefix: Prefix) -> dict[str, Named]:
+    """Returns the arrays whose names start with a prefix, by the rest of their names."""
+    depth = len(prefix)
     return {
-        name: f"{reason}: {count} array{'s' if count > 1 else ''}" for name, count in counts.items()
+        each.rests[depth]: each
+        for each in arrays
+        if each.tokens[:depth] == prefix and len(each.rests) > depth
     }
 
 
-def _without_wrappers(arrays: dict[Path, StoredArray]) -> dict[Path, StoredArray]:
-    """Drops boxes at the end of paths, and the wrapping containers of all kernels."""
+def _summarize(left: Sequence[tuple[str, Path]], chosen: Iterable[Path]) -> dict[str, str]:
+    """Returns the name of each group that is left out -> why, and how many arrays it has."""
+    heads = {path[0] for path in chosen}
+    counts: dict[str, dict[str, int]] = {}
+    for reason, path in left:
+        name = path[0] if path[0] not in heads else _joined(path[: max(len(path) - 1, 1)])
+        reasons = counts.setdefault(name, {})
+        reasons[reason] = reasons.get(reason, 0) + 1
+    return {
+        name: "; ".join(
+            f"{reason}: {count} array{'s' if count > 1 else ''}" for reason, count in each.items()
+        )
+        for name, each in counts.items()
+    }
+
+
+def _without_wrappers(
+    arrays: dict[Path, StoredArray],
+) -> tuple[dict[Path, StoredArray], list[str]]:
+    """Drops boxes at the end of paths, and the wrapping containers of all kernels.
+
+    Returns:
+      The arrays, and the names of the containers.
+    """
     arrays = {
-        (path[:-1] if len(path) > 1 and path[-1] in _BOXES else path): array
+        (path[:-1] if len(path) > 1 and path[-1] in BOXES else path): array
         for path, array in arrays.items()
     }
+    dropped: list[str] = []
     while True:
-        kernels = [path for path, array in arrays.items() if len(array.shape) == 4]
+        kernels = [path for path, array in arrays.items() if _is_4d(array)]
         heads = {path[0] for path in kernels}
         if len(heads) != 1 or not heads <= _WRAPPERS or min(map(len, kernels)) == 1:
-            return arrays
+            return arrays, dropped
+        dropped += heads
         arrays = {
             (path[1:] if path[0] in heads and len(path) > 1 else path): array
             for path, array in arrays.items()

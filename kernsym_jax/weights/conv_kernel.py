@@ -73,6 +73,7 @@ class Weights:
       layout: the stored axes and how the reader knows them, such as ``OIHW (recognised)``.
       notes: remarks for the reader of a report, such as the number of folded BatchNorms.
       step: the number of steps or epochs after which the file says that it was saved, or None.
+      first: the layer whose input is the image, where channels instead of the order tell it.
     """
 
     kernels: dict[str, ConvKernel]
@@ -83,3 +84,4 @@ class Weights:
     layout: str
     notes: tuple[str, ...] = ()
     step: int | None = None
+    first: str | None = None

@@ -1,6 +1,7 @@
-"""Folds into a kernel what a file keeps apart from it: BatchNorm's scale, weight norm's length."""
+"""Folds into a kernel what a file keeps apart from it: BatchNorm's scale, masks and lengths."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -120,38 +121,106 @@ def _candidates(layer: str, layers: Sequence[str]) -> list[str]:
     return found
 
 
-# PyTorch's older and newer names of (length, direction), and the weight's own name.
-_WEIGHT_NORM = (
-    ("weight_g", "weight_v", "weight"),
-    ("parametrizations.weight.original0", "parametrizations.weight.original1", "weight"),
-)
+_PART = "part of the weight of its layer"
+_PARAMETRIZED = re.compile(r"(.*)parametrizations\.([^.]+)\.original(\d?)", re.DOTALL)
 
 
-def merge_weight_norm(
+def merge_parts(
     arrays: Mapping[str, StoredArray],
 ) -> tuple[dict[str, StoredArray], dict[str, str]]:
-    """Replaces the two parts of each weight-normalised kernel by the kernel.
+    """Replaces the parts from which PyTorch makes a weight by the weight, under its usual name.
+
+    The parts are those of weight normalisation (length and direction), spectral normalisation
+    (weight and singular vectors) and pruning (weight and mask), in PyTorch's older and newer form.
 
     Args:
       arrays: name -> array.
 
     Returns:
-      The arrays with each ``weight`` in place of its two parts, and the names of the lengths -> the
+      The arrays with each ``weight`` in place of its parts, and the names of the other parts -> the
       reason why they are left out.
 
-    Reference: Salimans & Kingma, "Weight Normalization", 2016.
+    Reference: Salimans & Kingma, "Weight Normalization", 2016; Miyato et al., "Spectral
+      Normalization", 2018; torch.nn.utils.prune.
     """
     merged: dict[str, StoredArray] = {}
-    lengths: dict[str, str] = {}
+    used: dict[str, str] = {}
     for name, array in arrays.items():
-        parts = next((pair for pair in _WEIGHT_NORM if name.endswith(pair[1])), None)
-        length = arrays.get(name.removesuffix(parts[1]) + parts[0]) if parts else None
-        if parts and length is not None and _goes_with(length, array):
-            lengths[name.removesuffix(parts[1]) + parts[0]] = "part of a normalised weight"
-            merged[name.removesuffix(parts[1]) + parts[2]] = _product(length, array)
-        else:
-            merged[name] = array
-    return {n: a for n, a in merged.items() if n not in lengths}, lengths
+        weight, parts, made = _weight_of(name, array, arrays)
+        taken = weight in merged or (weight != name and weight in arrays)
+        merged[name if taken else weight] = array if taken else made
+        used |= dict.fromkeys(() if taken else parts, _PART)
+    return {name: array for name, array in merged.items() if name not in used}, used
+
+
+def _weight_of(
+    name: str, array: StoredArray, arrays: Mapping[str, StoredArray]
+) -> tuple[str, list[str], StoredArray]:
+    """Returns the name of the weight that an array is the main part of, other parts, the weight."""
+    found = _PARAMETRIZED.fullmatch(name)
+    if found is not None:
+        weight = f"{found[1]}{found[2]}"
+        stem = name.removesuffix(f"original{found[3]}")
+        if found[3]:
+            return _normalised(name, array, weight, f"{stem}original0", arrays, found[3] == "1")
+        candidates = [[f"{stem}{n}.{part}" for part in ("mask", "_u", "_v")] for n in (0, 1)]
+    elif name.endswith("_orig"):
+        weight = name.removesuffix("_orig")
+        candidates = [[f"{weight}_{part}" for part in ("mask", "u", "v")]]
+    elif name.endswith("weight_v"):
+        weight = name.removesuffix("_v")
+        return _normalised(name, array, weight, f"{weight}_g", arrays, True)
+    else:
+        return name, [], array
+    made, parts = array, []
+    for names in candidates:
+        mask, left, right = (arrays.get(part) for part in names)
+        if mask is not None and mask.shape == array.shape:
+            made = _masked(made, mask)
+            parts.append(names[0])
+        if left is not None and right is not None:
+            made = _spectral(made, left, right)
+            parts += names[1:]
+    return weight, parts, made
+
+
+def _normalised(
+    name: str,
+    direction: StoredArray,
+    weight: str,
+    length_name: str,
+    arrays: Mapping[str, StoredArray],
+    is_direction: bool,
+) -> tuple[str, list[str], StoredArray]:
+    length = arrays.get(length_name)
+    if not is_direction or length is None or not _goes_with(length, direction):
+        return name, [], direction
+    return weight, [length_name], _product(length, direction)
+
+
+def _masked(weight: StoredArray, mask: StoredArray) -> StoredArray:
+    def read() -> np.ndarray:
+        return weight.read().astype(np.float32) * mask.read().astype(np.float32)
+
+    return StoredArray(weight.shape, np.dtype(np.float32), read)
+
+
+def _spectral(weight: StoredArray, left: StoredArray, right: StoredArray) -> StoredArray:
+    """The weight divided by its largest singular value, as the two vectors estimate it."""
+    shape = weight.shape
+    # The rows of the matrix are the outputs, the second axis of a transposed convolution.
+    axis = 0 if left.shape == shape[:1] else 1
+    rows = shape[axis] if axis < len(shape) else 0
+    if left.shape != (rows,) or right.shape != (math.prod(shape) // max(rows, 1),):
+        return weight
+
+    def read() -> np.ndarray:
+        values = weight.read().astype(np.float32)
+        matrix = np.moveaxis(values, axis, 0).reshape(rows, -1)
+        norm = left.read().astype(np.float32) @ matrix @ right.read().astype(np.float32)
+        return values / (norm if norm else np.float32(1))
+
+    return StoredArray(shape, np.dtype(np.float32), read)
 
 
 def _goes_with(length: StoredArray, direction: StoredArray) -> bool:

@@ -23,11 +23,13 @@ from kernsym_jax.weights.conv_kernel import (
     Padding,
     Weights,
 )
-from kernsym_jax.weights.kernels import POINTWISE, describe_axes
-from kernsym_jax.weights.layout import HWIO, looks_like_kernel
+from kernsym_jax.weights.kernels import POINTWISE, describe_axes, find_kernels, first_layer
+from kernsym_jax.weights.layout import BY_FORMAT, GIVEN, HWIO, OIHW, axes_to_hwio, looks_like_kernel
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 _LISTED = "Keras HDF5"
+_MODELS = ("Functional", "Model", "Sequential")
+_OLDEST = re.compile(r"(.*/)?layer_\d{1,9}/param_\d{1,9}")
 _EPSILON = 1e-3
 _OPTIMIZER = re.compile(r"(optimizer|optimizer_weights|_optimizer)/")
 _CLASSES = {
@@ -39,6 +41,14 @@ _CLASSES = {
     "dense": "Dense",
 }
 # The variables of a layer in a .weights.h5 file have numbers instead of names.
+# The names of a variable that is no kernel, such as the mask of a pruned one.
+_NOT_KERNELS = re.compile(r"mask|mean|variance|threshold|moment|gamma|beta|bias|embedding")
+_THEANO = "theano"
+_MAYBE_TURNED = (
+    "its kernels are ordered as Theano's: if it was trained with Theano, which turns kernels by "
+    "180° where others do not, every skew points the other way; the file does not say"
+)
+_TURNED = "trained with Theano, whose convolutions turn kernels by 180°: they are turned back"
 _VARIABLES = {
     "SeparableConv2D": ("depthwise_kernel", "pointwise_kernel", "bias"),
     "Dense": ("kernel", "bias"),
@@ -51,34 +61,42 @@ def is_keras_archive(names: list[str]) -> bool:
     return _CONFIG in names and _WEIGHTS in names
 
 
-def read_archive(path: str | os.PathLike, *, fold_batchnorm: bool = False) -> Weights:
+def read_archive(
+    path: str | os.PathLike, *, layout: str | None = None, fold_batchnorm: bool = False
+) -> Weights:
     """Reads a ``.keras`` file.
 
     Args:
       path: the file, a zip archive.
+      layout: the axes of kernels if the user gives them.
       fold_batchnorm: multiplies a kernel by the scale of the BatchNormalization that follows it.
 
     Raises:
       ValueError: if it is damaged.
     """
     members = ZipMembers(path)
-    layers = all_layers(read_model(parse_json(members.read(_CONFIG).tobytes())))
+    layers = _layers(parse_json(members.read(_CONFIG).tobytes()))
     place = members.place(_WEIGHTS)
     if place is not None:
         content = hdf5.read(path, *place)
     else:
-        with tempfile.NamedTemporaryFile(suffix=".h5") as file:
-            file.write(members.read(_WEIGHTS).data)
-            file.flush()
-            content = hdf5.read(file.name)
-    return _weights(content, _numbered(content, layers), layers, "Keras", path, fold_batchnorm)
+        with tempfile.NamedTemporaryFile(suffix=".h5") as copy:
+            copy.write(members.read(_WEIGHTS).data)
+            copy.flush()
+            content = hdf5.read(copy.name)
+    variables = _numbered(content, layers)
+    file = _File(content, variables, layers, "Keras", os.fspath(path), layout)
+    return _weights(file, fold_batchnorm)
 
 
-def read_hdf5(path: str | os.PathLike, *, fold_batchnorm: bool = False) -> Weights:
+def read_hdf5(
+    path: str | os.PathLike, *, layout: str | None = None, fold_batchnorm: bool = False
+) -> Weights:
     """Reads an ``.h5`` or ``.weights.h5`` file.
 
     Args:
       path: the file.
+      layout: the axes of kernels if the user gives them.
       fold_batchnorm: multiplies a kernel by the scale of the BatchNormalization that follows it; in
         a file without a configuration, of the one that its name tells.
 
@@ -87,15 +105,58 @@ def read_hdf5(path: str | os.PathLike, *, fold_batchnorm: bool = False) -> Weigh
     """
     content = hdf5.read(path)
     config = content.groups[""].get("model_config")
-    layers = all_layers(read_model(parse_json(config))) if config else {}
+    layers = _layers(parse_json(config)) if config else {}
     for root in ("model_weights/", ""):
-        if "layer_names" in content.groups.get(root.rstrip("/"), {}):
+        if _names(content, root.rstrip("/"), "layer_names") is not None:
             variables = _named(content, root, layers)
-            return _weights(content, variables, layers, _LISTED, path, fold_batchnorm)
+            file = _File(content, variables, layers, _LISTED, os.fspath(path), layout)
+            return _weights(file, fold_batchnorm)
     variables = _numbered(content, {})
-    if not variables:
-        raise ValueError("an HDF5 file that is not from Keras: it has neither layer_names nor vars")
-    return _weights(content, variables, {}, "Keras weights", path, fold_batchnorm)
+    if variables:
+        file = _File(content, variables, {}, "Keras weights", os.fspath(path), layout)
+        return _weights(file, fold_batchnorm)
+    unnamed = {name: array for name, array in content.arrays.items() if _OLDEST.fullmatch(name)}
+    if unnamed:
+        return _oldest(unnamed, os.fspath(path), layout)
+    raise ValueError("an HDF5 file that is not from Keras: it has neither layer_names nor vars")
+
+
+def _layers(config: Any) -> dict[str, Layer]:
+    """Returns the layers that a configuration lists; none for a model of the user's own class."""
+    settings = config.get("config") if isinstance(config, dict) else None
+    own = isinstance(settings, dict) and not isinstance(settings.get("layers"), list)
+    if own and (config.get("registered_name") or config.get("class_name") not in _MODELS):
+        return {}
+    return all_layers(read_model(config))
+
+
+def _oldest(arrays: Mapping[str, StoredArray], path: str, layout: str | None) -> Weights:
+    """Reads the numbered arrays of a Keras before 1.0, which notes neither names nor axes."""
+    ordered = {name: arrays[name] for name in sorted(arrays, key=natural_order)}
+    found = find_kernels(
+        ordered, rule=None, usual=None, layout=layout, fold_batchnorm=False, in_order=True
+    )
+    return Weights(
+        kernels={name.rpartition("/")[0]: kernel for name, kernel in found.kernels.items()},
+        skipped=found.skipped,
+        source=path,
+        format="Keras before 1.0",
+        order="file",
+        layout=found.layout,
+        notes=found.notes + ((_MAYBE_TURNED,) if OIHW in found.layout else ()),
+        first=(found.first or "").rpartition("/")[0] or None,
+    )
+
+
+def _names(content: Hdf5, group: str, attribute: str) -> list[str] | None:
+    """Returns a list of names, which HDF5 has in several attributes if it is long."""
+    attributes = content.groups.get(group, {})
+    if attribute in attributes:
+        return attributes[attribute]
+    parts = [name for name in attributes if re.fullmatch(rf"{attribute}\d{{1,9}}", name)]
+    if not parts:
+        return None
+    return [name for part in sorted(parts, key=natural_order) for name in attributes[part]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +174,8 @@ def _named(content: Hdf5, root: str, layers: Mapping[str, Layer]) -> list[_Varia
     """Returns the variables of a file that lists their names layer by layer."""
     by_name = {path.rsplit("/", 1)[-1]: layer for path, layer in layers.items()}
     found = []
-    for group in content.groups[root.rstrip("/")]["layer_names"]:
-        for name in content.groups.get(f"{root}{group}", {}).get("weight_names", []):
+    for group in _names(content, root.rstrip("/"), "layer_names") or []:
+        for name in _names(content, f"{root}{group}", "weight_names") or []:
             array = content.arrays.get(f"{root}{group}/{name}")
             if array is None:
                 raise ValueError(f"the weight {name!r} of {group!r} is not in the file")
@@ -144,9 +205,16 @@ def _numbered(content: Hdf5, layers: Mapping[str, Layer]) -> list[_Variable]:
         index = int(number)
         leaf = variables[index] if index < len(variables) else number
         found.append(_Variable(name, leaf, array, kind, known))
-    if layers:
-        return sorted(found, key=lambda variable: place.get(variable.layer, len(place)))
-    return sorted(found, key=lambda variable: natural_order(variable.layer))
+    if not layers:
+        return sorted(found, key=lambda variable: natural_order(variable.layer))
+
+    def order(variable: _Variable) -> int:
+        # A layer inside one of the user's own class comes where that one is.
+        parts = variable.layer.split("/")
+        outer = ("/".join(parts[:end]) for end in range(len(parts), 0, -1))
+        return next((place[name] for name in outer if name in place), len(place))
+
+    return sorted(found, key=order)
 
 
 def _given_name(content: Hdf5, group: str) -> str:
@@ -173,75 +241,144 @@ def _class_of(key: str) -> str:
     return _CLASSES.get(re.sub(r"_\d+$", "", key), "")
 
 
-def _weights(
-    content: Hdf5,
-    variables: list[_Variable],
-    layers: Mapping[str, Layer],
-    name: str,
-    path: str | os.PathLike,
-    fold_batchnorm: bool,
-) -> Weights:
-    listed = name == _LISTED
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """The content of a file, with what its configuration and its user say."""
+
+    content: Hdf5
+    variables: list[_Variable]
+    layers: Mapping[str, Layer]
+    format: str
+    source: str
+    layout: str | None
+
+    def axes(self, variable: _Variable) -> str:
+        """Returns the axes of a variable; Keras 1 has those of its configuration."""
+        if self.layout is not None:
+            return self.layout
+        return OIHW if _has_theanos_axes(variable.known) else HWIO
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether the network was trained with Theano, which turns kernels by 180°."""
+        backend = self.content.groups[""].get("backend")
+        return (backend or self.content.groups.get("model_weights", {}).get("backend")) == _THEANO
+
+
+def _has_theanos_axes(layer: Layer | None) -> bool:
+    # Keras 2 has channels first in its maps only, and calls the setting data_format.
+    return layer is not None and layer.settings.get("dim_ordering") == "th"
+
+
+def _weights(file: _File, fold_batchnorm: bool) -> Weights:
+    listed = file.format == _LISTED
     kernels: dict[str, ConvKernel] = {}
     skipped: dict[str, str] = {}
-    for variable in variables:
+    shapes: dict[str, tuple[int, ...]] = {}
+    axes: dict[str, None] = {}
+    beside = {(each.layer, each.name): each.array.shape for each in file.variables}
+    for variable in file.variables:
         label = f"{variable.layer}/{variable.name}"
-        reason = _why_not(variable)
+        stored = file.axes(variable)
+        reason = _why_not(variable, stored)
+        if reason is None or reason == POINTWISE:
+            kernel = _kernel(variable, stored, file, beside)
+            if kernel.kind != TRANSPOSED:
+                shapes[label] = kernel.shape
         if reason is not None:
             skipped[label] = reason
             continue
-        layer = variable.layer if variable.layer not in kernels else label
-        kernels[layer] = _kernel(variable, layers)
-    optimizer = sum(bool(_OPTIMIZER.match(path)) for path in content.arrays)
+        axes[stored] = None
+        kernels[variable.layer if variable.layer not in kernels else label] = kernel
+    optimizer = sum(bool(_OPTIMIZER.match(path)) for path in file.content.arrays)
     if optimizer:
         skipped["optimizer"] = f"optimizer state: {optimizer} arrays"
-    arrays = {f"{variable.layer}/{variable.name}": variable.array for variable in variables}
+    arrays = {f"{variable.layer}/{variable.name}": variable.array for variable in file.variables}
     notes: tuple[str, ...] = ()
-    if fold_batchnorm and layers:
-        kernels, notes = _fold(kernels, arrays, layers)
+    if fold_batchnorm and file.layers:
+        kernels, notes = _fold(kernels, arrays, file.layers)
     elif fold_batchnorm:
         kernels, notes = fold.fold(kernels, arrays, listed, _EPSILON)
+    if file.is_turned:
+        notes += (_TURNED,)
+    elif any(_has_theanos_axes(variable.known) for variable in file.variables):
+        notes += (_MAYBE_TURNED,)
+    first = first_layer(shapes)
     return Weights(
         kernels=kernels,
         skipped=skipped,
-        source=os.fspath(path),
-        format=name,
-        order="forward" if layers else "file" if listed else "name",
-        layout="HWIO (the format's rule)",
+        source=file.source,
+        format=file.format,
+        order="forward" if file.layers else "file" if listed else "name",
+        layout=f"{' and '.join(axes) or HWIO} ({GIVEN if file.layout else BY_FORMAT})",
         notes=notes,
+        first=first.rpartition("/")[0] if first else None,
     )
 
 
-def _why_not(variable: _Variable) -> str | None:
+def _why_not(variable: _Variable, axes: str) -> str | None:
     shape = variable.array.shape
     if len(shape) != 4:
         return describe_axes(variable.array)
     if 0 in shape:
         return "an empty array"
-    if "Conv" not in variable.kind and not looks_like_kernel(HWIO, shape):
+    if _NOT_KERNELS.search(variable.name):
+        return f"4-D array {shape}: its name {variable.name!r} is not one of a kernel"
+    if "Conv" not in variable.kind and not looks_like_kernel(axes, shape):
         return f"4-D array {shape}: no two axes can be a kernel's height and width"
-    return POINTWISE if shape[:2] == (1, 1) else None
+    height, width, *_ = axes_to_hwio(axes)
+    return POINTWISE if (shape[height], shape[width]) == (1, 1) else None
 
 
-def _kernel(variable: _Variable, layers: Mapping[str, Layer]) -> ConvKernel:
-    weight = variable.array.read()
+def _kernel(
+    variable: _Variable,
+    axes: str,
+    file: _File,
+    beside: Mapping[tuple[str, str], tuple[int, ...]],
+) -> ConvKernel:
+    weight = variable.array.read().transpose(axes_to_hwio(axes))
+    if file.is_turned:
+        weight = weight[::-1, ::-1]
     kh, kw, third, fourth = weight.shape
     known = variable.known
     groups = known.settings.get("groups", 1) if known else None
     kind = CONV
-    if variable.kind == "DepthwiseConv2D" or variable.name == "depthwise_kernel":
+    if _is_depthwise(variable, weight.shape, beside):
         kind, groups = DEPTHWISE, third
         weight = weight.reshape(kh, kw, 1, third * fourth)
     elif variable.kind == "Conv2DTranspose":
-        kind, weight = TRANSPOSED, np.swapaxes(weight, 2, 3)
+        # Keras 1 kept the axes of a convolution.
+        old = known is not None and "dim_ordering" in known.settings
+        kind, weight = TRANSPOSED, weight if old else np.swapaxes(weight, 2, 3)
     return ConvKernel(
         weight,
         kind,
         stride=known.pair("strides") if known else None,
-        padding=_padding_before(known, layers) if known else None,
+        padding=_padding_before(known, file.layers) if known else None,
         dilation=known.pair("dilation_rate") if known else None,
         groups=groups,
     )
+
+
+def _is_depthwise(
+    variable: _Variable,
+    shape: tuple[int, ...],
+    beside: Mapping[tuple[str, str], tuple[int, ...]],
+) -> bool:
+    """Returns whether a kernel has a group for each channel, by its class or what is beside it."""
+    _, _, channels, multiplier = shape
+    if variable.kind == "DepthwiseConv2D" or variable.name == "depthwise_kernel":
+        return True
+    if variable.kind or variable.name != "0" or channels == 1:
+        return False
+    # The variables of an unknown layer have numbers: a bias or a 1×1 kernel follows its kernel.
+    after = beside.get((variable.layer, "1"), ())
+    if len(after) == 4:
+        return after[:3] == (1, 1, channels * multiplier)
+    if multiplier != 1:
+        return False
+    named = re.search(r"depthwise|dw", variable.layer.rsplit("/", 1)[-1], re.IGNORECASE)
+    return after == (channels,) or (not after and named is not None)
 
 
 def _fold(

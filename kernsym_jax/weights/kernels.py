@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,23 +11,30 @@ from kernsym_jax.formats.arrays import StoredArray, is_floating, layer_name, lea
 from kernsym_jax.weights import fold
 from kernsym_jax.weights.conv_kernel import CONV, DEPTHWISE, TRANSPOSED, ConvKernel
 from kernsym_jax.weights.layout import (
+    GIVEN,
     HWIO,
     LAYOUTS,
     OIHW,
+    RECOGNISED,
     axes_to_hwio,
+    decide,
     looks_like_kernel,
-    recognise,
     transposed_to_hwio,
 )
 
 _KERNEL_LEAVES = frozenset(
-    ["weight", "kernel", "weights", "w", "weight_orig", "original", "depthwise_kernel"]
+    ["weight", "kernel", "weights", "w", "W", "weight_orig", "depthwise_kernel"]
 )
 # Four-dimensional arrays that networks keep beside their convolutions.
 _NOT_KERNELS = re.compile(
     r"pos|bias|embed|anchor|grid|mask|token|table|mean|var|running|cache|index", re.IGNORECASE
 )
 _FIXED_FILTERS = frozenset(("filt", "blur_kernel", "blur_filter"))
+FIXED = "a fixed filter, not trained"
+_OPEN = "may be HWIO or OIHW: --layout decides"
+# A blur of many channels is small; a layer of this many values is not read to look for one.
+_LARGEST_FILTER = 1 << 20
+_FIRST_NAMES = re.compile(r"stem|conv_in|conv_?1\b|conv_?0\b|first|patch_embed|features\.0\b")
 _PREFIXES = ("module.", "params/", "params.")
 POINTWISE = "1×1 convolution: no spatial extent"
 
@@ -47,57 +55,141 @@ class FoundKernels:
       kernels: layer name -> kernel.
       skipped: array name -> reason.
       layout: the stored axes of the kernels and how they are known.
-      notes: remarks on folding.
+      notes: remarks on folding, and on arrays whose layout is open.
+      first: the layer whose input is the image, if the channels tell.
     """
 
     kernels: dict[str, ConvKernel]
     skipped: dict[str, str]
     layout: str
     notes: tuple[str, ...]
+    first: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """An array that is a kernel: its layout, and its shape with the axes (kh, kw, in, out)."""
+
+    layout: str
+    shape: tuple[int, ...]
+    transposed: bool
 
 
 def find_kernels(
     arrays: Mapping[str, StoredArray],
     *,
     rule: str | None,
+    usual: str | None,
     layout: str | None,
     fold_batchnorm: bool,
     in_order: bool,
+    drop_prefix: bool = True,
 ) -> FoundKernels:
     """Separates a network's convolution kernels from its other arrays.
 
     Args:
       arrays: name -> array, in the order of the layers as far as that is known.
       rule: the layout that the format prescribes, or None.
-      layout: the layout that the user gives for a format without such a rule, or None to recognise
-        the layout of each array.
+      usual: the layout that most files of the format have, or None.
+      layout: the layout that the user gives, or None to decide it for each array.
       fold_batchnorm: multiplies each kernel by the scale of the BatchNorm that follows it.
       in_order: whether the arrays come in the order of the network's definition.
+      drop_prefix: whether a container's name that all kernels have is taken off their names.
     """
-    arrays = _without_prefix(arrays)
-    arrays, skipped = fold.merge_weight_norm(arrays)
-    layouts = _layouts(arrays, rule or layout)
-    kernels: dict[str, ConvKernel] = {}
-    used: dict[str, None] = {}
-    first = True
+    arrays = _without_prefix(arrays) if drop_prefix else dict(arrays)
+    arrays, skipped = fold.merge_parts(arrays)
+    layouts = decide(arrays, given=layout, rule=rule, usual=usual)
+    found: dict[str, _Found] = {}
     for name, array in arrays.items():
-        reason = _why_not(name, array, layouts.get(name), rule is not None)
-        if reason is None:
-            kernel = _kernel(name, arrays, layouts[name], first)
-            first = False
-            used[layouts[name]] = None
-            if kernel.shape[:2] == (1, 1):
-                reason = POINTWISE
-            else:
-                layer = layer_name(name)
-                kernels[layer if layer not in kernels else name] = kernel
-        if reason is not None:
+        axes, how = layouts.get(name, (None, ""))
+        reason = _why_not(name, array, arrays, axes, how)
+        if reason is None and axes is not None:
+            found[name] = _found(name, arrays, axes)
+        elif reason is not None:
             skipped[name] = reason
+    first = first_layer({name: each.shape for name, each in found.items() if not each.transposed})
+    kernels: dict[str, ConvKernel] = {}
+    layers: dict[str, str] = {}
+    for name, each in found.items():
+        if each.shape[:2] == (1, 1):
+            skipped[name] = POINTWISE
+            continue
+        layers[name] = layer_name(name) if layer_name(name) not in kernels else name
+        kernels[layers[name]] = _kernel(name, arrays, each, is_first=name == first)
     notes: tuple[str, ...] = ()
     if fold_batchnorm:
         kernels, notes = fold.fold(kernels, arrays, in_order)
-    known = "the format's rule" if rule else "as given" if layout else "recognised"
-    return FoundKernels(kernels, skipped, f"{' and '.join(used) or 'none'} ({known})", notes)
+    return FoundKernels(
+        kernels,
+        skipped,
+        _describe_layouts(
+            {layouts[name]: None for name in found if found[name].shape[:2] != (1, 1)}
+        ),
+        notes + _open_note(skipped),
+        layers.get(first or ""),
+    )
+
+
+def _describe_layouts(used: Mapping[tuple[str, str], None]) -> str:
+    axes = dict.fromkeys(layout for layout, _ in used)
+    known = dict.fromkeys(how for _, how in used)
+    return f"{' and '.join(axes) or 'none'} ({', '.join(known) or 'no kernels'})"
+
+
+def _open_note(skipped: Mapping[str, str]) -> tuple[str, ...]:
+    names = [name for name, reason in skipped.items() if reason.endswith(_OPEN)]
+    if not names:
+        return ()
+    listed = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return (f"the layout of {len(names)} left-out arrays is open ({listed}): --layout decides",)
+
+
+def first_layer(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Returns the convolution whose input is the image: no other one makes its input channels.
+
+    Args:
+      shapes: name -> (kh, kw, in, out) of every convolution but the transposed ones, those of 1×1
+        included, `in` counted per group.
+
+    Returns:
+      Its name; None if the channels do not tell.
+    """
+    made = Counter(shape[3] for shape in shapes.values())
+    uses = Counter(shape[2] for shape in shapes.values())
+    several = {name: shape for name, shape in shapes.items() if shape[2] > 1}
+    single = [name for name, shape in shapes.items() if shape[2] == 1 < shape[3]]
+    images = {
+        name: shape
+        for name, shape in several.items()
+        # Groups of 4 channels, as in a ResNeXt, come several times.
+        if shape[2] == 3 or (shape[2] <= 4 and uses[shape[2]] == 1)
+    }
+    unmade = {
+        name: shape
+        for name, shape in several.items()
+        if made[shape[2]] == (1 if shape[2] == shape[3] else 0)
+    }
+    if images:
+        # An autoencoder makes images too, with its last layer.
+        return _earliest([name for name in images if name in unmade] or list(images))
+    if len(single) == 1 and (not unmade or _earliest(list(shapes)) == single[0]):
+        return single[0]
+    spectral = [name for name, shape in unmade.items() if shape[2] <= 32 and uses[shape[2]] == 1]
+    if spectral:
+        return _earliest(spectral)
+    # Every depthwise layer has its channels from another layer; the first one of grey images not.
+    others = Counter(shape[3] for shape in several.values())
+    grey = [name for name in single if not others[shapes[name][3]]] or single
+    if grey:
+        return _earliest(grey)
+    fewest = min((shape[2] for shape in unmade.values()), default=0)
+    smallest = [name for name, shape in unmade.items() if shape[2] == fewest]
+    return smallest[0] if len(smallest) == 1 else None
+
+
+def _earliest(names: Sequence[str]) -> str:
+    """Returns the first layer whose name says that it is, else the first of all."""
+    return next((name for name in names if _FIRST_NAMES.search(name)), names[0])
 
 
 def _without_prefix(arrays: Mapping[str, StoredArray]) -> dict[str, StoredArray]:
@@ -117,15 +209,13 @@ def describe_axes(array: StoredArray) -> str:
     return f"{axes}-D array: {_AXES.get(axes, 'no convolution of images')}"
 
 
-def _layouts(arrays: Mapping[str, StoredArray], known: str | None) -> dict[str, str]:
-    shapes = {name: a.shape for name, a in arrays.items() if len(a.shape) == 4 and 0 not in a.shape}
-    if known is not None:
-        return dict.fromkeys(shapes, known)
-    shapes = {name: shape for name, shape in shapes.items() if is_floating(arrays[name].dtype)}
-    return {name: layout for name, layout in recognise(shapes).items() if layout is not None}
-
-
-def _why_not(name: str, array: StoredArray, layout: str | None, by_rule: bool) -> str | None:
+def _why_not(
+    name: str,
+    array: StoredArray,
+    arrays: Mapping[str, StoredArray],
+    layout: str | None,
+    how: str,
+) -> str | None:
     """Returns the reason why an array is not a convolution kernel; None if it is one."""
     shape = array.shape
     if not is_floating(array.dtype) or len(shape) != 4:
@@ -134,33 +224,83 @@ def _why_not(name: str, array: StoredArray, layout: str | None, by_rule: bool) -
         return "an empty array"
     leaf = leaf_name(name)
     if leaf in _FIXED_FILTERS:
-        return "a fixed blurring filter, not trained"
+        return FIXED
     if leaf not in _KERNEL_LEAVES and _NOT_KERNELS.search(leaf):
         return f"4-D array {shape}: its name {leaf!r} is not one of a kernel"
     if layout is None and any(looks_like_kernel(choice, shape) for choice in LAYOUTS):
-        return f"the axes of {shape} may be HWIO or OIHW: --layout decides"
-    plausible = layout is not None and (
-        looks_like_kernel(layout, shape) or (by_rule and leaf in _KERNEL_LEAVES)
-    )
-    return (
-        None if plausible else f"4-D array {shape}: no two axes can be a kernel's height and width"
-    )
+        return f"the axes of {shape} {_OPEN}"
+    plausible = layout is not None and looks_like_kernel(layout, shape)
+    if layout is not None and how == GIVEN and not plausible:
+        height, width, *_ = (shape[axis] for axis in axes_to_hwio(layout))
+        return f"--layout={layout} makes its kernel {height}×{width}, which no convolution has"
+    if not plausible and (layout is None or how == RECOGNISED or leaf not in _KERNEL_LEAVES):
+        return f"4-D array {shape}: no two axes can be a kernel's height and width"
+    return FIXED if _is_fixed(name, array, arrays, layout or HWIO) else None
 
 
-def _kernel(name: str, arrays: Mapping[str, StoredArray], layout: str, first: bool) -> ConvKernel:
+def _is_fixed(
+    name: str, array: StoredArray, arrays: Mapping[str, StoredArray], layout: str
+) -> bool:
+    """Returns whether an array is a filter that no training has changed, such as a blur.
+
+    A blur has the same taps for every channel. One of a single channel may be told by its perfect
+    symmetry, or by a name that is not one of a parameter.
+    """
+    kh, kw, inputs, outputs = (array.shape[axis] for axis in axes_to_hwio(layout))
     leaf = leaf_name(name)
-    stored = arrays[name].read()
-    weight = np.transpose(stored, axes_to_hwio(layout))
-    kh, kw, inputs, outputs = weight.shape
+    stem = name.removesuffix(leaf)
+    if (
+        1 not in (inputs, outputs)
+        or kh * kw == 1
+        or f"{stem}bias" in arrays
+        or f"{stem}b" in arrays
+    ):
+        return False
+    if inputs * outputs > 1 and kh * kw * inputs * outputs > _LARGEST_FILTER:
+        return False
+    taps = np.transpose(array.read(), axes_to_hwio(layout)).astype(np.float32)
+    taps = taps.reshape(kh, kw, inputs * outputs)
+    one = taps[..., 0]
+    if not np.isfinite(taps).all() or not one.any() or (taps != one[..., None]).any():
+        return False
+    if inputs * outputs > 1 or leaf not in _KERNEL_LEAVES:
+        return True
+    turned = [one[::-1], one[:, ::-1], one.T if kh == kw else one]
+    return all(np.allclose(one, other, rtol=1e-5, atol=1e-8) for other in turned)
+
+
+def _found(name: str, arrays: Mapping[str, StoredArray], layout: str) -> _Found:
+    """Describes a kernel; its bias tells whether it is one of a transposed convolution."""
+    leaf = leaf_name(name)
+    shape = arrays[name].shape
+    kh, kw, inputs, outputs = (shape[axis] for axis in axes_to_hwio(layout))
     if leaf == "depthwise_kernel":
-        return ConvKernel(weight.reshape(kh, kw, 1, inputs * outputs), DEPTHWISE, groups=inputs)
+        return _Found(layout, (kh, kw, 1, inputs * outputs), transposed=False)
     bias = arrays.get(f"{name.removesuffix(leaf)}bias")
+    transposed = False
     if bias is not None and len(bias.shape) == 1 and bias.shape != (outputs,):
         # A transposed convolution stores its output channels where others store their inputs.
         groups, rest = divmod(bias.shape[0], inputs)
-        if layout == OIHW and groups and not rest and outputs % groups == 0:
-            return ConvKernel(transposed_to_hwio(stored, groups), TRANSPOSED, groups=groups)
-        if layout == HWIO and bias.shape == (inputs,):
-            return ConvKernel(np.swapaxes(weight, 2, 3), TRANSPOSED, groups=1)
+        if layout == OIHW:
+            transposed = bool(groups) and not rest and outputs % groups == 0
+        else:
+            transposed = layout == HWIO and bias.shape == (inputs,)
+    return _Found(layout, (kh, kw, inputs, outputs), transposed)
+
+
+def _kernel(
+    name: str, arrays: Mapping[str, StoredArray], found: _Found, *, is_first: bool
+) -> ConvKernel:
+    leaf = leaf_name(name)
+    stored = arrays[name].read()
+    weight = np.transpose(stored, axes_to_hwio(found.layout))
+    kh, kw, inputs, outputs = weight.shape
+    if leaf == "depthwise_kernel":
+        return ConvKernel(weight.reshape(kh, kw, 1, inputs * outputs), DEPTHWISE, groups=inputs)
+    if found.transposed and found.layout == OIHW:
+        groups = arrays[f"{name.removesuffix(leaf)}bias"].shape[0] // inputs
+        return ConvKernel(transposed_to_hwio(stored, groups), TRANSPOSED, groups=groups)
+    if found.transposed:
+        return ConvKernel(np.swapaxes(weight, 2, 3), TRANSPOSED, groups=1)
     # The first convolution of a network for grey images has one input channel too.
-    return ConvKernel(weight, DEPTHWISE if inputs == 1 < outputs and not first else CONV)
+    return ConvKernel(weight, DEPTHWISE if inputs == 1 < outputs and not is_first else CONV)

@@ -1,8 +1,10 @@
-"""Recognises which axes of a stored four-dimensional array are a kernel's rows and columns."""
+"""Decides which axes of a stored four-dimensional array are a kernel's rows and columns."""
 
 from collections.abc import Mapping
 
 import numpy as np
+
+from kernsym_jax.formats.arrays import StoredArray, is_floating, leaf_name
 
 HWIO, OIHW, OHWI = "HWIO", "OIHW", "OHWI"
 LAYOUTS = (HWIO, OIHW, OHWI)
@@ -65,36 +67,126 @@ def looks_like_kernel(layout: str, shape: Shape) -> int:
     return 1 if kh % 2 and kw % 2 and max(kh, kw) <= _LARGEST_USUAL else 0
 
 
-def recognise(arrays: Mapping[str, Shape]) -> dict[str, str | None]:
-    """Finds the layout of each four-dimensional array of a file whose format has no rule.
+GIVEN, BY_FORMAT, BY_NAME, RECOGNISED = "as given", "the format's rule", "by name", "recognised"
+"""How the axes of an array are known."""
 
-    If one layout is the most plausible for an array, the array has that layout. The other arrays
-    follow the layout that suits the whole file best, or else their names: PyTorch says ``weight``,
-    Flax and Keras say ``kernel``.
+# Leaves of Flax and Keras; a name that ends in ``:0`` is TensorFlow's.
+_HWIO_LEAVES = frozenset(("kernel", "depthwise_kernel", "pointwise_kernel"))
+_HAIKU_LEAF = "w"
+_TORCH_STATISTICS = frozenset(("running_mean", "running_var", "num_batches_tracked"))
+_BIASES = ("bias", "b", "biases", "B")
+
+
+def decide(
+    arrays: Mapping[str, StoredArray],
+    *,
+    given: str | None = None,
+    rule: str | None = None,
+    usual: str | None = None,
+) -> dict[str, tuple[str, str]]:
+    """Finds the layout of each four-dimensional array of a file, by the strongest evidence.
+
+    The evidence is, in this order: what the user says; the array's leaf or the format's rule; the
+    length of the bias beside it; the majority of the file; its own shape; what the leaf or format
+    usually has.
 
     Args:
-      arrays: name -> shape of four axes.
+      arrays: name -> array, also those that are no kernels.
+      given: the layout that the user gives.
+      rule: the layout that the format prescribes.
+      usual: the layout that files of the format usually have.
 
     Returns:
-      name -> layout; None if the file does not tell, or no axes look like a kernel's.
+      name -> layout and how it is known, one of `GIVEN`, `BY_FORMAT`, `BY_NAME` and `RECOGNISED`;
+      without the arrays whose layout is open, or of which no axes look like a kernel's.
     """
+    shapes = {name: a.shape for name, a in arrays.items() if len(a.shape) == 4 and 0 not in a.shape}
+    if given is not None:
+        return dict.fromkeys(shapes, (given, GIVEN))
+    shapes = {name: shape for name, shape in shapes.items() if is_floating(arrays[name].dtype)}
     ratings = {
         name: {layout: looks_like_kernel(layout, shape) for layout in LAYOUTS}
-        for name, shape in arrays.items()
+        for name, shape in shapes.items()
     }
-    whole = _best({layout: sum(each[layout] for each in ratings.values()) for layout in LAYOUTS})
-    found: dict[str, str | None] = {}
+    torch_names = any(leaf_name(name) in _TORCH_STATISTICS for name in arrays)
+    found: dict[str, tuple[str, str]] = {}
     for name, rating in ratings.items():
-        own = _best(rating)
-        if own is not None and rating[own] >= 2:
-            found[name] = own
-        else:
-            choice = whole or _by_name(name)
-            found[name] = choice if choice and rating[choice] else None
-    if whole == OHWI:
-        # In a file of such arrays, one that could have a usual layout as well has this one.
-        found |= {name: OHWI for name, each in ratings.items() if each[OHWI] == max(each.values())}
+        known = _settled(name, rating, rule)
+        if known is None:
+            known = _by_neighbours(name, shapes[name], rating, arrays, torch_names)
+        if known is not None:
+            found[name] = known
+    majority = _majority(ratings, {name: layout for name, (layout, _) in found.items()})
+    for name, rating in ratings.items():
+        if majority == OHWI and rating[OHWI] == max(rating.values()):
+            # In a file of such arrays, one that could have a usual layout as well has this one.
+            if found.get(name, (None, None))[0] != HWIO and rule is None:
+                found[name] = OHWI, RECOGNISED
+        elif name not in found:
+            layout = _by_file_and_shape(name, rating, majority, usual)
+            if layout is not None:
+                found[name] = layout, RECOGNISED
     return found
+
+
+def _settled(name: str, rating: Mapping[str, int], rule: str | None) -> tuple[str, str] | None:
+    """Returns what the name or the format settles; where they differ, the shape chooses."""
+    named = leaf_name(name).removesuffix(":0") in _HWIO_LEAVES or name.endswith(":0")
+    if named and (rule in (None, HWIO) or not rating[rule]):
+        return HWIO, BY_NAME
+    return (rule, BY_FORMAT) if rule is not None else None
+
+
+def _by_neighbours(
+    name: str,
+    shape: Shape,
+    rating: Mapping[str, int],
+    arrays: Mapping[str, StoredArray],
+    torch_names: bool,
+) -> tuple[str, str] | None:
+    """Returns the layout that has the outputs where the bias has as many entries."""
+    leaf = leaf_name(name)
+    stem = name.removesuffix(leaf)
+    biases = [f"{stem}{other}" for other in _BIASES]
+    if leaf.endswith(("_w", "_W")):
+        biases.append(f"{name[:-1]}{'b' if leaf.endswith('w') else 'B'}")
+    bias = next((arrays[other].shape for other in biases if other in arrays), ())
+    outputs = bias[0] if bias and all(size == 1 for size in bias[1:]) else None
+    if outputs is not None and shape[0] != shape[3]:
+        if outputs == shape[3] and rating[HWIO]:
+            return HWIO, BY_NAME
+        if outputs == shape[0] and rating[OIHW] and rating[OIHW] >= rating[OHWI]:
+            return OIHW, BY_NAME
+    if leaf == _HAIKU_LEAF and rating[HWIO]:
+        return HWIO, BY_NAME
+    if torch_names and leaf.startswith("weight") and rating[OIHW]:
+        return OIHW, BY_NAME
+    return None
+
+
+def _majority(ratings: Mapping[str, Mapping[str, int]], known: Mapping[str, str]) -> str | None:
+    """Returns the layout of most arrays, by what is known of them or by their shapes."""
+    votes = dict.fromkeys(LAYOUTS, 0)
+    for name, rating in ratings.items():
+        layout = known.get(name) or _best(rating)
+        if rating[OHWI] > rating.get(layout or OHWI, 0):
+            layout = OHWI
+        if layout is not None:
+            # Squares of 16 or 32 are channels more often than patches.
+            votes[layout] += 10 if name in known or rating[layout] == 3 else 1
+    return _best(votes)
+
+
+def _by_file_and_shape(
+    name: str, rating: Mapping[str, int], majority: str | None, usual: str | None
+) -> str | None:
+    if majority is not None and rating[majority]:
+        return majority
+    own = _best(rating)
+    if own is not None and rating[own] >= 2:
+        return own
+    choice = majority or _usual_name(name) or usual
+    return choice if choice and rating[choice] else None
 
 
 def _best(rating: Mapping[str, int]) -> str | None:
@@ -104,8 +196,8 @@ def _best(rating: Mapping[str, int]) -> str | None:
     return top[0] if len(top) == 1 else None
 
 
-def _by_name(name: str) -> str | None:
-    leaf = name.replace("/", ".").rsplit(".", 1)[-1].split(":")[0]
-    if leaf.startswith("weight"):
-        return OIHW
-    return HWIO if leaf.endswith("kernel") else None
+def _usual_name(name: str) -> str | None:
+    leaf = leaf_name(name)
+    if leaf == "weights" and "/" in name:  # as TensorFlow's slim has it
+        return HWIO
+    return OIHW if leaf.startswith("weight") else None

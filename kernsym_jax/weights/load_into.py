@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kernsym_jax.formats import containers
 from kernsym_jax.formats.arrays import StoredArray
 from kernsym_jax.weights import checkpoint
 from kernsym_jax.weights.read import read_arrays
@@ -56,8 +57,9 @@ def load_into(
     import jax.numpy as jnp
 
     if isinstance(source, Mapping):
-        leaves = checkpoint.model_arrays(checkpoint.leaves(source)).arrays
-        arrays: Arrays = {"/".join(path): array for path, array in leaves.items()}
+        leaves = containers.leaves(source)
+        kept = checkpoint.model_arrays(leaves.arrays, leaves.optimizers).arrays
+        arrays: Arrays = {"/".join(path): array for path, array in kept.items()}
         label = "the mapping"
     else:
         arrays, label = read_arrays(source), os.fspath(source)

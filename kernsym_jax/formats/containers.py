@@ -1,0 +1,208 @@
+"""Finds the arrays in nested containers: what a checkpoint's file holds, or weights in memory."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kernsym_jax.formats.arrays import Path, StoredArray
+from kernsym_jax.formats.pickle_data import Inert
+from kernsym_jax.formats.pickle_numpy import NumpyArray
+
+MAX_DEPTH = 64
+MAX_NAME = 1000
+
+_STEP_KEYS = ("step", "global_step", "iteration", "iter", "epoch")
+# The dictionaries in which a module of PyTorch keeps what its names lead to.
+_MODULE_PARTS = ("_parameters", "_buffers", "_modules")
+_SCRIPT = "__torch__"
+
+
+@dataclasses.dataclass
+class Leaves:
+    """The arrays of nested containers.
+
+    Attributes:
+      arrays: path -> array, in the containers' order.
+      optimizers: paths of the containers that are an optimizer's state dict.
+      foreign: ``module.name`` of the class of objects that are records only -> their number.
+    """
+
+    arrays: dict[Path, StoredArray] = dataclasses.field(default_factory=dict)
+    optimizers: list[Path] = dataclasses.field(default_factory=list)
+    foreign: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def leaves(tree: Any) -> Leaves:
+    """Returns every array of nested containers by its path; visits each container once.
+
+    The parameters, buffers and modules of a pickled module of PyTorch have the module's names for
+    them.
+
+    Raises:
+      ValueError: if the containers are nested more than `MAX_DEPTH` deep.
+    """
+    walk = _Walk()
+    for path, array in walk.visit(tree, ()):
+        while path in walk.found.arrays:
+            path = (*path[:-1], f"{path[-1]}+")
+        walk.found.arrays[path] = array
+    return walk.found
+
+
+def in_memory(source: Any) -> Any:
+    """Turns weights in memory into nested mappings of arrays.
+
+    Args:
+      source: mappings and sequences of arrays, which stay as they are; an object with a method
+        ``state_dict``, such as a module of PyTorch; or any pytree of JAX, such as a TrainState or a
+        module of ``flax.nnx``.
+
+    Returns:
+      A container for `leaves`.
+    """
+    if isinstance(source, Mapping | Sequence):
+        return source
+    if callable(getattr(source, "state_dict", None)):
+        return source.state_dict()
+    import jax
+
+    tree: dict[str, Any] = {}
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(source)[0]:
+        *above, last = [jax.tree_util.keystr((key,), simple=True) for key in keys] or ["array"]
+        node = tree
+        for name in above:
+            node = node.setdefault(name, {})
+        node[last] = leaf
+    return tree
+
+
+def step(tree: Any) -> int | None:
+    """Returns the number of steps after which a checkpoint says it was saved, else of epochs.
+
+    Args:
+      tree: the containers of the checkpoint.
+    """
+    if isinstance(tree, Inert):
+        tree = tree.attributes()
+    if not isinstance(tree, Mapping):
+        return None
+    for name in _STEP_KEYS:
+        value = tree.get(name)
+        if isinstance(value, NumpyArray):
+            value = value.array
+        if isinstance(value, StoredArray) and value.shape == () and value.dtype.kind in "iu":
+            value = value.read()
+        if isinstance(value, int | np.integer | np.ndarray) and np.ndim(value) == 0:
+            return int(value)
+    return None
+
+
+class _Walk:
+    """A visit of nested containers that notes what it passes."""
+
+    def __init__(self) -> None:
+        self.found = Leaves()
+        # The references keep containers that were made on access alive, and so their ids unique.
+        self.seen: dict[int, Any] = {}
+        self.in_records = 0
+
+    def visit(self, node: Any, path: Path) -> Iterator[tuple[Path, StoredArray]]:
+        if isinstance(node, NumpyArray):
+            node = node.objects if node.array is None else node.array
+        if isinstance(node, StoredArray):
+            # An object may have one tensor under several names; a state dict lists each of them.
+            if not (self.in_records and self.again(node)):
+                yield path, node
+        elif hasattr(node, "__array__"):  # an array of NumPy, JAX or another library
+            yield path, StoredArray.of(_on_host(node))
+        elif isinstance(node, Inert):
+            if not self.again(node):
+                yield from self.record(node, path)
+        elif isinstance(node, str | bytes | bytearray):
+            return
+        # A small file can name one container many times, and would unfold without end.
+        elif isinstance(node, Mapping | Sequence) and not self.again(node):
+            yield from self.children(node, path)
+
+    def again(self, node: Any) -> bool:
+        known = id(node) in self.seen
+        self.seen[id(node)] = node
+        return known
+
+    def children(
+        self, node: Mapping[Any, Any] | Sequence[Any], path: Path
+    ) -> Iterator[tuple[Path, StoredArray]]:
+        if len(path) >= MAX_DEPTH:
+            raise ValueError(f"containers nested more than {MAX_DEPTH} deep")
+        if isinstance(node, Mapping):
+            self.note_optimizer(node, path)
+        for key, child in node.items() if isinstance(node, Mapping) else enumerate(node):
+            yield from self.visit(child, (*path, _name(key)))
+
+    def note_optimizer(self, node: Mapping[Any, Any], path: Path) -> None:
+        """PyTorch's optimizers save groups of parameters beside their state; fastai's, hypers."""
+        if "state" in node and ("param_groups" in node or "hypers" in node):
+            self.found.optimizers.append(path)
+
+    def record(self, node: Inert, path: Path) -> Iterator[tuple[Path, StoredArray]]:
+        if not node.name.startswith(_SCRIPT):
+            self.found.foreign[node.name] = self.found.foreign.get(node.name, 0) + 1
+        self.in_records += 1
+        for part in node.parts():
+            if not part or (part is not node.items and self.again(part)):
+                continue
+            if not isinstance(part, dict):
+                yield from self.sequence(node, part, path)
+                continue
+            self.note_optimizer(part, path)
+            for key, child in part.items():
+                if key == "_packed_params" and isinstance(child, Inert):
+                    yield from self.visit(child, path)
+                elif key in _MODULE_PARTS and isinstance(child, Mapping):
+                    yield from self.children(child, path)
+                else:
+                    yield from self.visit(child, (*path, _name(key)))
+        self.in_records -= 1
+
+    def sequence(
+        self, node: Inert, part: Sequence[Any], path: Path
+    ) -> Iterator[tuple[Path, StoredArray]]:
+        """The parts of a record that have no names; those of a quantised layer are known."""
+        if "quantized" in node.name:
+            tensors = list(_tensors(part, 2))
+            weight = next((each for each in tensors if len(each.shape) > 1), None)
+            if weight is not None:
+                yield (*path, "weight"), weight
+                biases = (each for each in tensors if len(each.shape) == 1)
+                yield from (((*path, "bias"), each) for each in biases if each.dtype.kind == "f")
+                return
+        yield from self.children(part, path)
+
+
+def _tensors(node: Any, depth: int) -> Iterator[StoredArray]:
+    if isinstance(node, StoredArray):
+        yield node
+    elif isinstance(node, list | tuple) and depth:
+        for child in node:
+            yield from _tensors(child, depth - 1)
+
+
+def _name(key: Any) -> str:
+    name = key if isinstance(key, str) else str(getattr(key, "name", key))
+    # The path of every array below repeats the name.
+    if len(name) > MAX_NAME:
+        raise ValueError(f"a name of {len(name)} characters: {name[:40]!r}…")
+    return name
+
+
+def _on_host(array: Any) -> Any:
+    """Takes a tensor of PyTorch off its device and out of its graph; returns others unchanged."""
+    for method in ("detach", "cpu"):
+        if callable(getattr(array, method, None)):
+            array = getattr(array, method)()
+    # NumPy has no bfloat16 that it could make of PyTorch's.
+    if str(getattr(array, "dtype", "")) == "torch.bfloat16":
+        array = array.float()
+    return array

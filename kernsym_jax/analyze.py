@@ -15,6 +15,9 @@ from kernsym_jax.cli import one_line
 _LAYOUT = flags.DEFINE_enum(
     "layout", None, ["HWIO", "OIHW", "OHWI"], "Axes of kernels, for files that leave them open."
 )
+_WHICH = flags.DEFINE_enum(
+    "which", None, ["ema", "raw"], "The moving average of the weights in a file, or the weights."
+)
 _FOLD = flags.DEFINE_bool("fold_batchnorm", False, "Fold BatchNorm into the kernels before it.")
 _MODEL = flags.DEFINE_string(
     "model", None, "A model of ours that the weights are of; it tells their strides and paddings."
@@ -37,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     options = report.Options(
         layout=_LAYOUT.value,
         fold_batchnorm=_FOLD.value,
+        which=_WHICH.value,
         model=_MODEL.value,
         padding=_PADDING.value,
         downsample=_DOWNSAMPLE.value,

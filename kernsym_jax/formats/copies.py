@@ -117,10 +117,12 @@ class Copies:
     Attributes:
       kinds: path of an array -> the kind of copy that it belongs to.
       averages: the prefix of each moving average, and that of the arrays it is an average of.
+      renamed: path of a single array -> path of its average.
     """
 
     kinds: dict[Path, str] = dataclasses.field(default_factory=dict)
     averages: list[tuple[Prefix, Prefix]] = dataclasses.field(default_factory=list)
+    renamed: dict[Path, Path] = dataclasses.field(default_factory=dict)
 
 
 _Group = dict[tuple[str, tuple[int, ...]], Named]
@@ -236,6 +238,7 @@ class _Search:
                     continue
                 if self.alike([(named, other)]):
                     self.found.kinds[named.path] = AVERAGE
+                    self.found.renamed[other.path] = named.path
 
     def alike(self, pairs: Sequence[tuple[Named, Named]]) -> bool:
         """Returns whether the values of two copies are correlated, as those of an average are."""

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kernsym_jax.formats.arrays import StoredArray, element_count, map_file, view
+from kernsym_jax.formats.arrays import StoredArray, element_count, map_file, natural_order, view
 
 _CHILD = pathlib.Path(__file__).with_name("hdf5_child.py")
 # Limits of processor time. On a crowded machine it comes late: the clock allows a multiple.
@@ -34,6 +35,16 @@ class Hdf5:
 
     groups: dict[str, dict[str, Any]]
     arrays: dict[str, StoredArray]
+
+    def texts(self, group: str, attribute: str) -> list[str] | None:
+        """Returns a list of texts, which Keras writes into several attributes if it is long."""
+        attributes = self.groups.get(group, {})
+        if attribute in attributes:
+            return attributes[attribute]
+        parts = [name for name in attributes if re.fullmatch(rf"{attribute}\d{{1,9}}", name)]
+        if not parts:
+            return None
+        return [text for part in sorted(parts, key=natural_order) for text in attributes[part]]
 
 
 def read(path: str | os.PathLike, start: int = 0, size: int | None = None) -> Hdf5:

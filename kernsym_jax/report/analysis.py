@@ -12,7 +12,7 @@ from kernsym_jax import cli
 from kernsym_jax.report.figures import write_figures
 from kernsym_jax.report.layer_table import COLUMNS
 from kernsym_jax.report.page import write_page
-from kernsym_jax.report.sources import Options, find_sources, read_table
+from kernsym_jax.report.sources import NoNetworkError, Options, find_sources, read_table
 from kernsym_jax.report.summary import (
     advice,
     answers_sentence,
@@ -73,6 +73,7 @@ def analyze(
       FileNotFoundError: if a place does not exist.
     """
     sources = find_sources([str(place) for place in places])
+    named = {pathlib.Path(place) for place in places}
     folder = _make_folder(out)
     tables, failed = [], {}
     for source in sources:
@@ -81,9 +82,11 @@ def analyze(
         except (ValueError, OSError) as error:
             if len(sources) == 1:
                 raise
+            if isinstance(error, NoNetworkError) and source not in named:
+                continue  # what a trainer keeps in its folder beside the network
             failed[cli.path_name(source)] = str(error)
     if not tables:
-        reasons = "; ".join(failed.values())
+        reasons = "; ".join(failed.values()) or "none of them holds a network"
         raise ValueError(f"none of {len(sources)} sources could be analyzed: {reasons}")
     print_tables(tables)
     write_results(tables, folder)

@@ -381,14 +381,14 @@ def _add_false_discovery_rates(rows: list[dict[str, Any]]) -> None:
 
 
 def _first_layer(weights: Weights, *, ordered: bool) -> str | None:
-    """The layer whose input is the image.
+    """The layer whose input is the image: the one that the reader found, else the first in order.
 
-    This is the first layer; if the order is unknown, the only one with an image's number of input
-    channels.
+    If the order is unknown, it is the only one with an image's number of input channels.
     """
-    names = list(weights.kernels)
+    if weights.first is not None:
+        return weights.first if weights.first in weights.kernels else None
     if ordered:
-        return names[0]
+        return next(iter(weights.kernels))
     entries = [
         name
         for name, kernel in weights.kernels.items()

@@ -55,6 +55,8 @@ class Options:
       downsample: downsampling of that model, one of ``layers.DOWNSAMPLINGS``.
       input_size: pixels of the images, one number or (height, width), for the audit of ``model``,
         of runs and of the graphs of ONNX, Keras and TensorFlow Lite.
+      which: ``ema`` for the moving average of the weights that a source holds, ``raw`` for the
+        weights; None for the weights, or for the average if there is nothing else.
     """
 
     layout: str | None = None
@@ -63,6 +65,11 @@ class Options:
     padding: str = "zero"
     downsample: str = "stride"
     input_size: int | tuple[int, int] | None = None
+    which: str | None = None
+
+
+class NoNetworkError(ValueError):
+    """A file holds no layers at all, as the state of an optimizer or of a trainer."""
 
 
 def table(source: Any, *, name: str | None = None, **options: Any) -> NetworkTable:
@@ -188,7 +195,7 @@ def read_table(path: str | pathlib.Path, options: Options | None = None) -> Netw
     from kernsym_jax import weights
 
     path, options = pathlib.Path(path), options or Options()
-    found = weights.read(path, layout=options.layout, fold_batchnorm=options.fold_batchnorm)
+    found = weights.read(path, **_reading(options))
     _require_kernels(found, path_name(path))
     history = _symmetry_lines(path) if run_directory.is_run(path) else []
     geometry = _geometry(path, options)
@@ -199,9 +206,13 @@ def read_table(path: str | pathlib.Path, options: Options | None = None) -> Netw
 def _in_memory(source: Any, options: Options) -> NetworkTable:
     from kernsym_jax import weights
 
-    found = weights.read(source, layout=options.layout, fold_batchnorm=options.fold_batchnorm)
+    found = weights.read(source, **_reading(options))
     _require_kernels(found, f"a {found.source} in memory")
     return _table(found, found.source, _geometry(None, options), options)
+
+
+def _reading(options: Options) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("layout", "fold_batchnorm", "which")}
 
 
 def _table(
@@ -219,10 +230,18 @@ def _table(
 
 def _require_kernels(weights: Weights, name: str) -> None:
     if not weights.kernels:
-        raise ValueError(
+        kind = ValueError if any(map(_is_of_network, weights.skipped.values())) else NoNetworkError
+        raise kind(
             f"{name}: no spatial convolution among its {len(weights.skipped)} entries, nothing to "
             f"measure{_open_layouts(weights)}"
         )
+
+
+def _is_of_network(reason: str) -> bool:
+    """Returns whether an array that is left out may be of a layer, by the reason."""
+    if reason.startswith(("optimizer state", "not run", "a scalar", "0-D", "1-D array")):
+        return False
+    return "not floating-point" not in reason
 
 
 def _open_layouts(weights: Weights) -> str:

@@ -77,7 +77,7 @@ def model_arrays(
     Raises:
       ValueError: if the file has no weights of the kind that is asked for.
     """
-    kinds = _state_of_optimizers(arrays, tuple(optimizers))
+    kinds, beside = _state_of_optimizers(arrays, tuple(optimizers))
     kernels = [(path, a) for path, a in arrays.items() if path not in kinds and _is_4d(a)]
     copies = find_copies([Named(path, array) for path, array in kernels])
     kinds |= copies.kinds
@@ -85,14 +85,16 @@ def model_arrays(
     chosen = {path: array for path, array in arrays.items() if path not in kinds}
     left: list[tuple[str, Path]] = [(kind, path) for path, kind in kinds.items()]
     notes: tuple[str, ...] = ()
-    if which == EMA and copies.averages:
-        chosen, left = _averaged(arrays, kinds, copies.averages)
+    has_average = bool(copies.averages or copies.renamed or beside)
+    if which == EMA and has_average:
+        renamed = beside | copies.renamed
+        chosen, left = _averaged(arrays, kinds, copies.averages, renamed)
     skipped = _summarize(left, chosen)
     unwrapped, dropped = _without_wrappers(chosen)
     only_average = any(map(is_average_name, dropped))
     if only_average:
         notes = ("the weights are a moving average: the file has no others",)
-    if which == EMA and not copies.averages and not only_average:
+    if which == EMA and not has_average and not only_average:
         raise ValueError("no moving average in it: no layers are there twice")
     if which == RAW and only_average:
         raise ValueError("the weights are a moving average: the file has no others")
@@ -131,21 +133,28 @@ def _state_head(path: Path) -> int | None:
 
 def _state_of_optimizers(
     arrays: Mapping[Path, StoredArray], optimizers: Sequence[Path]
-) -> dict[Path, str]:
-    """Returns what is not the network's by its place or by its name behind that of a weight."""
+) -> tuple[dict[Path, str], dict[Path, Path]]:
+    """Returns what is not the network's by its place or by its name behind that of a weight.
+
+    Returns:
+      path -> kind, and path of a weight -> path of its average.
+    """
     depths = {len(path) for path in optimizers}
     marked = set(optimizers)
-    shapes = {_joined(path): array.shape for path, array in arrays.items() if array.shape}
+    paths = {_joined(path): path for path, array in arrays.items() if array.shape}
     kinds: dict[Path, str] = {}
+    averages: dict[Path, Path] = {}
     for path, array in arrays.items():
         if any(path[:depth] in marked for depth in depths) or _state_head(path) is not None:
             kinds[path] = OPTIMIZER
             continue
         name = _joined(path)
         for weight, kind in ((weight_of_slot(name), OPTIMIZER), (weight_of_average(name), AVERAGE)):
-            if weight is not None and shapes.get(weight) == array.shape:
+            place = None if weight is None else paths.get(weight)
+            if place is not None and arrays[place].shape == array.shape:
                 kinds[path] = kind
-    return kinds
+                averages |= {place: path} if kind == AVERAGE else {}
+    return kinds, averages
 
 
 def _joined(path: Path) -> str:
@@ -177,11 +186,12 @@ def _averaged(
     arrays: Mapping[Path, StoredArray],
     kinds: Mapping[Path, str],
     averages: Sequence[tuple[Prefix, Prefix]],
+    renamed: Mapping[Path, Path],
 ) -> tuple[dict[Path, StoredArray], list[tuple[str, Path]]]:
     """Returns the arrays of moving averages under the names of the weights, and what is left."""
     named = [Named(path, array) for path, array in arrays.items()]
-    chosen: dict[Path, StoredArray] = {}
-    taken: set[Path] = set()
+    chosen = {place: arrays[path] for place, path in renamed.items()}
+    taken = set(renamed.values())
     # Of several copies, the one whose name does not say that it is what averages are taken of.
     for prefix, original in sorted(averages, key=lambda pair: is_original_name(pair[0][-1])):
         average, weights = _under(named, prefix), _under(named, original)

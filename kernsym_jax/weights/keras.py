@@ -107,7 +107,7 @@ def read_hdf5(
     config = content.groups[""].get("model_config")
     layers = _layers(parse_json(config)) if config else {}
     for root in ("model_weights/", ""):
-        if _names(content, root.rstrip("/"), "layer_names") is not None:
+        if content.texts(root.rstrip("/"), "layer_names") is not None:
             variables = _named(content, root, layers)
             file = _File(content, variables, layers, _LISTED, os.fspath(path), layout)
             return _weights(file, fold_batchnorm)
@@ -148,17 +148,6 @@ def _oldest(arrays: Mapping[str, StoredArray], path: str, layout: str | None) ->
     )
 
 
-def _names(content: Hdf5, group: str, attribute: str) -> list[str] | None:
-    """Returns a list of names, which HDF5 has in several attributes if it is long."""
-    attributes = content.groups.get(group, {})
-    if attribute in attributes:
-        return attributes[attribute]
-    parts = [name for name in attributes if re.fullmatch(rf"{attribute}\d{{1,9}}", name)]
-    if not parts:
-        return None
-    return [name for part in sorted(parts, key=natural_order) for name in attributes[part]]
-
-
 @dataclasses.dataclass(frozen=True)
 class _Variable:
     """An array of a layer, with the layer's class and settings where the file tells them."""
@@ -174,8 +163,8 @@ def _named(content: Hdf5, root: str, layers: Mapping[str, Layer]) -> list[_Varia
     """Returns the variables of a file that lists their names layer by layer."""
     by_name = {path.rsplit("/", 1)[-1]: layer for path, layer in layers.items()}
     found = []
-    for group in _names(content, root.rstrip("/"), "layer_names") or []:
-        for name in _names(content, f"{root}{group}", "weight_names") or []:
+    for group in content.texts(root.rstrip("/"), "layer_names") or []:
+        for name in content.texts(f"{root}{group}", "weight_names") or []:
             array = content.arrays.get(f"{root}{group}/{name}")
             if array is None:
                 raise ValueError(f"the weight {name!r} of {group!r} is not in the file")
@@ -198,9 +187,15 @@ def _numbered(content: Hdf5, layers: Mapping[str, Layer]) -> list[_Variable]:
             continue
         group, number = path.rsplit("/vars/", 1) if "/vars/" in path else ("", path[5:])
         key = "/".join(part for part in group.split("/") if part != "layers")
-        known = keys.get(key)
+        known, rest = _owner(key, keys)
+        name = _given_name(content, group) or key
+        if known is not None and rest == ("layer",):
+            known = _wrapped(known)
+        elif known is not None and rest:
+            # A layer inside one of the user's own class, which the configuration does not list.
+            name, known = "/".join((known.path, *name.split("/")[-len(rest) :])), None
+        name = known.path if known else name
         kind = known.kind if known else _class_of(key.rsplit("/", 1)[-1])
-        name = known.path if known else _given_name(content, group) or key
         variables = _variable_names(kind, known)
         index = int(number)
         leaf = variables[index] if index < len(variables) else number
@@ -215,6 +210,24 @@ def _numbered(content: Hdf5, layers: Mapping[str, Layer]) -> list[_Variable]:
         return next((place[name] for name in outer if name in place), len(place))
 
     return sorted(found, key=order)
+
+
+def _owner(key: str, keys: Mapping[str, Layer]) -> tuple[Layer | None, tuple[str, ...]]:
+    """Returns the layer of a group or of one around it, and the names from there to the group."""
+    parts = tuple(key.split("/"))
+    for end in range(len(parts), 0, -1):
+        layer = keys.get("/".join(parts[:end]))
+        if layer is not None:
+            return layer, parts[end:]
+    return None, parts
+
+
+def _wrapped(layer: Layer) -> Layer:
+    """Returns what a wrapper such as TimeDistributed applies, under the wrapper's name."""
+    inner = layer.settings.get("layer")
+    if not isinstance(inner, dict) or not isinstance(inner.get("config"), dict):
+        return layer
+    return dataclasses.replace(layer, kind=str(inner.get("class_name")), settings=inner["config"])
 
 
 def _given_name(content: Hdf5, group: str) -> str:

@@ -126,7 +126,7 @@ def find_kernels(
             {layouts[name]: None for name in found if found[name].shape[:2] != (1, 1)}
         ),
         notes + _open_note(skipped),
-        layers.get(first or ""),
+        None if first is None else layers.get(first, layer_name(first)),
     )
 
 

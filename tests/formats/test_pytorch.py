@@ -167,14 +167,11 @@ def test_code_in_a_pickle_is_refused_by_name_and_not_run(tmp_path, name, protoco
         b"\x80\x02(X\x04\x00\x00\x00trueios\nsystem\n.",
         b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.",
         b"\x80\x02ccollections\nOrderedDict\n)\x81}X\x04\x00\x00\x00truecos\nsystem\nsb.",
-        b"\x80\x02ctorch.nn.modules.conv\nConv2d\n)\x81.",
     ],
 )
 def test_every_way_to_name_a_global_is_refused(tmp_path, program):
     path = writers.write_torch(tmp_path / "net.pt", {}, program)
-    with pytest.raises(
-        ValueError, match=r"refused: .*(os\.system|torch\.nn\.modules\.conv\.Conv2d)"
-    ):
+    with pytest.raises(ValueError, match=r"refused: .*os\.system"):
         weights.read(path)
 
 

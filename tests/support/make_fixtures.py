@@ -6,13 +6,20 @@ Run in an environment that has them, once for each framework that is wanted::
 """
 
 import gzip
+import io
 import json
 import pathlib
+import pickle
 import sys
 import tempfile
 
 import network
 import numpy as np
+
+try:
+    from torch.nn import Module as _Module
+except ImportError:
+    _Module = object
 
 _FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 _NAMES = ("alexnet", "resnet18", "mobilenet_v2", "inception_v3")
@@ -57,6 +64,67 @@ def make_torch():
 
     torch.jit.script(Net()).save(_FIXTURES / "script.pt")
     torch.jit.freeze(torch.jit.script(Net().eval())).save(_FIXTURES / "frozen.pt")
+
+
+class Whole(_Module):
+    """A network that is saved as a whole; at the top of the file, where its class has a name."""
+
+    def __init__(self):
+        import torch
+
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 4, 3, stride=2)
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=4), torch.nn.BatchNorm2d(4))
+        for name, parameter in self.named_parameters():
+            parameter.data = torch.from_numpy(network.values(name, tuple(parameter.shape)))
+
+
+def make_torch_objects():
+    """Whole modules, a pickled state dict, quantised scripts and weights made of parts."""
+    import torch
+    from torch.ao import quantization
+    from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+
+    def write(name, save):
+        content = io.BytesIO()
+        save(content)
+        (_FIXTURES / f"{name}.gz").write_bytes(gzip.compress(content.getvalue(), 9, mtime=0))
+
+    module = Whole()
+    write("module.pt", lambda file: torch.save(module, file))
+    old = {"_use_new_zipfile_serialization": False}
+    write("module_legacy.pt", lambda file: torch.save(module, file, **old))
+    write("tensors.pkl", lambda file: pickle.dump(module.state_dict(), file))
+
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 3, groups=4))
+    stubs = quantization.QuantStub(), quantization.DeQuantStub()
+    module = torch.nn.Sequential(stubs[0], *module, stubs[1]).eval()
+    for name, parameter in module.named_parameters():
+        parameter.data = torch.from_numpy(network.values(name, tuple(parameter.shape)))
+    module.qconfig = quantization.get_default_qconfig("fbgemm")
+    quantization.prepare(module, inplace=True)
+    module(torch.ones(1, 3, 8, 8))
+    quantization.convert(module, inplace=True)
+    script = torch.jit.script(module)
+    wanted = {name: module[int(name)].weight().dequantize() for name in ("1", "2")}
+    write("quantized.pt", lambda file: torch.jit.save(script, file))
+    write("quantized_frozen.pt", lambda file: torch.jit.save(torch.jit.freeze(script), file))
+    write("quantized_wanted.pt", lambda file: torch.save(wanted, file))
+
+    torch.manual_seed(0)
+    layers = {name: torch.nn.Conv2d(2, 3, 3, bias=False) for name in ("a", "b", "c", "d", "e")}
+    layers = {name: layer.eval() for name, layer in layers.items()}
+    parametrizations.spectral_norm(layers["a"])
+    parametrizations.weight_norm(layers["b"])
+    layers["c"] = spectral_norm(layers["c"]).eval()
+    weight_norm(layers["d"])
+    prune.l1_unstructured(layers["e"], "weight", 0.5)
+    module = torch.nn.ModuleDict(layers).eval()
+    for layer in layers.values():
+        layer(torch.ones(1, 2, 3, 3))
+    wanted = {name: layer.weight.detach() for name, layer in layers.items()}
+    tree = {"state_dict": module.state_dict(), "wanted": wanted}
+    write("parts.pt", lambda file: torch.save(tree, file))
 
 
 def make_torchvision():
@@ -119,4 +187,5 @@ def make_keras():
 if __name__ == "__main__":
     _FIXTURES.mkdir(exist_ok=True)
     makers = {"torch": make_torch, "torchvision": make_torchvision, "keras": make_keras}
+    makers["torch_objects"] = make_torch_objects
     makers[sys.argv[1]]()

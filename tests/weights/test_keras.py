@@ -1,5 +1,8 @@
 """Keras files of both generations."""
 
+import json
+import zipfile
+
 import h5py
 import network
 import numpy as np
@@ -46,3 +49,185 @@ def test_transposed_kernels_are_turned(tmp_path):
     np.testing.assert_array_equal(kernel.weight, stored.swapaxes(2, 3))
     assert list(found.kernels) == ["conv2d", "conv2d_transpose"]
     assert found.skipped["optimizer"] == "optimizer state: 1 arrays"
+
+
+def _texts(names):
+    return np.array([name.encode() for name in names])
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_long_lists_of_names_are_split_into_several_attributes(tmp_path, parts):
+    kernels = {name: network.values(name, (3, 3, 4, 4)) for name in ("a", "b", "inner/c", "d")}
+    groups = {"backbone": ["a", "b", "inner/c"], "head": ["d"]}
+    path = tmp_path / "net.h5"
+    with h5py.File(path, "w") as file:
+        for index, name in enumerate(groups):
+            file.attrs[f"layer_names{index}"] = _texts([name])
+            group = file.create_group(name)
+            names = [f"{layer}/kernel:0" for layer in groups[name]]
+            for number in range(parts):
+                group.attrs[f"weight_names{number}"] = _texts(names[number::parts])
+            for layer in groups[name]:
+                group[f"{layer}/kernel:0"] = kernels[layer]
+    found = weights.read(path)
+    assert set(found.kernels) == set(kernels)
+    for layer, kernel in found.kernels.items():
+        np.testing.assert_array_equal(kernel.weight, kernels[layer])
+
+
+def _keras_1(path, layers, ordering, root="", attributes=()):
+    """A model of Keras 1 whose layers have the kernels that are given by name."""
+    config = [
+        {
+            "class_name": "Convolution2D",
+            "config": {
+                "name": name,
+                "nb_filter": 8,
+                "nb_row": 3,
+                "nb_col": 3,
+                "subsample": [2, 2],
+                "border_mode": "same",
+                "dim_ordering": ordering,
+            },
+        }
+        for name in layers
+    ]
+    with h5py.File(path, "w") as file:
+        config = {"class_name": "Sequential", "config": config}
+        file.attrs["model_config"] = json.dumps(config)
+        for name, value in attributes:
+            file.attrs[name] = value
+        top = file.create_group("model_weights")
+        top.attrs["layer_names"] = _texts(layers)
+        for name, kernel in layers.items():
+            group = top.create_group(name)
+            group.attrs["weight_names"] = _texts([f"{name}_W:0", f"{name}_b:0"])
+            group[f"{name}_W:0"], group[f"{name}_b:0"] = kernel, np.zeros(8, np.float32)
+    return path
+
+
+def test_keras_1_has_the_ordering_of_its_configuration(tmp_path):
+    stored = network.values("c", (8, 3, 3, 3))
+    found = weights.read(_keras_1(tmp_path / "th.h5", {"c": stored}, "th"))
+    np.testing.assert_array_equal(found.kernels["c"].weight, stored.transpose(2, 3, 1, 0))
+    assert (found.kernels["c"].stride, found.kernels["c"].padding) == ((2, 2), "SAME")
+    assert found.layout.startswith("OIHW")
+    assert "if it was trained with Theano" in found.notes[0]
+    stored = network.values("c", (3, 3, 3, 8))
+    found = weights.read(_keras_1(tmp_path / "tf.h5", {"c": stored}, "tf"))
+    np.testing.assert_array_equal(found.kernels["c"].weight, stored)
+    assert found.notes == ()
+
+
+def test_kernels_trained_with_theano_are_turned_back(tmp_path):
+    stored = network.values("c", (8, 3, 3, 3))
+    path = _keras_1(tmp_path / "th.h5", {"c": stored}, "th", attributes=[("backend", "theano")])
+    found = weights.read(path)
+    turned = stored[:, :, ::-1, ::-1].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(found.kernels["c"].weight, turned)
+    assert "turned back" in found.notes[0]
+
+
+def test_the_user_decides_the_axes_of_weights_alone(tmp_path):
+    stored = network.values("c", (8, 3, 3, 3))
+    with h5py.File(tmp_path / "net.h5", "w") as file:
+        file.attrs["layer_names"] = _texts(["c"])
+        file.create_group("c").attrs["weight_names"] = _texts(["c_W"])
+        file["c/c_W"] = stored
+    found = weights.read(tmp_path / "net.h5", layout="OIHW")
+    np.testing.assert_array_equal(found.kernels["c"].weight, stored.transpose(2, 3, 1, 0))
+
+
+def test_the_numbered_arrays_of_the_oldest_keras_are_read(tmp_path):
+    stored = {
+        "layer_2": network.values("a", (8, 3, 3, 3)),
+        "layer_10": network.values("b", (4, 8, 3, 3)),
+    }
+    with h5py.File(tmp_path / "net.h5", "w") as file:
+        file.attrs["nb_layers"] = 2
+        for name, kernel in stored.items():
+            file[f"{name}/param_0"], file[f"{name}/param_1"] = kernel, np.zeros(len(kernel), "f4")
+    found = weights.read(tmp_path / "net.h5")
+    assert list(found.kernels) == ["layer_2", "layer_10"]
+    for name, kernel in found.kernels.items():
+        np.testing.assert_array_equal(kernel.weight, stored[name].transpose(2, 3, 1, 0))
+
+
+def _archive(path, config, arrays, names=()):
+    """A ``.keras`` file: arrays by path, and the names that the file notes for groups."""
+    with h5py.File(path.with_suffix(".h5"), "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+        for group, name in names:
+            file[f"{group}/vars"].attrs["name"] = name
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("metadata.json", "{}")
+        archive.writestr("config.json", json.dumps(config))
+        archive.write(path.with_suffix(".h5"), "model.weights.h5")
+    return path
+
+
+def test_a_model_of_the_users_own_class_is_read_without_layers(tmp_path):
+    kernel, depthwise = network.values("a", (3, 3, 3, 8)), network.values("d", (3, 3, 8, 1))
+    arrays = {
+        "stem/vars/0": kernel,
+        "stem/vars/1": np.zeros(8, np.float32),
+        "blocks/block/dw/vars/0": depthwise,
+        "blocks/block/dw/vars/1": np.zeros(8, np.float32),
+    }
+    for config in (
+        {"module": None, "class_name": "Net", "config": {"name": "net"}, "registered_name": "my>N"},
+        {"module": "my", "class_name": "Net", "config": {"width": 3, "layers": 5}},
+    ):
+        found = weights.read(_archive(tmp_path / "net.keras", config, arrays, [("stem", "conv_a")]))
+        assert set(found.kernels) == {"conv_a", "blocks/block/dw"}
+        np.testing.assert_array_equal(found.kernels["conv_a"].weight, kernel)
+        inner = found.kernels["blocks/block/dw"]
+        assert (inner.kind, inner.groups) == ("depthwise", 8)
+        np.testing.assert_array_equal(inner.weight[:, :, 0], depthwise[..., 0])
+        assert found.first == "conv_a"
+
+
+def test_layers_inside_a_layer_of_the_users_own_class_come_in_its_place(tmp_path):
+    config = {
+        "class_name": "Sequential",
+        "config": {
+            "layers": [
+                {"class_name": "Conv2D", "config": {"name": "first", "strides": [2, 2]}},
+                {"class_name": "MyBlock", "config": {"name": "block"}, "registered_name": "my>B"},
+                {"class_name": "Conv2D", "config": {"name": "last"}},
+                {
+                    "class_name": "TimeDistributed",
+                    "config": {
+                        "name": "frames",
+                        "layer": {"class_name": "DepthwiseConv2D", "config": {"name": "inner"}},
+                    },
+                },
+            ]
+        },
+    }
+    arrays = {
+        "layers/conv2d/vars/0": network.values("f", (3, 3, 3, 4)),
+        "layers/conv2d_1/vars/0": network.values("l", (3, 3, 4, 5)),
+        "layers/my_block/separable/vars/0": network.values("s", (3, 3, 4, 1)),
+        "layers/my_block/separable/vars/1": network.values("p", (1, 1, 4, 4)),
+        "layers/time_distributed/layer/vars/0": network.values("t", (3, 3, 5, 1)),
+    }
+    found = weights.read(_archive(tmp_path / "net.keras", config, arrays))
+    assert list(found.kernels) == ["first", "block/separable", "last", "frames"]
+    assert found.kernels["block/separable"].kind == "depthwise"
+    assert found.kernels["frames"].kind == "depthwise"
+
+
+def test_the_mask_of_a_pruned_layer_is_no_kernel(tmp_path):
+    with h5py.File(tmp_path / "net.h5", "w") as file:
+        file.attrs["layer_names"] = _texts(["c"])
+        group = file.create_group("c")
+        names = ["c/kernel:0", "c/mask:0", "c/threshold:0"]
+        group.attrs["weight_names"] = _texts(names)
+        for name in names[:2]:
+            group[name] = network.values("c", (3, 3, 3, 8))
+        group[names[2]] = np.float32(0)
+    found = weights.read(tmp_path / "net.h5")
+    assert list(found.kernels) == ["c"]
+    assert "c/mask" in found.skipped

@@ -1,0 +1,215 @@
+"""Layouts, first layers and parts of weights in the files that people have."""
+
+import gzip
+import json
+import pickle
+
+import numpy as np
+import pytest
+import writers
+from flax import serialization
+from safetensors.numpy import save_file
+
+from kernsym_jax import report, weights
+
+
+def drawn(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).normal(0.02, 0.05, shape).astype(np.float32)
+
+
+def pickled(path, tree):
+    path.write_bytes(pickle.dumps(tree, protocol=2))
+    return path
+
+
+def from_torch(array):
+    return array.transpose(2, 3, 1, 0)
+
+
+def require(found, wanted):
+    """Wanted: layer -> (kh, kw, in, out)."""
+    assert set(found.kernels) == set(wanted)
+    for name, kernel in wanted.items():
+        np.testing.assert_array_equal(found.kernels[name].weight, kernel)
+
+
+@pytest.mark.parametrize("layout", [None, "HWIO"])
+@pytest.mark.parametrize(
+    ("names", "leaf"),
+    [
+        (["net/~/conv2_d", "net/~/conv2_d_1"], "w"),
+        (["stem", "block/conv"], "kernel"),
+        (["first/layer", "second/layer"], "w"),
+    ],
+)
+def test_pickled_parameters_of_jax_are_height_first(tmp_path, layout, names, leaf):
+    kernels = drawn(3, 3, 3, 16), drawn(3, 3, 16, 32)
+    tree = {name: {leaf: kernel} for name, kernel in zip(names, kernels, strict=True)}
+    found = weights.read(pickled(tmp_path / "params.pkl", tree), layout=layout)
+    require(found, dict(zip(names, kernels, strict=True)))
+
+
+@pytest.mark.parametrize("layout", [None, "OIHW"])
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [("msgpack", (8, 3, 3, 3)), ("orbax", (16, 8, 3, 3)), ("orbax", (8, 3, 7, 7))],
+)
+def test_names_of_pytorch_in_containers_of_jax_are_output_first(tmp_path, kind, shape, layout):
+    kernel = drawn(*shape)
+    tree = {"layer1.0.conv1.weight": kernel, "layer1.0.conv1.bias": drawn(shape[0])}
+    if kind == "orbax":
+        path = writers.write_orbax(tmp_path / "saved", tree)
+    else:
+        path = tmp_path / "net.msgpack"
+        path.write_bytes(serialization.to_bytes(tree))
+    require(weights.read(path, layout=layout), {"layer1.0.conv1": from_torch(kernel)})
+
+
+def test_the_layout_that_the_user_gives_wins_or_is_refused_with_a_reason(tmp_path, files):
+    path = tmp_path / "net.msgpack"
+    path.write_bytes(serialization.to_bytes({"a": {"kernel": drawn(3, 3, 3, 3)}}))
+    require(weights.read(path, layout="OIHW"), {"a": from_torch(drawn(3, 3, 3, 3))})
+    found = weights.read(files["msgpack"], layout="OIHW")
+    assert "--layout=OIHW makes its kernel 3×4" in found.skipped["layer1/kernel"]
+    for name, layout, said in (("onnx", "HWIO", "OIHW"), ("tflite", "HWIO", "OHWI")):
+        with pytest.raises(ValueError, match=f"--layout={layout} does not apply: .* {said}"):
+            weights.read(files[name], layout=layout)
+        assert weights.read(files[name], layout=said).kernels
+    found = weights.read(files["keras hdf5"], layout="OIHW")
+    assert "layer10" not in found.kernels
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_narrow_kernels_follow_the_obvious_ones_of_their_file(tmp_path, count):
+    arrays = {
+        "stem.weight": drawn(13, 3, 3, 3),
+        **{f"a{i}.conv3x1.weight": drawn(16, 16, 3, 1, seed=i) for i in range(count)},
+        **{f"a{i}.conv1x3.weight": drawn(16, 16, 1, 3, seed=i) for i in range(count)},
+        "b.weight": drawn(64, 16, 3, 3),
+    }
+    save_file(arrays, tmp_path / "net.safetensors")
+    found = weights.read(tmp_path / "net.safetensors")
+    require(found, {name[:-7]: from_torch(array) for name, array in arrays.items()})
+
+
+@pytest.mark.parametrize(
+    ("kernel", "bias", "axes"),
+    [
+        ((3, 3, 3, 5), ("bias", 5), (0, 1, 2, 3)),
+        ((5, 3, 3, 3), ("bias", 5), (2, 3, 1, 0)),
+        ((15, 15, 3, 1), ("b", 1), (0, 1, 2, 3)),
+    ],
+)
+def test_the_length_of_a_bias_tells_where_the_outputs_are(tmp_path, kernel, bias, axes):
+    leaf, length = bias
+    array = drawn(*kernel)
+    np.savez(tmp_path / "net.npz", **{"conv/W": array, f"conv/{leaf}": drawn(length)})
+    require(weights.read(tmp_path / "net.npz"), {"conv": array.transpose(axes)})
+
+
+def test_an_array_that_stays_open_is_reported_as_open(tmp_path):
+    arrays = {"a": drawn(3, 3, 3, 3), "c": drawn(3, 3, 8, 16), "d": drawn(16, 8, 3, 3)}
+    np.savez(tmp_path / "net.npz", **arrays)
+    found = weights.read(tmp_path / "net.npz")
+    assert set(found.kernels) == {"c", "d"}
+    assert "--layout decides" in found.skipped["a"]
+    assert "layout of 1 left-out arrays is open (a)" in found.notes[0]
+
+
+def test_a_pruned_weight_is_the_weight_times_its_mask(tmp_path):
+    weight, mask = drawn(8, 8, 3, 3), (drawn(8, 8, 3, 3, seed=1) > 0).astype(np.float32)
+    for names in (
+        ("c.weight_orig", "c.weight_mask"),
+        ("c.parametrizations.weight.original", "c.parametrizations.weight.0.mask"),
+        ("module.c.weight_orig", "module.c.weight_mask"),
+    ):
+        tree = dict(zip(names, (weight, mask), strict=True))
+        found = weights.read(pickled(tmp_path / "net.pkl", tree))
+        require(found, {"c": from_torch(weight * mask)})
+        assert list(found.skipped) == [names[1].removeprefix("module.")]
+
+
+def test_a_new_spectral_norm_is_named_after_its_layer(tmp_path):
+    array = drawn(8, 3, 3, 3)
+    left, right = drawn(8), drawn(27)
+    stem = "block.conv.parametrizations.weight"
+    tree = {f"{stem}.original": array, f"{stem}.0._u": left, f"{stem}.0._v": right}
+    found = weights.read(pickled(tmp_path / "a.pkl", tree)).kernels
+    assert list(found) == ["block.conv"]
+    wanted = from_torch(array) / (left @ array.reshape(8, 27) @ right)
+    np.testing.assert_allclose(found["block.conv"].weight, wanted, rtol=1e-5)
+    tree.pop(f"{stem}.0._v")
+    require(weights.read(pickled(tmp_path / "b.pkl", tree)), {"block.conv": from_torch(array)})
+
+
+def test_weights_made_of_parts_are_those_of_pytorch(fixtures, tmp_path):
+    path = tmp_path / "parts.pt"
+    path.write_bytes(gzip.decompress((fixtures / "parts.pt.gz").read_bytes()))
+    kernels = weights.read(path).kernels
+    assert len(kernels) == 10
+    for name in "abcde":
+        found, wanted = kernels[f"state_dict.{name}"], kernels[f"wanted.{name}"]
+        np.testing.assert_allclose(found.weight, wanted.weight, rtol=2e-5, atol=1e-7)
+
+
+def roles(path):
+    table = report.table(path)
+    return {row["layer"]: (row["kind"], row["role"]) for row in table.rows}
+
+
+@pytest.mark.parametrize(
+    ("stem", "others"),
+    [
+        (("conv_stem", (16, 3, 3, 3)), [16, 16]),
+        (("zz.stem", (16, 1, 3, 3)), [16, 16]),
+        (("patch", (24, 13, 3, 3)), [24, 24]),
+    ],
+)
+def test_the_first_layer_is_found_wherever_the_file_lists_it(tmp_path, stem, others):
+    name, shape = stem
+    arrays = {
+        f"blocks.{i}.0.conv_dw.weight": drawn(channels, 1, 3, 3, seed=i)
+        for i, channels in enumerate(others)
+    }
+    arrays |= {f"blocks.{i}.0.conv_pw.weight": drawn(16, shape[0], 1, 1) for i in range(2)}
+    arrays[f"{name}.weight"] = drawn(*shape)
+    save_file(arrays, tmp_path / "net.safetensors")
+    found = roles(tmp_path / "net.safetensors")
+    assert found.pop(name) == ("conv", "first")
+    assert set(found.values()) == {("depthwise", "depthwise")}
+
+
+def test_groups_and_joined_maps_are_not_taken_for_the_image(tmp_path):
+    arrays = {
+        "decoder.weight": drawn(8, 24, 3, 3),
+        "layer1.0.conv2.weight": drawn(128, 4, 3, 3),
+        "layer1.1.conv2.weight": drawn(128, 4, 3, 3, seed=1),
+        "stem.weight": drawn(64, 3, 7, 7),
+    }
+    save_file(arrays, tmp_path / "net.safetensors")
+    found = roles(tmp_path / "net.safetensors")
+    assert [name for name, (_, role) in found.items() if role == "first"] == ["stem"]
+
+
+def test_fixed_filters_are_no_layers(tmp_path):
+    taps = np.outer([1, 2, 1], [1, 2, 1]).astype(np.float32) / 16
+    tree = {
+        "conv.weight": drawn(8, 3, 3, 3),
+        "blur.kernel": np.broadcast_to(taps, (8, 1, 3, 3)).copy(),
+        "smooth.weight": taps[None, None],
+        "window": np.ones((1, 1, 5, 5), np.float32),
+        "dw.weight": drawn(8, 1, 3, 3),
+        "grey.weight": drawn(1, 1, 3, 3),
+    }
+    found = weights.read(pickled(tmp_path / "net.pkl", tree))
+    assert set(found.kernels) == {"conv", "dw", "grey"}
+    for name in ("blur.kernel", "smooth.weight", "window"):
+        assert found.skipped[name] == "a fixed filter, not trained"
+    assert found.kernels["dw"].kind == "depthwise"
+
+
+def test_the_evidence_for_a_layout_is_told(tmp_path):
+    np.savez(tmp_path / "net.npz", **{"conv/kernel": drawn(3, 3, 3, 8)})
+    assert weights.read(tmp_path / "net.npz").layout == "HWIO (by name)"
+    table = report.table(tmp_path / "net.npz")
+    assert json.dumps(table.weights.layout) == '"HWIO (by name)"'

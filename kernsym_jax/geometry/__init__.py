@@ -1,7 +1,8 @@
-"""Convolution arithmetic: where padding falls unevenly, in a layer and in any network.
+"""Convolution arithmetic: where a layer, or any network, applies its padding unevenly.
 
-`uneven_padding` and its neighbours work on numbers, `foveation` on pixels, `audit` and `audit_file`
-read the numbers off a network, and `even_input_sizes` says which images would suit it better.
+`uneven_padding`, `output_size` and `windows` calculate with numbers, `foveation` counts the windows
+that read each pixel, `audit` and `audit_file` read the geometry of a network's layers, and
+`even_input_sizes` finds the input sizes at which a network has no uneven layer.
 """
 
 from kernsym_jax.geometry.arithmetic import (

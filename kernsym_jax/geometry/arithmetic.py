@@ -1,9 +1,9 @@
 """Convolution arithmetic: where the windows of a convolution or pooling lie on its input.
 
-Everything is counted along one axis in pixels of the input. ``lo`` and ``hi`` are the padding at
-the near end (top, left) and at the far end (bottom, right); a negative padding crops. A kernel of k
-taps at dilation d spans d(k-1)+1 pixels. The first window starts at the very near end of the padded
-axis, so whatever a stride cannot reach is left over at the far end.
+All numbers count pixels of the input along one axis. ``lo`` and ``hi`` are the padding at the near
+end (top, left) and at the far end (bottom, right); a negative padding crops. A kernel with k taps
+and dilation d spans d(k-1)+1 pixels. The first window starts at the near end of the padded axis, so
+the rows that a stride does not reach are at the far end.
 """
 
 import dataclasses
@@ -14,12 +14,13 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 PerAxis = int | Sequence[int]
-"""One number for every axis, or one per axis."""
+"""One number for all axes, or one per axis."""
 
 Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
-"""An int: the same at both ends of every axis. ``(lo, hi)``: the two ends, the same on every axis.
-``((lo, hi), (lo, hi))``: the two ends axis by axis. ``"SAME"``: TensorFlow's rule, the odd pixel at
-the far end; ``"SAME_LOWER"``: at the near end; ``"VALID"``: none."""
+"""An int: the padding at both ends of every axis. ``(lo, hi)``: that at the two ends of every axis.
+``((lo, hi), (lo, hi))``: that at the two ends of each axis. ``"SAME"``: TensorFlow's rule, which
+puts an odd pixel at the far end; ``"SAME_LOWER"``: the same with the odd pixel at the near end;
+``"VALID"``: no padding."""
 
 _Figure = TypeVar("_Figure")
 
@@ -30,15 +31,15 @@ class Windows:
 
     Attributes:
       size: pixels of the input.
-      kernel: taps.
+      kernel: number of taps.
       stride: step between windows.
       lo: padding at the near end.
       hi: padding at the far end.
       dilation: step between taps.
 
     Raises:
-      ValueError: for a size, kernel, stride or dilation below 1, or a kernel that spans more than
-        the padded input.
+      ValueError: if the size, kernel, stride or dilation is below 1, or if the kernel spans more
+        than the padded input.
     """
 
     size: int
@@ -68,7 +69,7 @@ class Windows:
 
     @property
     def _room(self) -> int:
-        """How far the first window can be moved before it leaves the padded axis."""
+        """The largest distance by which the first window can move within the padded axis."""
         return self.size + self.lo + self.hi - self.span
 
     @property
@@ -80,12 +81,13 @@ class Windows:
     def uneven(self) -> int:
         """Rows at the far end that no window touches, u = (size + lo + hi - d(k-1) - 1) mod stride.
 
-        With the same padding at both ends, u = 0 means that it is applied evenly; otherwise u of
-        the far rows go unused while the near ones are all seen.
+        If the padding is the same at both ends, u = 0 means that the windows see it evenly. If
+        u > 0, they see all of the padding at the near end, and u rows fewer at the far end.
 
-        With a different padding at each end u alone does not tell: TensorFlow's SAME always has
-        u = 0, and BlurPool's four taps have u = 1 on even maps; the first is off centre by half a
-        pixel, the second exactly centred. `centre_drift` tells in every case.
+        If the paddings differ, u alone does not decide. TensorFlow's SAME always has u = 0, and
+        BlurPool with four taps has u = 1 on even maps; yet the windows of the first are off centre
+        by half a pixel, and those of the second are exactly centred. `centre_drift` decides in
+        every case.
 
         Reference: Alsallakh et al., "Mind the Pad", arXiv 2010.02178.
         """
@@ -93,19 +95,19 @@ class Windows:
 
     @property
     def dropped(self) -> int:
-        """Rows of the image that are lost at its ends: max(0, u - hi), and what padding crops.
+        """Rows of the image that no window touches at its ends: max(0, u - hi), and cropped rows.
 
-        Rows between the windows of a stride larger than the kernel are not counted.
+        Rows between windows do not count; they occur if the stride is larger than the kernel.
         """
         return min(self.size, max(0, self.uneven - self.hi) + max(0, -self.lo))
 
     @property
     def centre_drift(self) -> float:
-        """Mean of the window centres less the centre of the image, in pixels: (hi - lo - u) / 2.
+        """Mean of the window centres minus the centre of the image, in pixels: (hi - lo - u) / 2.
 
-        Zero exactly where windows touch as much padding at the near as at the far end, lo = hi - u.
-        Negative towards the near end (top, left), which is what u > 0 does under symmetric padding;
-        positive towards the far end.
+        It is zero exactly if windows touch as much padding at the near end as at the far end,
+        lo = hi - u. It is negative if the windows lie nearer to the near end (top, left), as with
+        equal padding and u > 0, and positive if they lie nearer to the far end.
         """
         return (self.hi - self.lo - self.uneven) / 2
 
@@ -116,11 +118,12 @@ class Windows:
 
     @property
     def exposure_gap(self) -> float:
-        """`exposure` summed over the near half of the taps less that over the far half.
+        """The sum of `exposure` over the near half of the taps minus that over the far half.
 
-        For k = 3, padding 1, stride 2 it is 1/h' on an even map, h' being the output size, and 0 on
-        an odd one. Where padding is zeros the weights lean away from the side that meets it more
-        often: a gap above 0 predicts a skew to the bottom or right, one below to the top or left.
+        For k = 3, padding 1 and stride 2 it is 1/h' on an even map and 0 on an odd one, where h' is
+        the output size. Under zero padding the weights lean away from the side that meets padding
+        more often: a positive gap predicts a skew to the bottom or right, a negative one to the top
+        or left.
         """
         taps = self._on_padding
         half = self.kernel // 2
@@ -145,20 +148,21 @@ def windows(
     padding: Padding = 0,
     dilation: PerAxis = 1,
 ) -> tuple[Windows, ...]:
-    """Places the windows of a layer on each axis.
+    """Places the windows of a layer along each axis.
 
     Args:
       size: pixels of the input.
-      kernel: taps of the kernel.
+      kernel: number of taps.
       stride: step between windows.
       padding: see `Padding`.
       dilation: step between taps.
 
     Returns:
-      One per axis; a single one where every argument is for one axis.
+      One `Windows` per axis; a single one if no argument is given per axis.
 
     Raises:
-      ValueError: for arguments of different numbers of axes, an unknown padding, or as `Windows`.
+      ValueError: if the arguments are for different numbers of axes, if the padding is unknown, or
+        as `Windows` does.
     """
     arguments = [size, kernel, stride, dilation]
     pairs = not isinstance(padding, int | str) and any(isinstance(p, Sequence) for p in padding)
@@ -205,16 +209,16 @@ def output_size(
 
     Args:
       size: pixels of the input.
-      kernel: taps of the kernel.
+      kernel: number of taps.
       stride: step between windows.
       padding: see `Padding`.
       dilation: step between taps.
 
     Returns:
-      Pixels of the output: a number where every argument is for one axis, otherwise one per axis.
+      Pixels of the output: one number if no argument is given per axis, otherwise one per axis.
 
     Raises:
-      ValueError: as `windows`.
+      ValueError: as `windows` does.
     """
     arguments = (size, kernel, stride, padding, dilation)
     return _figure(operator.attrgetter("output_size"), *arguments)
@@ -247,17 +251,16 @@ def uneven_padding(
 
     Args:
       size: pixels of the input.
-      kernel: taps of the kernel.
+      kernel: number of taps.
       stride: step between windows.
       padding: see `Padding`.
       dilation: step between taps.
 
     Returns:
-      u, from 0 to stride - 1: a number where every argument is for one axis, otherwise one per
-      axis.
+      u, from 0 to stride - 1: one number if no argument is given per axis, otherwise one per axis.
 
     Raises:
-      ValueError: as `windows`.
+      ValueError: as `windows` does.
 
     Reference: Alsallakh et al., "Mind the Pad", arXiv 2010.02178.
     """
@@ -271,32 +274,32 @@ def padding_amounts(
     padding: Padding = 0,
     dilation: PerAxis = 1,
 ) -> tuple[int, int] | tuple[tuple[int, int], ...]:
-    """Resolves a padding into the rows added at the near and at the far end.
+    """Returns the rows that a padding adds at the near end and at the far end.
 
     Args:
       size: pixels of the input.
-      kernel: taps of the kernel.
+      kernel: number of taps.
       stride: step between windows.
       padding: see `Padding`.
       dilation: step between taps.
 
     Returns:
-      ``(lo, hi)``: one pair where every argument is for one axis, otherwise one per axis.
+      ``(lo, hi)``: one pair if no argument is given per axis, otherwise one per axis.
 
     Raises:
-      ValueError: as `windows`.
+      ValueError: as `windows` does.
     """
     return _figure(operator.attrgetter("lo", "hi"), size, kernel, stride, padding, dilation)
 
 
 def skew_direction(gaps: Sequence[float]) -> str | None:
-    """Names the direction to which weights lean under zero padding.
+    """Returns the direction to which weights lean under zero padding.
 
     Args:
-      gaps: `Windows.exposure_gap` of each axis, one to three of them.
+      gaps: `Windows.exposure_gap` of each axis, for one to three axes.
 
     Returns:
-      For example ``"bottom right"``; ``None`` where no axis has a gap.
+      For example ``"bottom right"``; ``None`` if no axis has a gap.
     """
     names = (("front", "back"), ("top", "bottom"), ("left", "right"))[-len(gaps) :]
     words = [far if gap > 0 else near for gap, (near, far) in zip(gaps, names, strict=True) if gap]
@@ -312,7 +315,7 @@ def _figure(figure: Callable[[Windows], _Figure], *arguments: Any) -> Any:
 
 
 def _ends(padding: Any, size: int, span: int, stride: int) -> tuple[int, int]:
-    """The padding of one axis as (lo, hi)."""
+    """Returns the padding of one axis as (lo, hi)."""
     if isinstance(padding, str):
         step = max(stride, 1)
         total = max((-(-size // step) - 1) * step + span - size, 0)

@@ -1,4 +1,4 @@
-"""Foveation: in how many windows each pixel of an image takes part."""
+"""Foveation: the number of windows that read each pixel of an image."""
 
 from collections.abc import Callable, Sequence
 
@@ -35,26 +35,26 @@ def foveation(
     padding: arithmetic.Padding | None = None,
     dilation: arithmetic.PerAxis = 1,
 ) -> np.ndarray:
-    """Counts the windows of one layer in which each pixel takes part.
+    """Counts the windows of one layer that read each pixel.
 
-    A pixel that the padding repeats counts once for every time a window reads it, and a window of a
-    partial convolution counts kh·kw/m, m being the number of its taps on the image. The map is the
-    gradient of the sum of all outputs with respect to the image where every weight is 1.
+    If the padding repeats a pixel, every reading of it counts. A window of a partial convolution
+    counts kh·kw/m times, where m is the number of its taps on the image. With all weights equal to
+    1, the result is the gradient of the sum of all outputs with respect to the image.
 
     Args:
       size: pixels of the image, one number for a square or (height, width).
-      kernel: taps.
+      kernel: number of taps.
       stride: step between windows.
       padding_mode: one of ``PADDING_MODES``.
-      padding: amount, as in `arithmetic`; ``None`` for d(k-1)/2 rounded down at each end, for
-        ``same`` what TensorFlow's rule says, for ``valid`` none.
+      padding: amount, as in `arithmetic`; ``None`` for ⌊d(k-1)/2⌋ at each end. ``same`` ignores
+        it and follows TensorFlow's rule; ``valid`` ignores it and adds nothing.
       dilation: step between taps.
 
     Returns:
       Counts (height, width), float64.
 
     Raises:
-      ValueError: for an unknown mode, or as `arithmetic.output_size`.
+      ValueError: if the mode is unknown, or as `arithmetic.output_size` does.
 
     Reference: Alsallakh et al., "Mind the Pad", arXiv 2010.02178.
     """
@@ -85,22 +85,23 @@ def window_matrix(
     padding_mode: str = "zero",
     upsampling: int = 1,
 ) -> np.ndarray:
-    """Counts how often each window along an axis reads each pixel.
+    """Counts how often each window along one axis reads each pixel.
 
     Args:
       size: pixels of the input.
-      kernel: taps.
+      kernel: number of taps.
       stride: step between windows.
-      padding: along this axis, as in `arithmetic`.
+      padding: padding of this axis, as in `arithmetic`.
       dilation: step between taps.
       padding_mode: one of ``PADDING_MODES``.
-      upsampling: step by which the input is spread with zeros first.
+      upsampling: step between the pixels after zeros are put between them; 1 for none.
 
     Returns:
-      Counts (windows, size), float64; for ``partial`` times kernel/m for m taps on the image.
+      Counts (windows, size), float64. Under ``partial`` the counts of a window with m taps on the
+      image are multiplied by kernel/m.
 
     Raises:
-      ValueError: as `arithmetic.output_size`.
+      ValueError: as `arithmetic.output_size` does.
     """
     spread = (size - 1) * upsampling + 1
     (axis,) = arithmetic.windows(spread, kernel, stride, padding, dilation)
@@ -125,26 +126,27 @@ def window_matrix(
 def network_foveation(
     layers: Sequence[LayerLike], size: int | None = None, outputs: Sequence[str] = ()
 ) -> np.ndarray:
-    """Counts the ways from each pixel of the image through the windows of a whole network.
+    """Counts the paths from each pixel of the image through the windows of a whole network.
 
-    Ones are propagated back from the output maps: in the network that has the same windows but one
-    channel, every weight 1, sums for maxima and no non-linearities, it is the gradient of the sum
-    of the outputs with respect to the image. Branches that are added or put together add up.
-    Foveation is geometry alone, so trained weights play no part. The counts grow as the product of
-    all kernel sizes and only their ratios matter, hence they are given relative to their mean.
+    The result is a gradient: that of the sum of the outputs with respect to the image, in a network
+    with the same windows, one channel, all weights equal to 1, sums instead of maxima and no
+    non-linearities. The counts of branches that are added or concatenated add up. Foveation is
+    geometry alone: it does not depend on trained weights. The counts grow with the product of all
+    kernel sizes and only their ratios matter, so they are divided by their mean.
 
     Args:
       layers: rows of an audit, or ``(kernel, stride, padding[, dilation])`` in order.
-      size: height and width of the image; ``None`` for the one that the rows were audited at.
-      outputs: names of the layers from whose maps to go back; by default every map that no other
+      size: height and width of the image; ``None`` for the size at which the rows were audited.
+      outputs: names of the layers whose output maps to start from; by default all maps that no
         layer reads.
 
     Returns:
       Map (height, width), float64, of mean 1.
 
     Raises:
-      ValueError: naming the layer, for one that runs in a loop, whose input could not be followed
-        or whose padding is mixed; for an unknown name in ``outputs``; if nothing reads the image.
+      ValueError: if a layer runs in a loop, has mixed padding, or its input could not be followed
+        (the message names the layer); if a name in ``outputs`` is unknown; if no output depends on
+        the image.
 
     Reference: Alsallakh et al., "Mind the Pad", arXiv 2010.02178.
     """
@@ -162,7 +164,7 @@ def network_foveation(
         for source in rows[number].reads or ():
             ways[source] = ways[source] + back if source in ways else back
         if back.max() > 1e200:
-            # Only ratios matter, and the counts of a deep network leave float64's range.
+            # The counts of a deep network exceed the range of float64, and only ratios matter.
             ways = {source: counts * 1e-200 for source, counts in ways.items()}
     if -1 not in ways:
         raise ValueError("none of the outputs is reached from the image")
@@ -170,7 +172,7 @@ def network_foveation(
 
 
 def _back(row: LayerGeometry) -> Callable[[np.ndarray], np.ndarray]:
-    """From counts on the layer's output to counts on its input."""
+    """Returns the function from counts on the layer's output to counts on its input."""
     if row.repeats != 1:
         raise ValueError(f"{row.layer}: runs {row.repeats} times in a loop; audit it unrolled")
     if row.padding_mode in ("mixed", "other"):

@@ -1,4 +1,4 @@
-"""One row of an audit: where the windows of a convolution or pooling lie on its map."""
+"""One row of an audit: the geometry of a convolution or pooling layer."""
 
 import dataclasses
 import os
@@ -20,29 +20,29 @@ class LayerGeometry:
     Every tuple has one entry per spatial axis: (height, width) for images.
 
     Attributes:
-      layer: parameter path of the weights without the weights' own name, ``"layer1/conv2"``, or the
-        kind and a number, ``"max_pool_1"``, where there are none or they could not be traced.
-        Weights that are used twice give two rows of one name.
+      layer: path of the weights without the weights' own name, ``"layer1/conv2"``; the kind and a
+        number, ``"max_pool_1"``, if the layer has no weights or the audit could not trace them.
+        Weights that are used twice give two rows with the same name.
       kind: one of ``KINDS``. ``depthwise`` has a group per input channel; ``transposed`` spreads
         its input by ``upsampling`` first; ``subsample`` is a strided slice, or a sum of shifted
         ones (BlurPool, polyphase sampling), with the taps as its kernel.
-      input_size: pixels of the map before any padding.
-      output_size: pixels of the map that it makes.
-      kernel: taps.
+      input_size: pixels of the input map, without any padding.
+      output_size: pixels of the output map.
+      kernel: number of taps.
       stride: step between windows.
       dilation: step between taps.
-      padding: ``(lo, hi)``, all that is added in front of the windows, by the layer itself or by
-        what leads to it; negative where pixels are cropped. In pixels of the input, for transposed
-        convolutions of the spread input.
-      groups: of the convolution.
-      padding_mode: what the padding holds: ``zero`` (any constant), ``reflect``, ``symmetric``,
-        ``replicate``, ``circular``, ``valid`` (there is none), ``other``, or ``mixed`` for more
-        than one of them.
-      upsampling: step between the pixels of the spread input; 1 but for transposed convolutions.
-      reads: numbers of the rows, counted from 0, whose output maps are this layer's input, more
-        than one where branches are added or put together; -1 is the input of the network. ``None``
-        where the way from there to here could not be followed.
-      repeats: how many turns of loops run this layer.
+      padding: ``(lo, hi)`` in pixels of the input (of the spread input for transposed
+        convolutions): the sum of the layer's own padding and of what operations before the layer
+        added. Negative if pixels are cropped.
+      groups: groups of the convolution.
+      padding_mode: content of the padding: ``zero`` (any constant), ``reflect``, ``symmetric``,
+        ``replicate``, ``circular``, ``valid`` (no padding), ``other``, or ``mixed`` for several of
+        them.
+      upsampling: step between the pixels of the spread input; 1 unless ``kind`` is ``transposed``.
+      reads: numbers of the rows, counted from 0, whose output maps are the input of this layer;
+        several if branches are added or concatenated. -1 is the input of the network. ``None`` if
+        the audit could not follow the path between the layers.
+      repeats: how many times loops run this layer.
     """
 
     layer: str
@@ -61,7 +61,7 @@ class LayerGeometry:
 
     @property
     def windows(self) -> tuple[Windows, ...]:
-        """The windows along each axis, on the input spread by ``upsampling``."""
+        """The windows along each axis of the input, which ``upsampling`` spreads."""
         spread = [
             (n - 1) * step + 1 for n, step in zip(self.input_size, self.upsampling, strict=True)
         ]
@@ -70,22 +70,22 @@ class LayerGeometry:
 
     @property
     def uneven(self) -> tuple[int, ...]:
-        """Rows at the far end that no window touches: `Windows.uneven` of each axis."""
+        """Rows at the far end that no window touches, see `Windows.uneven`."""
         return tuple(axis.uneven for axis in self.windows)
 
     @property
     def dropped(self) -> tuple[int, ...]:
-        """Rows of the map lost at its ends: `Windows.dropped` of each axis."""
+        """Rows of the map that are lost at its ends, see `Windows.dropped`."""
         return tuple(axis.dropped for axis in self.windows)
 
     @property
     def centre_drift(self) -> tuple[float, ...]:
-        """Middle of the windows less the middle of the map: `Windows.centre_drift` of each axis."""
+        """Centre of the windows minus the centre of the map, see `Windows.centre_drift`."""
         return tuple(axis.centre_drift for axis in self.windows)
 
     @property
     def exposure_gap(self) -> tuple[float, ...]:
-        """Padding met by the near half of the taps less the far: `Windows.exposure_gap`."""
+        """Padding met by the near taps minus that met by the far taps: `Windows.exposure_gap`."""
         return tuple(axis.exposure_gap for axis in self.windows)
 
     @property
@@ -100,30 +100,33 @@ class LayerGeometry:
 
     @property
     def skew(self) -> str | None:
-        """Direction to which the weights are predicted to lean, such as ``"bottom right"``.
+        """The direction to which the weights should lean, such as ``"bottom right"``, or None.
 
-        Only padding with a constant gives the kernel's two sides different things to see, and only
-        a convolution has weights to lean: otherwise ``None``.
+        Only a convolution has weights, and only padding with a constant looks different from the
+        image; for all other layers there is no prediction.
         """
         if self.kind not in ("conv", "depthwise") or self.padding_mode not in ("zero", "mixed"):
             return None
         return skew_direction(self.exposure_gap)
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as JSON types: its attributes, and the figures that follow from them."""
+        """Returns the row as JSON types: the attributes and the figures that follow from them."""
         row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         figures = ("uneven", "dropped", "centre_drift", "exposure_gap", "skew")
         return _plain(row | {name: getattr(self, name) for name in figures})
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "LayerGeometry":
-        """Reads what `to_dict` wrote.
+        """Reads a row that `to_dict` wrote.
 
         Args:
-          row: the mapping; figures that follow from the others are ignored.
+          row: the mapping; figures that follow from the attributes are ignored.
+
+        Returns:
+          The row.
 
         Raises:
-          ValueError: where an attribute is missing.
+          ValueError: if an attribute is missing.
         """
         fields = dataclasses.fields(cls)
         missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in row]
@@ -136,7 +139,7 @@ class FileAudit(list[LayerGeometry]):
     """The rows of the audit of a file.
 
     Attributes:
-      left_out: layer -> why it has no row.
+      left_out: layer -> the reason why it has no row.
     """
 
     def __init__(self, rows: Iterable[LayerGeometry], left_out: Mapping[str, str] | None = None):
@@ -159,7 +162,7 @@ def read_rows(path: str | os.PathLike) -> list[LayerGeometry]:
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: naming the file, if it is damaged.
+      ValueError: if the file is damaged; the message names it.
     """
     rows = run_directory.read_layers(pathlib.Path(path))
     try:

@@ -1,4 +1,4 @@
-"""An audit for a terminal, as a table, and for programs, as JSON."""
+"""An audit as a table for a terminal and as JSON for programs."""
 
 import dataclasses
 import json
@@ -11,16 +11,15 @@ from kernsym_jax.geometry.layer import FileAudit, LayerGeometry
 
 
 def layer_table(rows: Sequence[LayerGeometry]) -> Any:
-    """Lays out the rows of an audit, uneven layers in colour.
+    """Returns the rows of an audit as a table in which uneven layers are coloured.
 
-    Names are shown as they are, never as markup.
-
-    Columns are the size of the map before and after, kernel k, stride s, dilation d, padding, and
-    `LayerGeometry`'s uneven, dropped (as lost), centre_drift and skew. Two numbers are for the two
-    axes where these differ; ``0|1`` is padding of 0 at the near and 1 at the far end.
+    The columns are the sizes of the input and output maps, kernel k, stride s, dilation d, padding,
+    and the figures uneven (u), dropped (lost), centre_drift (drift) and skew (leans to) of
+    `LayerGeometry`. A cell holds one number per axis if the axes differ. ``0|1`` means padding of 0
+    at the near end and 1 at the far end.
 
     Args:
-      rows: of an audit.
+      rows: rows of an audit.
 
     Returns:
       A rich.table.Table.
@@ -74,9 +73,9 @@ def print_audit(title: str, rows: Sequence[LayerGeometry], advice: Advice) -> No
     """Prints the rows of an audit and the verdict.
 
     Args:
-      title: above the table.
-      rows: of the audit.
-      advice: what they come to.
+      title: line above the table.
+      rows: rows of the audit.
+      advice: the result of `advise` for these rows.
     """
     console = cli.console()
     console.print(cli.printable(title), style="bold", markup=False, highlight=False, soft_wrap=True)
@@ -87,16 +86,16 @@ def print_audit(title: str, rows: Sequence[LayerGeometry], advice: Advice) -> No
 
 
 def audit_json(title: str, rows: Sequence[LayerGeometry], advice: Advice) -> str:
-    """Writes an audit as JSON: its title, the verdict and its figures, and the rows.
+    """Returns an audit as JSON.
 
     Args:
-      title: of the network.
-      rows: of the audit.
-      advice: what they come to.
+      title: name of the network.
+      rows: rows of the audit.
+      advice: the result of `advise` for these rows.
 
     Returns:
-      A JSON object: network, verdict, total, strided, uneven, nearest, the rows as layers, and
-      left_out, why each layer without a row has none.
+      A JSON object with the keys network, verdict, total, strided, uneven, nearest, layers (the
+      rows) and left_out (layer -> the reason why it has no row).
     """
     figures = {"network": title, "verdict": advice.verdict, **dataclasses.asdict(advice)}
     layers = [row.to_dict() for row in rows]

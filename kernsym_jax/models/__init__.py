@@ -1,6 +1,6 @@
-"""The networks of the experiments, by name.
+"""The networks, by name.
 
-Every model is a Linen module with the same call::
+Every network is a Linen module, and all have the same call::
 
     model = models.create("resnet18", num_classes=1000, padding="zero", downsample="stride")
     variables = model.init(jax.random.key(0), images)
@@ -10,30 +10,31 @@ Every model is a Linen module with the same call::
         rngs={"dropout": dropout_key, "downsample": downsample_key},
     )
 
-Images are (batch, height, width, channels) float32, already normalised; logits are
-(batch, num_classes) float32, those of ``unet`` (batch, height, width, num_classes). In training
-``inception_v3`` alone returns a pair, the logits and those of its auxiliary head. Parameters are in
-the collection ``params``, BatchNorm's running statistics in ``batch_stats``, all float32 whatever
-``dtype`` the computation runs in. Kernels are at ``…/kernel`` as (kh, kw, in / groups, out). The
-rng streams ``dropout`` and ``downsample`` are needed in training only, by models with dropout and
-by the methods ``sbpool`` and ``lps``.
+Images are (batch, height, width, channels) float32, already normalised. Logits are
+(batch, num_classes) float32; those of ``unet`` are (batch, height, width, num_classes). In
+training, ``inception_v3`` returns a pair: its logits and those of its auxiliary head. The
+collection ``params`` holds the parameters and ``batch_stats`` the running statistics of BatchNorm,
+both in float32 under every ``dtype``. A kernel is at ``…/kernel``, as (kh, kw, in / groups, out).
+Only training needs rng streams: ``dropout`` for networks with dropout or stochastic depth, and
+``downsample`` for the methods ``sbpool`` and ``lps``.
 
 A parameter path is a public identifier. In a published network it follows from the name in a
 PyTorch state dict (torchvision's, or akamaster's for the CIFAR ResNets) by one rule: a dot before a
-number becomes an underscore, every other dot a slash, and the last word becomes
+number becomes an underscore, every other dot becomes a slash, and the last word changes as follows
+(``layer_scale`` of a ConvNeXt stays):
 
 ====================  =======================================================================
 ``weight``            ``kernel`` of a convolution, (out, in, kh, kw) to (kh, kw, in, out), and
-                      of a dense layer, (out, in) to (in, out); ``scale`` of a BatchNorm
+                      of a dense layer, (out, in) to (in, out); ``scale`` of a normalisation
 ``bias``              ``bias``
 ``running_mean``      ``mean`` in ``batch_stats``
 ``running_var``       ``var`` in ``batch_stats``
 ====================  =======================================================================
 
-so ``layer1.0.downsample.0.weight`` is ``layer1_0/downsample_0/kernel`` and
-``features.1.conv.0.1.running_mean`` is ``features_1/conv_0_1/mean``. Maps are flattened in
-PyTorch's order (channels, height, width), so dense kernels need no permutation. What a learned
-downsampling adds lies beside its layer, under ``…_down/logits``.
+For example, ``layer1.0.downsample.0.weight`` becomes ``layer1_0/downsample_0/kernel`` and
+``features.1.conv.0.1.running_mean`` becomes ``features_1/conv_0_1/mean``. The networks flatten maps
+in PyTorch's order (channels, height, width), so dense kernels need no permutation. The parameters
+of a learned downsampling are beside its layer, under ``…_down/logits``.
 """
 
 from kernsym_jax.models.registry import (

@@ -13,15 +13,15 @@ from kernsym_jax.models.variant import Variant, flatten_channels_first, torch_de
 class AlexNet(nn.Module):
     """Five convolutions, three max-poolings and three dense layers.
 
-    Layers carry torchvision's numbers: convolutions ``features_0``, ``_3``, ``_6``, ``_8``,
-    ``_10``, poolings ``features_2``, ``_5``, ``_12``, dense layers ``classifier_1``, ``_4``,
-    ``_6``. The map is flattened in the order channels, height, width.
+    Layers have torchvision's numbers: the convolutions are ``features_0``, ``_3``, ``_6``, ``_8``
+    and ``_10``, the poolings ``features_2``, ``_5`` and ``_12``, the dense layers
+    ``classifier_1``, ``_4`` and ``_6``.
 
     Attributes:
-      num_classes: outputs.
+      num_classes: number of outputs.
       width: channels of the first convolution; the others have 3, 6, 4 and 4 times as many.
       hidden: units of the first two dense layers.
-      dropout: share of inputs of those layers that is dropped in training.
+      dropout: share of the inputs of those layers that training drops.
       variant: padding, downsampling, BatchNorm axis and type of the computation.
 
     Reference: Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014.
@@ -35,7 +35,7 @@ class AlexNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Logits (batch, num_classes), float32, of images (batch, height, width, channels)."""
+        """Returns logits (batch, num_classes), float32, of images (batch, h, w, channels)."""
         v = self.variant
 
         def conv(number: int, x: jax.Array, share: int, kernel_size: int, **fields: Any) -> Any:

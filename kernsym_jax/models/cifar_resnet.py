@@ -1,4 +1,4 @@
-"""ResNets for small images, with shortcuts that learn nothing (option A)."""
+"""ResNets for small images, with shortcuts without parameters (option A)."""
 
 import dataclasses
 
@@ -11,13 +11,15 @@ from kernsym_jax.models.variant import Variant, torch_dense
 
 
 class CifarBlock(nn.Module):
-    """Two 3×3 convolutions; the shortcut of a step keeps every other pixel and adds zero channels.
+    """Two 3×3 convolutions and a shortcut without parameters.
+
+    If the block has a stride, the shortcut keeps every other pixel and appends channels of zeros.
 
     Attributes:
       planes: channels.
       stride: step of the block.
-      index: number of its strided place in the network.
-      variant: padding, downsampling and type.
+      index: number of the block's strided place in the network, from 0.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
     """
 
     planes: int
@@ -43,13 +45,13 @@ class CifarBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A residual network for 32×32 images, of 6n + 2 layers.
+    """A residual network with 6n + 2 layers for images of 32×32 pixels.
 
     Layers are ``conv1``, ``bn1``, ``layer1_0/conv1``, … and ``linear``.
 
     Attributes:
-      num_classes: outputs.
-      blocks: blocks of each stage.
+      num_classes: number of outputs.
+      blocks: number of blocks of each stage.
       width: channels of the first stage, doubled at each further one.
       variant: padding, downsampling, BatchNorm axis and type of the computation.
 
@@ -63,7 +65,7 @@ class CifarResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Logits (batch, num_classes), float32, of images (batch, height, width, channels)."""
+        """Returns logits (batch, num_classes), float32, of images (batch, h, w, channels)."""
         v = dataclasses.replace(self.variant, kernel_init=nn.initializers.he_normal())
         x = v.conv("conv1", self.width, 3)(images.astype(v.dtype))
         x = nn.relu(v.norm("bn1")(x, train))

@@ -15,7 +15,7 @@ _INIT = nn.initializers.truncated_normal(0.02)
 class Block(nn.Module):
     """A depthwise 7×7 convolution, LayerNorm, and two dense layers on the channels of each pixel.
 
-    Layers carry torchvision's numbers, which count activations too: ``block_0``, ``block_2``,
+    Layers have torchvision's numbers, which count activations too: ``block_0``, ``block_2``,
     ``block_3`` and ``block_5``; ``layer_scale`` (channels, 1, 1) scales what the block adds.
 
     Attributes:
@@ -40,16 +40,16 @@ class Block(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """Stages of blocks, with a convolution whose windows do not overlap before each.
+    """Stages of blocks, each after a strided convolution whose windows do not overlap.
 
     Layers are ``features_0_0`` (its LayerNorm ``features_0_1``), ``features_1_0/block_0``, …,
     ``features_2_0`` (LayerNorm) and ``features_2_1`` before the second stage, …, ``classifier_0``
-    (LayerNorm) and ``classifier_2``. The convolutions that take the steps have no padding under
-    any ``padding``.
+    (LayerNorm) and ``classifier_2``. The strided convolutions are never padded, whatever the
+    ``padding``.
 
     Attributes:
       num_classes: number of outputs.
-      blocks: blocks of each stage.
+      blocks: number of blocks of each stage.
       width: channels of the first stage, doubled at each further one.
       stochastic_depth: probability that training skips the last block for a sample; it grows
         linearly from 0 at the first block.
@@ -89,7 +89,7 @@ class ConvNeXt(nn.Module):
 def _patches(
     v: Variant, name: str, x: jax.Array, features: int, size: int, *, index: int, train: bool
 ) -> jax.Array:
-    """Convolves patches of ``size`` pixels with stride ``size``, as strided place ``index``."""
+    """Convolves with kernel and stride ``size``, as strided place number ``index``."""
     down = v.down(f"{name}_down", size, index)
     x = v.extend_for_step(x, size, down)
     conv = v.conv(name, features, size, stride=down.inside, pad=0, use_bias=True)

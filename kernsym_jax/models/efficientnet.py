@@ -11,7 +11,7 @@ from kernsym_jax.layers import crop
 from kernsym_jax.models.mobilenet_v2 import scaled_channels
 from kernsym_jax.models.variant import Variant, torch_uniform
 
-# Expansion, kernel size, stride, channels and blocks of each stage of B0: table 1 of the paper.
+# Expansion, kernel size, stride, channels and blocks of the stages of B0, from the paper's table 1.
 _STAGES = (
     (1, 3, 1, 16, 1),
     (6, 3, 2, 24, 2),
@@ -44,9 +44,9 @@ class SqueezeExcitation(nn.Module):
 
 
 class MBConv(nn.Module):
-    """A 1×1 expansion, a depthwise convolution that takes the step, and a linear 1×1 projection.
+    """A 1×1 expansion, a depthwise convolution with the stride, and a linear 1×1 projection.
 
-    A squeeze-and-excitation follows the depthwise convolution. Layers carry torchvision's numbers:
+    A squeeze-and-excitation follows the depthwise convolution. Layers have torchvision's numbers:
     ``block_0_0``, ``block_0_1``, ….
 
     Attributes:
@@ -54,7 +54,7 @@ class MBConv(nn.Module):
       expansion: channels of the depthwise convolution per input channel.
       kernel_size: height and width of the depthwise kernel.
       stride: step of the block.
-      index: number of its strided place in the network.
+      index: number of the block's strided place in the network, from 0.
       skipped: probability that training skips the block for a sample, where it has a shortcut.
       variant: padding, downsampling, BatchNorm axis and type of the computation.
     """

@@ -21,10 +21,10 @@ class BasicConv(nn.Module):
     Attributes:
       features: output channels.
       kernel_size: height and width, or one number for both.
-      variant: padding, downsampling and type.
-      pad: amount per side.
-      stride: step of the convolution itself.
-      stddev: of the initial kernel.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
+      pad: rows and columns added per side.
+      stride: stride of the convolution itself.
+      stddev: standard deviation of the initial kernel.
     """
 
     features: int
@@ -56,7 +56,7 @@ class InceptionA(nn.Module):
 
     Attributes:
       pool_features: channels of the pooling branch.
-      variant: padding, downsampling and type.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
     """
 
     pool_features: int
@@ -81,11 +81,11 @@ class InceptionA(nn.Module):
 
 
 class InceptionB(nn.Module):
-    """The step from 35×35 to 17×17; its three branches share the choice of a downsampling.
+    """The downsampling from 35×35 to 17×17, in three branches that share their phases.
 
     Attributes:
       index: number of this strided place in the network.
-      variant: padding, downsampling and type.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
     """
 
     index: int
@@ -105,8 +105,8 @@ class InceptionC(nn.Module):
     """The 17×17 block: 1×1, factorised 7×7, double factorised 7×7 and pooling branches.
 
     Attributes:
-      channels: of the 7×7 branches.
-      variant: padding, downsampling and type.
+      channels: channels of the 7×7 branches.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
     """
 
     channels: int
@@ -134,11 +134,11 @@ class InceptionC(nn.Module):
 
 
 class InceptionD(nn.Module):
-    """The step from 17×17 to 8×8; its three branches share the choice of a downsampling.
+    """The downsampling from 17×17 to 8×8, in three branches that share their phases.
 
     Attributes:
       index: number of this strided place in the network.
-      variant: padding, downsampling and type.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
     """
 
     index: int
@@ -157,10 +157,10 @@ class InceptionD(nn.Module):
 
 
 class InceptionE(nn.Module):
-    """The 8×8 block, whose 3×3 branches end in a 1×3 and a 3×1 convolution side by side.
+    """The 8×8 block; its 3×3 branches end in parallel 1×3 and 3×1 convolutions.
 
     Attributes:
-      variant: padding, downsampling and type.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
     """
 
     variant: Variant
@@ -185,11 +185,11 @@ class InceptionE(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """Logits from the 17×17 map, for training only.
+    """A classifier on the 17×17 map, for training only.
 
     Attributes:
-      num_classes: outputs.
-      variant: padding, downsampling and type.
+      num_classes: number of outputs.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
     """
 
     num_classes: int
@@ -197,7 +197,7 @@ class AuxiliaryHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Logits (batch, num_classes), float32, of a map of at least 17×17."""
+        """Returns logits (batch, num_classes), float32, of a map of at least 17×17."""
         x = AvgPool(5, 3, pad=0, name="avgpool")(x)
         x = BasicConv(128, 1, self.variant, name="conv0")(x, train)
         x = BasicConv(768, 5, self.variant, stddev=0.01, name="conv1")(x, train)
@@ -206,15 +206,15 @@ class AuxiliaryHead(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """Inception-v3; in training it returns the logits of the auxiliary head too.
+    """Inception-v3; in training it also returns the logits of the auxiliary head.
 
     Layers are named as in torchvision: ``Conv2d_1a_3x3/conv``, ``Mixed_5b/branch1x1/conv``, …,
     ``AuxLogits/conv0/conv`` and ``fc``.
 
     Attributes:
-      num_classes: outputs.
-      auxiliary: with the auxiliary head, which wants images of about 299×299 in training.
-      dropout: share of the features that is dropped in training.
+      num_classes: number of outputs.
+      auxiliary: whether there is an auxiliary head; it needs images of about 299×299 in training.
+      dropout: share of the features that training drops.
       variant: padding, downsampling, BatchNorm axis and type of the computation.
 
     Reference: Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016, table 1.
@@ -229,15 +229,15 @@ class InceptionV3(nn.Module):
     def __call__(
         self, images: jax.Array, train: bool = False
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """Logits of images (batch, height, width, channels).
+        """Returns logits of images (batch, height, width, channels).
 
         Args:
           images: float32, already normalised, at least 75×75.
-          train: use the batch's statistics, dropout and the auxiliary head.
+          train: whether to use the statistics of the batch, dropout and the auxiliary head.
 
         Returns:
-          Logits (batch, num_classes), float32; in training, unless ``auxiliary`` is off, the pair
-          of them and the auxiliary head's.
+          Logits (batch, num_classes), float32; in training with ``auxiliary``, a pair of these
+          logits and those of the auxiliary head.
         """
         v = dataclasses.replace(self.variant, bn_epsilon=1e-3)
         x = _stem(v, images.astype(v.dtype), train)
@@ -249,8 +249,8 @@ class InceptionV3(nn.Module):
         auxiliary = None
         if self.auxiliary and (train or self.is_initializing()):
             head = AuxiliaryHead(self.num_classes, v, name="AuxLogits")
-            # Its parameters do not depend on the size of the map, and small images have too small
-            # a one; they are made on the map of 299×299 images.
+            # The parameters do not depend on the size of the map. They are initialised on the map
+            # of 299×299 images, because the map of smaller images can be too small.
             auxiliary = head(x, train) if train else head(jnp.zeros((1, 17, 17, 768), v.dtype))
         x = InceptionD(4, v, name="Mixed_7a")(x, train)
         x = InceptionE(v, name="Mixed_7b")(x, train)
@@ -263,7 +263,7 @@ class InceptionV3(nn.Module):
 
 
 def _stem(v: Variant, x: jax.Array, train: bool) -> jax.Array:
-    """From 299×299×3 to 35×35×192."""
+    """Maps images of 299×299×3 to a map of 35×35×192."""
     down = v.down("Conv2d_1a_3x3_down", 2, 0)
     first = BasicConv(32, 3, v, stride=down.inside, name="Conv2d_1a_3x3")
     x, _ = down(first(x, train, down.position(train)), train)
@@ -276,19 +276,19 @@ def _stem(v: Variant, x: jax.Array, train: bool) -> jax.Array:
 
 
 def _average(variant: Variant) -> AvgPool:
-    """The 3×3 average of the pooling branches."""
+    """Returns the 3×3 average pooling of the pooling branches."""
     return AvgPool(3, 1, variant.padding, name="avgpool")
 
 
 def _join(*branches: jax.Array) -> jax.Array:
-    """Branches side by side; unpadded ones differ in size and are cropped to the smallest."""
+    """Concatenates branches; unpadded ones differ in size and are cropped to the smallest."""
     return jnp.concatenate(crop_to_common(list(branches)), axis=-1)
 
 
 def _step(
     v: Variant, index: int, convs: dict[str, tuple[jax.Array, int]], x: jax.Array, train: bool
 ) -> jax.Array:
-    """3×3 convolutions and a max-pooling with stride 2 beside each other, sharing one choice."""
+    """Concatenates 3×3 convolutions and a max-pooling, all with stride 2 and the same phases."""
     down = v.down("down", 2, index)
     position = down.position(train)
     *inputs, x = crop_to_common([*(y for y, _ in convs.values()), x])

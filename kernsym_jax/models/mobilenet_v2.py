@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from kernsym_jax.layers import crop
 from kernsym_jax.models.variant import Variant
 
-# Expansion, channels, blocks and stride of each stage: table 2 of the paper.
+# Expansion, channels, blocks and stride of each stage, from table 2 of the paper.
 _STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -20,16 +20,16 @@ _STAGES = (
 
 
 class InvertedResidual(nn.Module):
-    """A 1×1 expansion, a depthwise 3×3 that takes the step, and a linear 1×1 projection.
+    """A 1×1 expansion, a depthwise 3×3 convolution with the stride, and a linear 1×1 projection.
 
-    Layers carry torchvision's numbers: ``conv_0_0``, ``conv_0_1``, …
+    Layers have torchvision's numbers: ``conv_0_0``, ``conv_0_1``, ….
 
     Attributes:
       features: output channels.
       expansion: channels of the depthwise convolution per input channel.
       stride: step of the block.
-      index: number of its strided place in the network.
-      variant: padding, downsampling and type.
+      index: number of the block's strided place in the network, from 0.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
     """
 
     features: int
@@ -65,9 +65,9 @@ class MobileNetV2(nn.Module):
     ``features_18_0`` and ``classifier_1``.
 
     Attributes:
-      num_classes: outputs.
-      width: multiplies every number of channels, which are then rounded to multiples of 8.
-      dropout: share of the features that is dropped in training.
+      num_classes: number of outputs.
+      width: factor of every number of channels; the products are rounded to multiples of 8.
+      dropout: share of the features that training drops.
       variant: padding, downsampling, BatchNorm axis and type of the computation.
 
     Reference: Sandler et al., "MobileNetV2", CVPR 2018, table 2.
@@ -80,7 +80,7 @@ class MobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Logits (batch, num_classes), float32, of images (batch, height, width, channels)."""
+        """Returns logits (batch, num_classes), float32, of images (batch, h, w, channels)."""
         v = self.variant
         down = v.down("features_0_0_down", 2, 0)
         x = v.conv("features_0_0", scaled_channels(32, self.width), 3, stride=down.inside)(

@@ -1,4 +1,7 @@
-"""ResNets for ImageNet, as torchvision defines them (stride in the 3×3 of the bottleneck)."""
+"""ResNet, ResNeXt and Wide ResNet, as torchvision defines them.
+
+The 3×3 convolution of a bottleneck takes the stride.
+"""
 
 import functools
 from collections.abc import Callable
@@ -12,13 +15,13 @@ from kernsym_jax.models.variant import Variant, torch_dense
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut; the first convolution takes the step.
+    """Two 3×3 convolutions and a shortcut; the first convolution takes the stride.
 
     Attributes:
       planes: channels.
       stride: step of the block.
-      index: number of its strided place in the network.
-      variant: padding, downsampling and type.
+      index: number of the block's strided place in the network, from 0.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
     """
 
     planes: int
@@ -45,15 +48,15 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions and a shortcut; the 3×3 takes the step.
+    """1×1, 3×3 and 1×1 convolutions and a shortcut; the 3×3 convolution takes the stride.
 
     Attributes:
       planes: a quarter of the output channels.
       inner: channels of the 3×3 convolution.
       groups: groups of the 3×3 convolution.
       stride: step of the block.
-      index: number of its strided place in the network.
-      variant: padding, downsampling and type.
+      index: number of the block's strided place in the network, from 0.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
     """
 
     planes: int
@@ -85,13 +88,13 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """A residual network for large images: ResNet, ResNeXt or Wide ResNet.
 
-    Layers are ``conv1``, ``bn1``, ``layer1_0/conv1``, … and ``fc``; blocks with a projection hold
-    it as ``downsample_0`` and its BatchNorm as ``downsample_1``.
+    Layers are ``conv1``, ``bn1``, ``layer1_0/conv1``, … and ``fc``. The projection of a shortcut is
+    ``downsample_0`` and its BatchNorm ``downsample_1``.
 
     Attributes:
-      num_classes: outputs.
-      blocks: blocks of each stage.
-      bottleneck: bottleneck blocks instead of basic ones.
+      num_classes: number of outputs.
+      blocks: number of blocks of each stage.
+      bottleneck: whether the blocks are bottleneck blocks instead of basic ones.
       width: channels of the stem, doubled at each stage after the first.
       groups: groups of the 3×3 convolution of a bottleneck block (ResNeXt's cardinality).
       width_per_group: channels of each of these groups in the first stage, if ``width`` is 64.
@@ -112,7 +115,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Logits (batch, num_classes), float32, of images (batch, height, width, channels)."""
+        """Returns logits (batch, num_classes), float32, of images (batch, h, w, channels)."""
         v = self.variant
         down = v.down("conv1_down", 2, 0)
         x = v.conv("conv1", self.width, 7, stride=down.inside)(

@@ -13,19 +13,19 @@ from kernsym_jax.models.variant import Variant, flatten_channels_first, torch_de
 class SmallCNN(nn.Module):
     """Convolutions with BatchNorm, global average pooling and a dense head.
 
-    Layers are ``conv1``, ``bn1``, ``conv2``, … and ``head``; ``pool2`` for the place where a
-    convolution would have stepped, ``conv2_pointwise`` after a depthwise ``conv2``.
+    Layers are ``conv1``, ``bn1``, ``conv2``, … and ``head``. With ``pool``, ``pool2`` follows a
+    strided ``conv2``; with ``separable``, ``conv2_pointwise`` follows the depthwise ``conv2``.
 
     Attributes:
-      num_classes: outputs.
-      width: channels of the first convolution; doubled at each further strided one.
+      num_classes: number of outputs.
+      width: channels of the first convolution, doubled at each further strided one.
       depth: number of convolutions.
-      strided: numbers, from 1, of the convolutions that step by 2; None for the second and fourth.
-      kernel_size: of every convolution.
-      pool: steps by 2×2 max-pooling after the convolutions that would have stepped.
-      norm: whether there is BatchNorm; without it convolutions have a bias.
-      separable: all convolutions but the first are depthwise, each with a 1×1 one after it.
-      flatten: the head sees the whole last map instead of its average.
+      strided: numbers, from 1, of the convolutions with stride 2; None for the second and fourth.
+      kernel_size: height and width of every kernel.
+      pool: whether a 2×2 max-pooling after each of these convolutions takes the stride instead.
+      norm: whether a BatchNorm follows each convolution; without it, convolutions have a bias.
+      separable: whether all convolutions but the first are depthwise, each followed by a 1×1 one.
+      flatten: whether the head reads the whole last map instead of its average.
       variant: padding, downsampling, BatchNorm axis and type of the computation.
     """
 
@@ -42,7 +42,7 @@ class SmallCNN(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Logits (batch, num_classes), float32, of images (batch, height, width, channels)."""
+        """Returns logits (batch, num_classes), float32, of images (batch, h, w, channels)."""
         v = dataclasses.replace(self.variant, kernel_init=nn.initializers.he_normal())
         if self.width < 1 or self.depth < 1:
             raise ValueError(
@@ -80,6 +80,6 @@ class SmallCNN(nn.Module):
             self.kernel_size,
             stride=stride,
             groups=groups,
-            # What a 1×1 convolution follows needs no bias of its own.
+            # The 1×1 convolution behind a depthwise one has the bias.
             use_bias=not self.norm and groups == 1,
         )

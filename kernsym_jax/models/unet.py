@@ -1,4 +1,4 @@
-"""U-Net: a network that gives every pixel a class."""
+"""U-Net, a network that assigns a class to every pixel."""
 
 import dataclasses
 
@@ -13,14 +13,14 @@ ENCODERS = ("strided", "max_pool")
 
 
 class DownBlock(nn.Module):
-    """Two 3×3 convolutions, after a step down by the first of them or by a pooling before it.
+    """Two 3×3 convolutions; the first one, or a pooling before it, takes the stride.
 
     Attributes:
       features: channels.
       stride: step of the block, 1 or 2.
-      index: number of its strided place in the network.
+      index: number of the block's strided place in the network, from 0.
       encoder: one of ``ENCODERS``.
-      variant: padding, downsampling and type.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
     """
 
     features: int
@@ -31,7 +31,7 @@ class DownBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array | None]:
-        """A map (batch, out_h, out_w, features), and the phases that the step has chosen."""
+        """Returns a map (batch, out_h, out_w, features) and the phases of the downsampling."""
         v, stride, phases = self.variant, self.stride, None
         if self.stride > 1 and self.encoder == "max_pool":
             x, phases = v.max_pool_and_phases("pool", x, 2, 0, index=self.index, train=train)
@@ -44,15 +44,15 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """A map brought to the size of the skip beside it, and two 3×3 convolutions on both.
+    """Upsampling to the size of the skip, concatenation with it, and two 3×3 convolutions.
 
-    Transposed convolutions would leave a checkerboard of their own: their windows overlap unevenly
-    wherever the step does not divide the kernel. So the map is interpolated, then convolved.
+    A transposed convolution would add a checkerboard, because its windows overlap unevenly if the
+    stride does not divide the kernel size. So the block interpolates and then convolves.
 
     Attributes:
       features: channels.
-      first: where the step down took its first pixel, as ``layers.upsample`` takes it.
-      variant: padding, downsampling and type.
+      first: position of the first pixel that the downsampling kept, see ``layers.upsample``.
+      variant: padding, downsampling, BatchNorm axis and type of the computation.
     """
 
     features: int
@@ -63,7 +63,7 @@ class UpBlock(nn.Module):
     def __call__(
         self, x: jax.Array, skip: jax.Array, phases: jax.Array | None, train: bool = False
     ) -> jax.Array:
-        """A map (batch, height, width, features) of the size of ``skip``."""
+        """Returns a map (batch, height, width, features) of the size of ``skip``."""
         v = self.variant
         size = (skip.shape[1], skip.shape[2])
         x = upsample(x, size, phases=phases, first=self.first, padding=v.padding)
@@ -75,16 +75,17 @@ class UpBlock(nn.Module):
 class UNet(nn.Module):
     """An encoder and a decoder with skip connections, for images of any height and width.
 
-    Layers are ``down1/conv1``, ``down1/bn1``, ``down1/conv2``, …, then from the lowest level back
-    ``up2/conv1``, …, ``up1/conv2``, and ``head``; a number is that of the level, so ``up1`` and
-    ``down1`` work at the size of the image. With circular padding and ``aps`` or ``lps`` a circular
-    shift of an image whose size ``2**(depth - 1)`` divides shifts the logits alike.
+    Layers are ``down1/conv1``, ``down1/bn1``, ``down1/conv2``, …, on the way back from the lowest
+    level ``up2/conv1``, …, ``up1/conv2``, and ``head``. The number is that of the level: ``down1``
+    and ``up1`` work at the size of the image. With circular padding and ``aps`` or ``lps``, a
+    circular shift of the image shifts the logits by the same amount, if ``2**(depth - 1)`` divides
+    the size of the image.
 
     Attributes:
-      num_classes: classes of a pixel.
-      width: channels of the first level; doubled at each further one.
-      depth: number of levels, each at half the size of the one above.
-      encoder: how a level is entered: by a ``strided`` convolution, or by a 2×2 ``max_pool``.
+      num_classes: number of classes.
+      width: channels of the first level, doubled at each further one.
+      depth: number of levels; each has half the size of the level above.
+      encoder: layer that takes the stride: a ``strided`` convolution or a 2×2 ``max_pool``.
       variant: padding, downsampling, BatchNorm axis and type of the computation.
 
     Reference: Ronneberger et al., "U-Net", MICCAI 2015, here with padding and BatchNorm; the way up
@@ -99,7 +100,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Logits (batch, height, width, num_classes), float32, of (batch, height, width, ch)."""
+        """Returns logits (batch, h, w, num_classes), float32, of images (batch, h, w, channels)."""
         self._check()
         v = dataclasses.replace(self.variant, kernel_init=nn.initializers.he_normal())
         x = images.astype(v.dtype)
@@ -120,8 +121,7 @@ class UNet(nn.Module):
             x = UpBlock(self.width * 2 ** (level - 1), first, v, name=f"up{level}")(
                 x, skip, phases, train
             )
-        # One pixel at a time, so no padding and nothing to be symmetric; in float32 like every
-        # model's logits.
+        # A 1×1 convolution needs no padding. It runs in float32, as all logits are float32.
         uniform = torch_uniform(x.shape[-1])
         fields = {"use_bias": True, "kernel_init": uniform, "bias_init": uniform}
         return v.conv("head", self.num_classes, 1, dtype=jnp.float32, **fields)(x)
@@ -135,6 +135,6 @@ class UNet(nn.Module):
             raise ValueError(f"unet: unknown encoder {self.encoder!r}; wanted one of {ENCODERS}")
         if self.variant.padding == "valid":
             raise ValueError(
-                "unet: padding 'valid' takes the border off every map, but each pixel wants a "
-                "class; use one of the modes that keep the size"
+                "unet: padding 'valid' takes the border off every map, but each pixel needs a "
+                "class; use a padding that keeps the size"
             )

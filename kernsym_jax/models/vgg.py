@@ -11,18 +11,18 @@ from kernsym_jax.models.variant import Variant, flatten_channels_first
 
 
 class VGG(nn.Module):
-    """Five stages of 3×3 convolutions, each closed by a max-pooling, and three dense layers.
+    """Five stages of 3×3 convolutions with a max-pooling after each, and three dense layers.
 
-    Layers carry torchvision's numbers, which count activations too: ``features_0``, … and
-    ``classifier_0``, ``_3``, ``_6``. The map is flattened in the order channels, height, width.
+    Layers have torchvision's numbers, which count activations too: ``features_0``, … and
+    ``classifier_0``, ``_3`` and ``_6``.
 
     Attributes:
-      num_classes: outputs.
-      convs: convolutions of each stage.
-      batch_norm: normalise after each convolution.
+      num_classes: number of outputs.
+      convs: number of convolutions of each stage.
+      batch_norm: whether a BatchNorm follows each convolution.
       width: channels of the first stage; doubled at the next three.
       hidden: units of the first two dense layers.
-      dropout: share of these units that is dropped in training.
+      dropout: share of these units that training drops.
       variant: padding, downsampling, BatchNorm axis and type of the computation.
 
     Reference: Simonyan & Zisserman, "Very Deep Convolutional Networks", ICLR 2015, table 1.
@@ -38,7 +38,7 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Logits (batch, num_classes), float32, of images (batch, height, width, channels)."""
+        """Returns logits (batch, num_classes), float32, of images (batch, h, w, channels)."""
         v = self.variant
         x = images.astype(v.dtype)
         number = 0

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from by_blocks import run_by_blocks
+from by_blocks import compile_for_one_run, run_by_blocks
 from flax.traverse_util import flatten_dict
 
 from kernsym_jax import layers, models
@@ -101,8 +101,7 @@ def gradients(model, variables, images, block_by_block):
     if block_by_block:
         found = run_by_blocks(jax.grad(loss), *arguments)
     else:
-        lowered = jax.jit(jax.grad(loss)).lower(*arguments)
-        found = lowered.compile({"xla_backend_optimization_level": 0})(*arguments)
+        found = compile_for_one_run(jax.jit(jax.grad(loss)).lower(*arguments))(*arguments)
     return flatten_dict(found, sep="/")
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from by_blocks import compile_for_one_run
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kernsym_jax import geometry, layers, models, symmetry
@@ -111,9 +112,8 @@ def test_gradients_are_finite_and_reach_every_kernel(padding, downsample, encode
     model, variables, images = prepared("unet", 1, 6, width=2, depth=2, num_classes=2, **style)
     # A map of 6×5 pixels is halved to 3×3 and has to come back to an odd width.
     arguments = variables, images[:, :, :5]
-    # It runs once, so it is compiled without the optimisations that only take time.
     lowered = jax.jit(functools.partial(gradient, model)).lower(*arguments)
-    compiled = lowered.compile({"xla_backend_optimization_level": 0})
+    compiled = compile_for_one_run(lowered)
     found = flatten_dict(compiled(*arguments), sep="/")
     assert all(np.isfinite(leaf).all() for leaf in found.values())
     assert not [path for path in found if path.endswith("kernel") and not found[path].any()]

@@ -9,9 +9,18 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-# What only lengthens the compilation of something that runs once.
-_OPTIONS = {"xla_backend_optimization_level": 0}
+# The optimisations that only lengthen the compilation of something that runs once.
+_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 _compiled = {}
+
+
+def compile_for_one_run(lowered):
+    """Compiles in the shortest time, which gives slow code."""
+    try:
+        return lowered.compile(_OPTIONS)
+    except jax.errors.JaxRuntimeError:
+        # XLA renames its options from time to time; without them the result is the same.
+        return lowered.compile()
 
 
 def run_by_blocks(function, *arguments):
@@ -74,5 +83,5 @@ def _compile(part, given):
     key = str(part), *_constants(part)
     if key not in _compiled:
         lowered = jax.jit(jaxpr_as_fun(ClosedJaxpr(part, []))).lower(*given)
-        _compiled[key] = lowered.compile(_OPTIONS)
+        _compiled[key] = compile_for_one_run(lowered)
     return _compiled[key]

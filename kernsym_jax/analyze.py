@@ -1,6 +1,8 @@
 """Measures the kernels of trained networks and writes a report.
 
 python -m kernsym_jax.analyze runs/digits --out=report
+
+Several networks are compared layer by layer; checkpoints of one run give a trajectory.
 """
 
 import pathlib
@@ -13,26 +15,26 @@ from kernsym_jax import cli
 from kernsym_jax.cli import one_line
 
 _LAYOUT = flags.DEFINE_enum(
-    "layout", None, ["HWIO", "OIHW", "OHWI"], "Axes of kernels, for files that leave them open."
+    "layout", None, ["HWIO", "OIHW", "OHWI"], "Axes of kernels, for files that do not tell them."
 )
 _WHICH = flags.DEFINE_enum(
     "which", None, ["ema", "raw"], "The moving average of the weights in a file, or the weights."
 )
 _FOLD = flags.DEFINE_bool("fold_batchnorm", False, "Fold BatchNorm into the kernels before it.")
 _MODEL = flags.DEFINE_string(
-    "model", None, "A model of ours that the weights are of; it tells their strides and paddings."
+    "model", None, "The model of ours with these weights; it adds strides and paddings."
 )
 _PADDING = flags.DEFINE_string("padding", "zero", "With --model: its padding.")
-_DOWNSAMPLE = flags.DEFINE_string("downsample", "stride", "With --model: how it takes its steps.")
+_DOWNSAMPLE = flags.DEFINE_string("downsample", "stride", "With --model: its downsampling.")
 _INPUT_SIZE = flags.DEFINE_string(
-    "input_size", None, "Pixels of the images, to audit for: one number, or two as HxW."
+    "input_size", None, "Pixels of the images for the audit: one number, or two as HxW."
 )
-_OUT = flags.DEFINE_string("out", "report", "The folder for the report; made if it is not there.")
-_PARQUET = flags.DEFINE_bool("parquet", False, "Write layers.parquet too (needs pyarrow).")
+_OUT = flags.DEFINE_string("out", "report", "The folder for the report; created if it is missing.")
+_PARQUET = flags.DEFINE_bool("parquet", False, "Also write layers.parquet (needs pyarrow).")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Analyzes every source named; the exit status is 1 if some of several could not be."""
+    """Analyzes every source; the exit status is 1 if some of several sources failed."""
     if len(argv) < 2:
         raise ValueError("name at least one run directory or file of weights")
     from kernsym_jax import report

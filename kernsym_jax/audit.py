@@ -1,4 +1,4 @@
-"""Tells where a network applies its padding unevenly, and at which input size it would not.
+"""Finds the layers that apply padding unevenly, and the input size at which none does.
 
 python -m kernsym_jax.audit net.onnx --input_size=224
 (or net.keras, net.h5, net.tflite, --model=resnet50, or a run directory)
@@ -15,7 +15,7 @@ from kernsym_jax import cli, run_directory
 
 _MODEL = flags.DEFINE_string("model", None, "A network of this package, instead of a file.")
 _PADDING = flags.DEFINE_string("padding", None, "With --model: its padding.")
-_DOWNSAMPLE = flags.DEFINE_string("downsample", None, "With --model: how it takes its steps.")
+_DOWNSAMPLE = flags.DEFINE_string("downsample", None, "With --model: its downsampling.")
 _CLASSES = flags.DEFINE_integer("num_classes", None, "With --model: its number of outputs.")
 _SIZE = flags.DEFINE_string("input_size", None, "Pixels of the images: one number, or two as HxW.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _network(paths: Sequence[str]) -> tuple[str, Any, list[Any], Callable[[Any], list[Any]]]:
-    """The network's name, input size if it was given, rows, and its audit at another size."""
+    """Returns the network's name, the input size given or None, rows, and an audit by size."""
     from kernsym_jax import geometry
 
     if len(paths) + bool(_MODEL.value) != 1:

@@ -1,4 +1,4 @@
-"""Measures accuracy, shift and flip consistency of a run, or of foreign weights.
+"""Measures accuracy and consistency under shifts and flips, of a run or of any weights.
 
 python -m kernsym_jax.evaluate --workdir=runs/digits --shift=3 --shift_mode=circular
 """

@@ -131,7 +131,13 @@ def _growth(row: Mapping[str, Any]) -> str:
     if row["padding_p"] is not None:
         p, shuffled = row["padding_p"], row["padding_p_shuffled"]
         if row["shows_padding"]:
-            words = f"weights grow towards the {direction}, as the padding predicts"
+            sides = {
+                "right" if row["sig_x"] > 0 else "left",
+                "bottom" if row["sig_y"] > 0 else "top",
+            }
+            # A lean to the bottom right need not be at 45° to be the predicted one.
+            named = predicted if sides >= set(predicted.split()) else direction
+            words = f"weights grow towards the {named}, as the padding predicts"
         elif 1 - min(p, shuffled) <= SIGNIFICANT and direction != predicted:
             words = f"weights grow towards the {direction}, the padding predicts the {predicted}"
             # Rounding leaves nothing smaller of the other tail.

@@ -1,4 +1,4 @@
-"""How every binary starts and ends, and how text from files is made safe to print."""
+"""The start and the end of every binary, its console, and text from files made safe to print."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
     Raises:
       SystemExit: always; status 2 with one line on stderr for bad usage, and for any ``ValueError``
-        or ``OSError`` that ``main`` raises, which in this project mean input that cannot be used.
+        or ``OSError`` from ``main``, which in this project mean unusable input.
         ``--verbosity=1`` shows the traceback instead.
     """
     flags.FLAGS.set_gnu_getopt(True)
@@ -31,14 +31,14 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     def parse(argv: Sequence[str]) -> list[str]:
         try:
             return flags.FLAGS(argv)
-        # A config file is code and its overrides are checked while flags are parsed: whatever that
-        # raises is the user's to mend.
+        # Parsing the flags runs the config file and checks its overrides, so any error is the
+        # user's.
         except Exception as error:
             fail(describe(error))
 
     def guarded(argv: Sequence[str]) -> int | None:
         if not flags.FLAGS["verbosity"].present:
-            # The libraries below tell every step of theirs at the level of information.
+            # Libraries report each of their steps at the level INFO.
             logging.set_verbosity(logging.WARNING)
         try:
             return main(argv)
@@ -51,7 +51,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """The error in one line."""
+    """Returns the error as one line."""
     text = f"unknown key {error}" if isinstance(error, KeyError | AttributeError) else str(error)
     return one_line(text) or type(error).__name__
 
@@ -84,15 +84,15 @@ def console() -> Any:
 
 
 def printable(text: str) -> str:
-    """The text with everything that a terminal would act on written out as an escape."""
+    """Returns the text with every character that controls a terminal replaced by its escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks, and `printable`."""
+    """Returns the text without line breaks, and `printable`."""
     return printable(" ".join(text.split()))
 
 
 def path_name(path: str | os.PathLike) -> str:
-    """A path as text that every encoding of Unicode can hold, whatever bytes are in its name."""
+    """Returns a path as valid Unicode text, with escapes for other bytes in its name."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -83,7 +83,7 @@ def analyze(
             if len(sources) == 1:
                 raise
             if isinstance(error, NoNetworkError) and source not in named:
-                continue  # what a trainer keeps in its folder beside the network
+                continue  # a trainer keeps other files beside the network
             failed[cli.path_name(source)] = str(error)
     if not tables:
         reasons = "; ".join(failed.values()) or "none of them holds a network"

@@ -78,7 +78,7 @@ def table(source: Any, *, name: str | None = None, **options: Any) -> NetworkTab
     Args:
       source: a file of weights, a checkpoint or a run directory; or weights in memory, as for
         `weights.read`: a state dict, parameters, a module or a TrainState.
-      name: the network's name in the table; its path, or the type of what is in memory, by default.
+      name: the network's name in the table; by default its path, or its type if it is in memory.
       **options: the attributes of `Options`.
 
     Returns:
@@ -280,7 +280,7 @@ def _without_shards(files: Sequence[pathlib.Path]) -> list[pathlib.Path]:
             try:
                 shards |= {file.parent / name for name in read_weight_map(file).values()}
             except (ValueError, OSError):
-                continue  # reading the index will tell what is wrong with it
+                continue  # reading the index reports the damage
     return [file for file in files if file not in shards]
 
 

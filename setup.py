@@ -46,7 +46,15 @@ setuptools.setup(
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["kernsym_jax", "kernsym_jax.*"]),
     package_data={
-        "kernsym_jax": ["py.typed", "report/*.jinja", "report/*.css", "report/*.js", "studies/*.jinja", "studies/*.css"],
+        "kernsym_jax": [
+            "py.typed",
+            "models/*.json.gz",
+            "report/*.jinja",
+            "report/*.css",
+            "report/*.js",
+            "studies/*.jinja",
+            "studies/*.css",
+        ],
     },
     install_requires=_requirements(),
     extras_require={

@@ -37,21 +37,40 @@ in PyTorch's order (channels, height, width), so dense kernels need no permutati
 of a learned downsampling are beside its layer, under ``…_down/logits``.
 """
 
-from kernsym_jax.models.registry import (
-    NAMES,
-    create,
-    default_input_size,
-    describe,
-    intermediates,
-)
-from kernsym_jax.models.variant import Variant, vary
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from kernsym_jax.models.recognition import Recognised, layer_rows, recognise
+
+if TYPE_CHECKING:
+    from kernsym_jax.models.registry import (
+        NAMES,
+        create,
+        default_input_size,
+        describe,
+        intermediates,
+    )
+    from kernsym_jax.models.variant import Variant, vary
 
 __all__ = [
     "NAMES",
+    "Recognised",
     "Variant",
     "create",
     "default_input_size",
     "describe",
     "intermediates",
+    "layer_rows",
+    "recognise",
     "vary",
 ]
+
+# Imported when they are first used, because recognising a file needs no networks and no Flax.
+_LATER = {"Variant": "variant", "vary": "variant"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_LATER.get(name, 'registry')}")
+    return getattr(module, name)

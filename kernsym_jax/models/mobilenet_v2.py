@@ -89,8 +89,7 @@ class MobileNetV2(nn.Module):
         x, _ = down(nn.relu6(v.norm("features_0_1")(x, train)), train)
         number, index = 1, 0
         for expansion, channels, blocks, stride in _STAGES:
-            if stride > 1:
-                index += 1
+            index += stride > 1
             for i in range(blocks):
                 x = InvertedResidual(
                     features=scaled_channels(channels, self.width),

@@ -169,8 +169,13 @@ def print_tables(tables: Sequence[NetworkTable]) -> None:
         console.print(" ".join(filter(None, said)), style="bold", markup=False, highlight=False)
         skipped = len(table.weights.skipped)
         console.print(
-            f"{table.weights.format}, {table.weights.layout}; "
-            f"{skipped} other {'entry' if skipped == 1 else 'entries'} left out",
+            "; ".join(
+                [
+                    f"{table.weights.format}, {table.weights.layout}",
+                    *map(cli.printable, table.weights.notes),
+                    f"{skipped} other {'entry' if skipped == 1 else 'entries'} left out",
+                ]
+            ),
             style="dim",
             markup=False,
             highlight=False,

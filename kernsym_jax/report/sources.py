@@ -1,9 +1,7 @@
 """Sources of networks: files, run directories, folders of them and patterns."""
 
 import dataclasses
-import functools
 import glob
-import json
 import os
 import pathlib
 import re
@@ -14,7 +12,8 @@ from kernsym_jax import run_directory
 from kernsym_jax.cli import path_name
 from kernsym_jax.formats.arrays import natural_order
 from kernsym_jax.formats.safetensors import read_weight_map
-from kernsym_jax.geometry import CONVOLUTIONS, LayerGeometry
+from kernsym_jax.geometry import LayerGeometry
+from kernsym_jax.report import architecture
 from kernsym_jax.report.summary import check_evaluation
 from kernsym_jax.report.tables import (
     Comparison,
@@ -25,7 +24,7 @@ from kernsym_jax.report.tables import (
     network_table,
     trajectory_of,
 )
-from kernsym_jax.weights import Weights, flax_layer
+from kernsym_jax.weights import Weights
 
 _SUFFIXES = (
     ".safetensors", ".safetensors.index.json", ".npz", ".msgpack", ".pt", ".pth", ".th", ".bin",
@@ -198,7 +197,7 @@ def read_table(path: str | pathlib.Path, options: Options | None = None) -> Netw
     found = weights.read(path, **_reading(options))
     _require_kernels(found, path_name(path))
     history = _symmetry_lines(path) if run_directory.is_run(path) else []
-    geometry = _geometry(path, options)
+    geometry = architecture.geometry_of(path, options)
     more = {"history": history, "consistency": _evaluation(path)}
     return _table(found, str(path), geometry, options, **more)
 
@@ -208,7 +207,7 @@ def _in_memory(source: Any, options: Options) -> NetworkTable:
 
     found = weights.read(source, **_reading(options))
     _require_kernels(found, f"a {found.source} in memory")
-    return _table(found, found.source, _geometry(None, options), options)
+    return _table(found, found.source, architecture.geometry_of(None, options), options)
 
 
 def _reading(options: Options) -> dict[str, Any]:
@@ -222,9 +221,7 @@ def _table(
     options: Options,
     **more: Any,
 ) -> NetworkTable:
-    rows, rows_at = geometry
-    if options.model is not None:
-        found, rows = _fit(found, rows, options.model)
+    found, rows, rows_at = architecture.join(found, source, geometry, options)
     return network_table(found, source, rows, rows_at, **more)
 
 
@@ -300,87 +297,6 @@ def _is_source(folder: pathlib.Path) -> bool:
     from kernsym_jax.formats import orbax
 
     return orbax.is_checkpoint(folder)
-
-
-def _geometry(
-    path: pathlib.Path | None, options: Options
-) -> tuple[Sequence[LayerGeometry], RowsAt | None]:
-    """The rows of the audit, and the audit at other sizes, if the source can be audited."""
-    from kernsym_jax import geometry, models
-
-    run = None if path is None else run_directory.run_of(path)
-    fields: dict[str, Any] | None = None
-    if options.model is not None:
-        fields = {"name": options.model, "padding": options.padding}
-        fields["downsample"] = options.downsample
-    elif run is not None and (run / run_directory.LAYERS).exists():
-        fields = run_directory.read_config(run)["model"]
-    rows_at: RowsAt
-    if fields is not None:
-        rows_at = _auditor(json.dumps(fields))
-        if options.model is None and options.input_size is None and run is not None:
-            return geometry.read_rows(run), rows_at
-        return rows_at(options.input_size or models.default_input_size(fields["name"])), rows_at
-    if path is not None:
-        rows_at = functools.partial(geometry.audit_file, path)
-        try:
-            return rows_at(options.input_size), rows_at
-        except geometry.NoGraphError:
-            return (), None
-        except ValueError:
-            # A graph may leave the size of its maps open; it is then audited at --input_size only.
-            if options.input_size:
-                raise
-    return (), None
-
-
-@functools.lru_cache(maxsize=16)
-def _auditor(fields: str) -> RowsAt:
-    """The audit of a network of ours by input size; the checkpoints of one run share it."""
-    from kernsym_jax import geometry, models
-
-    return functools.partial(geometry.audit_module, models.create(**json.loads(fields)))
-
-
-def _fit(
-    weights: Weights, geometry: Sequence[LayerGeometry], model: str
-) -> tuple[Weights, Sequence[LayerGeometry]]:
-    """Gives the kernels the model's forward order and strides, and the rows the kernels' names."""
-    names = {_path(name): name for name in weights.kernels}
-    rows, kernels = [], {}
-    for row in geometry:
-        name = names.get(row.layer)
-        kernel = weights.kernels.get(name or "")
-        if name is None or kernel is None:
-            rows.append(row)
-            continue
-        if kernel.shape[:2] != row.kernel:
-            raise ValueError(
-                f"{weights.source} is no {model}: {name} has a kernel of {kernel.shape[:2]}, "
-                f"{row.layer} of {row.kernel}"
-            )
-        rows.append(dataclasses.replace(row, layer=name))
-        # The audit of a network for images has two axes, as its kernels have.
-        facts: dict[str, Any] = {
-            fact: getattr(row, fact) for fact in ("stride", "padding", "dilation", "groups")
-        }
-        kernels[name] = dataclasses.replace(kernel, **facts)
-    spatial = [row.layer for row in geometry if max(row.kernel) > 1 and row.kind in CONVOLUTIONS]
-    missing = [layer for layer in spatial if layer not in names]
-    extra = [name for name in weights.kernels if name not in kernels]
-    problems = {"of its layers are missing": missing, "kernels are not of it": extra}
-    if missing or extra:
-        parts = [
-            f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-            for what, names in problems.items()
-            if names
-        ]
-        raise ValueError(f"{weights.source} is no {model}: {', '.join(parts)}")
-    return dataclasses.replace(weights, kernels=kernels, order="forward"), rows
-
-
-def _path(name: str) -> str:
-    return flax_layer(name.removeprefix("module."))
 
 
 def _evaluation(source: pathlib.Path) -> dict[str, Any] | None:

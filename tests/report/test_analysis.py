@@ -8,9 +8,12 @@ import re
 import shutil
 import xml.etree.ElementTree as ET
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import pytest
+from flax import traverse_util
 from onnx import TensorProto, helper, numpy_helper
 
 from kernsym_jax import geometry, models, report, symmetry, training
@@ -253,6 +256,55 @@ def test_the_cifar_resnets_show_their_padding_at_every_strided_layer(shared, tmp
     page = (tmp_path / "report.html").read_text()
     assert page.index(line) < page.index("</header>")
     assert json.loads((tmp_path / "layers.json").read_text())[0]["verdict"].startswith(line)
+
+
+def test_a_recognised_network_has_the_table_that_its_model_gives(shared, capsys, tmp_path):
+    path = shared / "weights" / "cifar_resnet32.th"
+    table = report.table(path)
+    assert table.weights.notes[0] == "recognised as cifar_resnet32"
+    named = report.table(path, model="cifar_resnet32")
+    assert table.rows == named.rows
+    assert report.verdict(table) == report.verdict(named)
+    assert report.advice(table) == report.advice(named)
+    report.analyze([path], tmp_path)
+    assert "recognised as cifar_resnet32" in capsys.readouterr().out
+    assert "recognised as cifar_resnet32" in (tmp_path / "report.html").read_text()
+
+
+def test_an_auxiliary_branch_beside_a_recognised_network_is_measured_too():
+    model = models.create("cifar_resnet20")
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    params = {"encoder": variables["params"], "aux": {"conv": {"kernel": jnp.ones((3, 3, 64, 8))}}}
+    table = report.table(params)
+    assert table.weights.notes[0].startswith("recognised as cifar_resnet20 (prefix encoder")
+    assert "besides it aux" in table.weights.notes[0]
+    strides = {row["layer"]: row["stride"] for row in table.rows}
+    assert len(strides) == 20
+    assert strides[table.rows[-1]["layer"]] in (None, "")
+
+
+def test_weights_from_tensorflow_in_timm_have_its_padding(tmp_path):
+    shapes = recognised_shapes("efficientnet_b0")
+    path = tmp_path / "tf_efficientnet_b0.npz"
+    rng = np.random.default_rng(0)
+    np.savez(path, **{name: rng.normal(size=shape) for name, shape in shapes.items()})
+    table = report.table(path)
+    (stem,) = [row for row in table.rows if row["layer"] == "features.0.0"]
+    assert (stem["padding"], stem["uneven_h"]) == ("0,1×0,1", 0)
+
+
+def recognised_shapes(name):
+    """The convolutions of a network with PyTorch's names and shapes."""
+    model = models.create(name)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    shapes = {}
+    for path, leaf in traverse_util.flatten_dict(variables["params"], sep="/").items():
+        layer, _, kind = path.rpartition("/")
+        if kind == "kernel" and leaf.ndim == 4:
+            place = re.sub(r"_(\d)", r".\1", layer.replace("/", "."))
+            shapes[f"{place}.weight"] = tuple(leaf.shape[axis] for axis in (3, 2, 0, 1))
+    return shapes
 
 
 @pytest.mark.parametrize("fields", [{}, {"padding": "same"}, {"downsample": "blur"}])

@@ -1,0 +1,271 @@
+"""Recognises which network of the registry a state dict belongs to, by its names and shapes.
+
+A state dict does not hold strides, paddings or the order of the layers; the network does. One
+layer followed through: a file holds ``model.backbone.layer2.0.conv1.weight`` (128, 64, 3, 3). As a
+path of ours that is ``model/backbone/layer2_0/conv1`` with a kernel (3, 3, 64, 128). ResNet-18
+starts with ``conv1`` (7, 7, 3, 64), and the file has it behind ``model/backbone/``; every other
+convolution of ResNet-18 is there too, with the same shape, and ``layer1`` to ``layer4`` hold
+nothing else. So the file is a ResNet-18 with the prefix ``model.backbone.``.
+"""
+
+import functools
+import gzip
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from kernsym_jax.weights import flax_layer
+
+_TABLES = pathlib.Path(__file__).with_name("layer_tables.json.gz")
+# The stored axes of a kernel, by the name of its array, as (kh, kw, in, out).
+_AXES = {"weight": (2, 3, 1, 0), "kernel": (0, 1, 2, 3)}
+
+Kernel = tuple[int, ...]
+
+
+class Recognised(NamedTuple):
+    """A network of the registry that fits the arrays of a source.
+
+    Attributes:
+      name: its name in the registry.
+      prefix: the part of the names before the network's own, such as ``model.backbone.``.
+      downsample: ``stride``, or ``blur`` if the source has the filters of BlurPool between layers.
+      layers: path of a layer in our model -> its name in the source.
+      extra: names of the source's other layers: heads, auxiliary branches.
+    """
+
+    name: str
+    prefix: str
+    downsample: str
+    layers: dict[str, str]
+    extra: tuple[str, ...]
+
+
+class _Layer(NamedTuple):
+    """A layer of the source: its name there, and its kernel (kh, kw, in, out) if that is known."""
+
+    name: str
+    kernel: Kernel | None
+
+
+def recognise(shapes: Mapping[str, Sequence[int] | None]) -> list[Recognised]:
+    """Finds the networks of the registry that a state dict belongs to.
+
+    Args:
+      shapes: name of an array -> its shape. ``…weight`` has PyTorch's layout (out, in, kh, kw),
+        ``…kernel`` has (kh, kw, in, out). A shape that is not known may be None.
+
+    Returns:
+      The networks that fit, usually one or none. A network fits if every convolution of it that is
+      larger than 1×1 is there with its shape (the image may have any number of channels), the known
+      1×1 convolutions agree, and no container of its convolutions holds a layer that it lacks.
+    """
+    names, downsample = _without_blur(list(shapes))
+    layers: dict[str, _Layer] = {}
+    for array, name in zip(shapes, names, strict=True):
+        if name is None:
+            continue
+        layer, _, leaf = name.replace("/", ".").rpartition(".")
+        kernel, shape = None, shapes[array]
+        if leaf in _AXES and shape is not None and len(shape) == 4:
+            kernel = tuple(int(shape[axis]) for axis in _AXES[leaf])
+        path = flax_layer(layer)
+        if kernel is not None or path not in layers:
+            layers[path] = _Layer(array[: -len(leaf) - 1], kernel)
+    found = []
+    for rename in (_as_it_is, _timm_efficientnet, _timm_convnext):
+        renamed = {rename(path): layer for path, layer in layers.items()}
+        found += [match._replace(downsample=downsample) for match in _matches(renamed)]
+        if found:
+            break
+    return found
+
+
+def layer_rows(name: str) -> list[dict[str, Any]]:
+    """Returns the audit of a network at its default input size.
+
+    Args:
+      name: of the registry.
+
+    Returns:
+      The attributes of a `geometry.LayerGeometry` for each layer, in forward order.
+    """
+    return _tables()[name]["rows"]
+
+
+@functools.cache
+def _tables() -> dict[str, Any]:
+    return json.loads(gzip.decompress(_TABLES.read_bytes()))
+
+
+def _matches(layers: Mapping[str, _Layer]) -> Iterator[Recognised]:
+    for name, table in _tables().items():
+        wanted: dict[str, list[int] | None] = table["layers"]
+        first = next(row["layer"] for row in table["rows"] if row["layer"] in wanted)
+        for prefix in _prefixes(layers, first, wanted[first]):
+            inside = {
+                path.removeprefix(prefix): layer
+                for path, layer in layers.items()
+                if path.startswith(prefix)
+            }
+            if _fits(inside, wanted, first):
+                known = {path: inside[path].name for path in wanted if path in inside}
+                mine = set(known.values())
+                extra = tuple(layer.name for layer in layers.values() if layer.name not in mine)
+                yield Recognised(name, _stored_prefix(known[first], first), "stride", known, extra)
+
+
+def _prefixes(
+    layers: Mapping[str, _Layer], first: str, kernel: Sequence[int] | None
+) -> Iterator[str]:
+    """Yields the parts before the name of the first layer, wherever its kernel is."""
+    for path, layer in layers.items():
+        if layer.kernel is None or kernel is None or not f"/{path}".endswith(f"/{first}"):
+            continue
+        height, width, _, outputs = layer.kernel
+        if [height, width, outputs] == [kernel[0], kernel[1], kernel[3]]:
+            yield path.removesuffix(first)
+
+
+def _fits(
+    inside: Mapping[str, _Layer], wanted: Mapping[str, Sequence[int] | None], first: str
+) -> bool:
+    for path, kernel in wanted.items():
+        if kernel is None or path == first:
+            continue
+        there = inside.get(path)
+        known = None if there is None else there.kernel
+        if known is None and max(kernel[:2]) > 1:
+            return False
+        if known is not None and list(known) != list(kernel):
+            return False
+    containers = {_container(path) for path, kernel in wanted.items() if kernel is not None}
+    return not any(_container(path) in containers for path in inside if path not in wanted)
+
+
+def _container(path: str) -> str:
+    """Returns the outermost name without numbers: ``layer1`` for ``layer1_0/conv1``."""
+    return re.sub(r"(_\d+)+$", "", path.partition("/")[0])
+
+
+def _stored_prefix(stored: str, first: str) -> str:
+    """Returns the part of a stored name before the path of the first layer in our models."""
+    if stored.endswith(first):
+        return stored.removesuffix(first)
+    # In PyTorch's names each number of the path is a part of its own.
+    own = len(re.findall(r"/|_\d+(?=(?:_\d+)*(?:/|$))", first)) + 1
+    parts = re.split(r"(?<=[./])", stored)
+    return "".join(parts[: max(len(parts) - own, 0)])
+
+
+def _without_blur(names: Sequence[str]) -> tuple[list[str | None], str]:
+    """Takes the filters of BlurPool out of the numbering of the layers around them.
+
+    Networks of antialiased-cnns have ``downsample.0.filt`` before ``downsample.1.weight``, and
+    ``conv2.0.filt`` before ``conv2.1.weight``; without blur these are ``downsample.0.weight`` and
+    ``conv2.weight``.
+
+    Returns:
+      The new names, None for a filter; and the downsampling.
+    """
+    filters: dict[str, list[int]] = {}
+    for name in names:
+        match = re.fullmatch(r"(?:(.*)\.)?(\d+)\.filt", name)
+        if match:
+            filters.setdefault(match[1] or "", []).append(int(match[2]))
+    if not filters:
+        return list(names), "stride"
+
+    def renumbered(name: str) -> str | None:
+        if name.endswith(".filt"):
+            return None
+        for parent, removed in filters.items():
+            match = re.fullmatch(re.escape(parent) + r"\.(\d+)(\..*)", name)
+            if match:
+                number = int(match[1]) - sum(index < int(match[1]) for index in removed)
+                alone = re.search(r"(^|\.)conv\d$", parent) and number == 0
+                return f"{parent}{match[2]}" if alone else f"{parent}.{number}{match[2]}"
+        return name
+
+    return [renumbered(name) for name in names], "blur"
+
+
+def _renamer(rules: Sequence[tuple[str, str | Callable[[re.Match], str]]]) -> Callable[[str], str]:
+    """Returns a function that renames the end of a path by the first rule that fits it."""
+    compiled = [(re.compile(rf"(^|/){pattern}$"), new) for pattern, new in rules]
+
+    def rename(path: str) -> str:
+        for pattern, new in compiled:
+            match = pattern.search(path)
+            if match:
+                end = new(match) if callable(new) else match.expand(new)
+                return f"{path[: match.start()]}{match[1]}{end}"
+        return path
+
+    return rename
+
+
+def _as_it_is(path: str) -> str:
+    return path
+
+
+def _stage(text: str) -> Callable[[re.Match], str]:
+    """Returns a rule's new name, in which {0} and {1} are the next stage and the block."""
+    return lambda match: text.format(int(match["stage"]) + 1, match["block"])
+
+
+_BLOCK = r"blocks_(?P<stage>{})_(?P<block>\d+)/"
+_FIRST, _LATER = _BLOCK.format("0"), _BLOCK.format(r"\d+")
+
+# timm's names of EfficientNet (left) as torchvision's.
+_timm_efficientnet = _renamer(
+    [
+        (_FIRST + "conv_dw", _stage("features_{0}_{1}/block_0_0")),
+        (_FIRST + "bn1", _stage("features_{0}_{1}/block_0_1")),
+        (_FIRST + "se/conv_reduce", _stage("features_{0}_{1}/block_1/fc1")),
+        (_FIRST + "se/conv_expand", _stage("features_{0}_{1}/block_1/fc2")),
+        (_FIRST + "conv_pw", _stage("features_{0}_{1}/block_2_0")),
+        (_FIRST + "bn2", _stage("features_{0}_{1}/block_2_1")),
+        (_LATER + "conv_pw", _stage("features_{0}_{1}/block_0_0")),
+        (_LATER + "bn1", _stage("features_{0}_{1}/block_0_1")),
+        (_LATER + "conv_dw", _stage("features_{0}_{1}/block_1_0")),
+        (_LATER + "bn2", _stage("features_{0}_{1}/block_1_1")),
+        (_LATER + "se/conv_reduce", _stage("features_{0}_{1}/block_2/fc1")),
+        (_LATER + "se/conv_expand", _stage("features_{0}_{1}/block_2/fc2")),
+        (_LATER + "conv_pwl", _stage("features_{0}_{1}/block_3_0")),
+        (_LATER + "bn3", _stage("features_{0}_{1}/block_3_1")),
+        ("conv_stem", "features_0_0"),
+        ("bn1", "features_0_1"),
+        ("conv_head", "features_8_0"),
+        ("bn2", "features_8_1"),
+        ("classifier", "classifier_1"),
+    ]
+)
+
+
+def _convnext_block(end: str) -> Callable[[re.Match], str]:
+    return lambda match: f"features_{2 * int(match['stage']) + 1}_{match['block']}{end}"
+
+
+def _convnext_step(match: re.Match) -> str:
+    return f"features_{2 * int(match['stage'])}_{match['place']}"
+
+
+_CONVNEXT = r"stages_(?P<stage>\d+)/blocks_(?P<block>\d+)"
+
+# timm's names of ConvNeXt (left) as torchvision's.
+_timm_convnext = _renamer(
+    [
+        (r"stem_(\d)", r"features_0_\2"),
+        (r"stages_(?P<stage>\d+)/downsample_(?P<place>\d)", _convnext_step),
+        (_CONVNEXT + "/conv_dw", _convnext_block("/block_0")),
+        (_CONVNEXT + "/norm", _convnext_block("/block_2")),
+        (_CONVNEXT + "/mlp/fc1", _convnext_block("/block_3")),
+        (_CONVNEXT + "/mlp/fc2", _convnext_block("/block_5")),
+        (_CONVNEXT, _convnext_block("")),
+        ("head/norm", "classifier_0"),
+        ("head/fc", "classifier_2"),
+    ]
+)

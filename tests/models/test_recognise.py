@@ -1,0 +1,167 @@
+"""A state dict is recognised as the network that it belongs to, and as no other."""
+
+import make_layer_tables
+import pytest
+
+from kernsym_jax import models
+from kernsym_jax.models import recognition
+
+
+def state_dict(name, prefix=""):
+    """The shapes of a network's convolutions under the names of PyTorch."""
+    shapes = {}
+    for layer, kernel in recognition._tables()[name]["layers"].items():
+        place = prefix + torch_name(layer)
+        if kernel is None:
+            shapes[f"{place}.bias"] = (7,)
+        else:
+            shapes[f"{place}.weight"] = tuple(kernel[axis] for axis in (3, 2, 0, 1))
+    return shapes
+
+
+def torch_name(layer):
+    words = []
+    for part in layer.split("/"):
+        stem, *numbers = part.split("_")
+        while numbers and not all(number.isdigit() for number in numbers):
+            stem += f"_{numbers.pop(0)}"
+        words += [stem, *numbers]
+    return ".".join(words)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.backbone.", "_orig_mod.0.net."])
+@pytest.mark.parametrize("name", models.NAMES)
+def test_every_network_is_recognised_behind_any_prefix_and_as_no_other(name, prefix):
+    (found,) = models.recognise(state_dict(name, prefix))
+    assert (found.name, found.prefix, found.downsample) == (name, prefix, "stride")
+    assert not found.extra
+    assert set(found.layers) == set(recognition._tables()[name]["layers"])
+    assert all(stored == prefix + torch_name(layer) for layer, stored in found.layers.items())
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "cifar_resnet20", "mobilenet_v2"])
+def test_the_tables_are_what_the_networks_are(name):
+    made, kept = make_layer_tables.table(name), recognition._tables()[name]
+    assert make_layer_tables.plain(made) == kept
+
+
+def test_the_tables_know_every_network_of_the_registry():
+    assert tuple(recognition._tables()) == models.NAMES
+
+
+def test_other_heads_and_branches_are_listed():
+    shapes = state_dict("resnet50", "model.") | {
+        "model.aux.0.weight": (64, 1024, 3, 3),
+        "decoder.up.weight": (64, 64, 3, 3),
+    }
+    (found,) = models.recognise(shapes)
+    assert found.name == "resnet50"
+    assert found.extra == ("model.aux.0", "decoder.up")
+
+
+def test_a_greyscale_network_is_recognised():
+    shapes = state_dict("resnet18") | {"conv1.weight": (64, 1, 7, 7)}
+    (found,) = models.recognise(shapes)
+    assert found.name == "resnet18"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"layer3.6.conv1.weight": (256, 1024, 1, 1)},
+        {"layer1.0.se.fc1.weight": (16, 256, 1, 1)},
+        {"layer2.0.conv2.weight": (128, 4, 3, 3)},
+        {"layer2.0.conv1.weight": (64, 256, 1, 1)},
+        {"conv1.weight": (64, 3, 3, 3)},
+    ],
+)
+def test_a_network_with_other_layers_inside_is_not_recognised(more):
+    assert models.recognise(state_dict("resnet50") | more) == []
+
+
+def test_our_own_names_are_recognised():
+    kernels = recognition._tables()["vgg11"]["layers"]
+    shapes = {f"params/{layer}/kernel": kernel for layer, kernel in kernels.items()}
+    (found,) = models.recognise(shapes)
+    assert (found.name, found.prefix) == ("vgg11", "params/")
+
+
+def test_unrelated_arrays_are_not_recognised():
+    assert models.recognise({}) == []
+    assert models.recognise({"conv1.weight": (8, 3, 3, 3), "fc.weight": (10, 8)}) == []
+
+
+def test_names_of_antialiased_cnns_are_recognised_as_blur():
+    shapes = {}
+    for name, shape in state_dict("resnet18", "module.").items():
+        parts = name.split(".")
+        strided = parts[1] in ("layer2", "layer3", "layer4") and parts[2] == "0"
+        if strided and parts[3] == "conv2":
+            parts.insert(4, "1")
+            shapes[".".join([*parts[:4], "0", "filt"])] = (shape[0], 1, 4, 4)
+        if strided and parts[3] == "downsample":
+            if parts[4] == "0":
+                shapes[".".join([*parts[:4], "0", "filt"])] = (shape[1], 1, 4, 4)
+            parts[4] = str(int(parts[4]) + 1)
+        shapes[".".join(parts)] = shape
+    shapes["module.maxpool.1.filt"] = (64, 1, 4, 4)
+    (found,) = models.recognise(shapes)
+    assert (found.name, found.prefix, found.downsample) == ("resnet18", "module.", "blur")
+    assert found.layers["layer2_0/conv2"] == "module.layer2.0.conv2.1"
+    assert found.layers["layer2_0/downsample_0"] == "module.layer2.0.downsample.1"
+
+
+TIMM_BLOCK = {
+    "block_0_0": "conv_pw", "block_0_1": "bn1", "block_1_0": "conv_dw", "block_1_1": "bn2",
+    "block_2/fc1": "se.conv_reduce", "block_2/fc2": "se.conv_expand", "block_3_0": "conv_pwl",
+    "block_3_1": "bn3",
+}  # fmt: skip
+TIMM_FIRST_BLOCK = {
+    "block_0_0": "conv_dw", "block_0_1": "bn1", "block_1/fc1": "se.conv_reduce",
+    "block_1/fc2": "se.conv_expand", "block_2_0": "conv_pw", "block_2_1": "bn2",
+}  # fmt: skip
+TIMM_ENDS = {
+    "features_0_0": "conv_stem", "features_0_1": "bn1", "features_8_0": "conv_head",
+    "features_8_1": "bn2", "classifier_1": "classifier",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in models.NAMES if "efficientnet" in name])
+def test_names_of_efficientnet_in_timm_are_recognised(name):
+    shapes = {}
+    for layer, kernel in recognition._tables()[name]["layers"].items():
+        if layer in TIMM_ENDS:
+            place = TIMM_ENDS[layer]
+        else:
+            stage, block = layer.split("/")[0].split("_")[1:]
+            words = TIMM_FIRST_BLOCK if stage == "1" else TIMM_BLOCK
+            place = f"blocks.{int(stage) - 1}.{block}.{words[layer.partition('/')[2]]}"
+        shapes[f"{place}.weight"] = kernel and tuple(kernel[axis] for axis in (3, 2, 0, 1))
+    (found,) = models.recognise(shapes)
+    assert (found.name, found.prefix, found.extra) == (name, "", ())
+
+
+@pytest.mark.parametrize("name", [name for name in models.NAMES if "convnext" in name])
+def test_names_of_convnext_in_timm_are_recognised(name):
+    ends = {"classifier_0": "head.norm", "classifier_2": "head.fc"}
+    inner = {
+        "block_0": ".conv_dw",
+        "block_2": ".norm",
+        "block_3": ".mlp.fc1",
+        "block_5": ".mlp.fc2",
+    }
+    shapes = {}
+    for layer, kernel in recognition._tables()[name]["layers"].items():
+        head, _, rest = layer.partition("/")
+        number, place = [*head.split("_"), ""][1:3]
+        if layer in ends:
+            stored = ends[layer]
+        elif number == "0":
+            stored = f"stem.{place}"
+        elif int(number) % 2:
+            stored = f"stages.{int(number) // 2}.blocks.{place}{inner.get(rest, '')}"
+        else:
+            stored = f"stages.{int(number) // 2}.downsample.{place}"
+        shapes[f"{stored}.weight"] = kernel and tuple(kernel[axis] for axis in (3, 2, 0, 1))
+    (found,) = models.recognise(shapes)
+    assert (found.name, found.prefix, found.extra) == (name, "", ())

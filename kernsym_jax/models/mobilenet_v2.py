@@ -89,7 +89,8 @@ class MobileNetV2(nn.Module):
         x, _ = down(nn.relu6(v.norm("features_0_1")(x, train)), train)
         number, index = 1, 0
         for expansion, channels, blocks, stride in _STAGES:
-            index += stride > 1
+            if stride > 1:
+                index += 1
             for i in range(blocks):
                 x = InvertedResidual(
                     features=scaled_channels(channels, self.width),

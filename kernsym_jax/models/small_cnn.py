@@ -67,7 +67,8 @@ class SmallCNN(nn.Module):
             x, _ = down(nn.relu(x), train)
             if steps and self.pool:
                 x = v.max_pool(f"pool{number}", x, 2, 0, index=index, train=train)
-            index += steps
+            if steps:
+                index += 1
         x = x.astype(jnp.float32)
         x = flatten_channels_first(x) if self.flatten else x.mean((1, 2))
         return torch_dense("head", self.num_classes, x)

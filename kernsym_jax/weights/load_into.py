@@ -119,6 +119,8 @@ def flax_layer(name: str) -> str:
     Returns:
       Such as ``layer1_0/conv1``: a number joins the name before it, and a slash replaces each dot.
     """
+    # torchvision's DenseNet files keep the names of its first version: ``norm.1`` for ``norm1``.
+    name = re.sub(r"(denselayer[0-9]+\.(?:norm|conv))\.([12])(?=\.|$)", r"\1\2", name)
     return re.sub(r"\.([0-9]+)(?=\.|$)", r"_\1", name).replace(".", "/")
 
 

@@ -22,7 +22,10 @@ except ImportError:
     _Module = object
 
 _FIXTURES = pathlib.Path(__file__).parent / "fixtures"
-_NAMES = ("alexnet", "resnet18", "mobilenet_v2", "inception_v3")
+_NAMES = (
+    *("alexnet", "resnet18", "mobilenet_v2", "inception_v3"),
+    *("resnext50_32x4d", "wide_resnet50_2", "densenet161", "efficientnet_b5", "convnext_tiny"),
+)
 _DTYPES = (
     *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
     *("int64", "int32", "int16", "int8", "uint8", "uint16", "bool", "complex64"),

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import tarfile
 
 import jax
@@ -25,14 +26,34 @@ def _torchvision_arrays(fixtures, name):
     return {key: np.broadcast_to(one, shape) for key, shape in shapes[name].items()}
 
 
-@pytest.mark.parametrize("name", ["alexnet", "resnet18", "mobilenet_v2", "inception_v3"])
-def test_torchvisions_names_and_shapes_fit(fixtures, name):
-    model = models.create(name, num_classes=10)
-    variables = weights.load_into(model, _torchvision_arrays(fixtures, name))
+def _assert_fits(model, arrays):
+    variables = weights.load_into(model, arrays)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     wanted = jax.eval_shape(model.init, jax.random.key(0), images)
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, wanted)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", ["alexnet", "resnet18", "mobilenet_v2", "inception_v3"])
+def test_torchvisions_names_and_shapes_fit(fixtures, name):
+    _assert_fits(models.create(name, num_classes=10), _torchvision_arrays(fixtures, name))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnext50_32x4d", "wide_resnet50_2", "densenet161", "efficientnet_b5", "convnext_tiny"],
+)
+def test_names_and_shapes_of_torchvisions_scaled_networks_fit(fixtures, name):
+    _assert_fits(models.create(name, num_classes=10), _torchvision_arrays(fixtures, name))
+
+
+def test_the_names_in_torchvisions_densenet_files_fit(fixtures):
+    arrays = _torchvision_arrays(fixtures, "densenet161")
+    old = {
+        re.sub(r"(denselayer\d+\.\w+)([12])\.", r"\1.\2.", name): v for name, v in arrays.items()
+    }
+    assert "features.denseblock1.denselayer1.norm.1.running_mean" in old
+    _assert_fits(models.create("densenet161", num_classes=10), old)
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,8 @@ class EfficientNet(nn.Module):
         counts = [math.ceil(blocks * self.depth) for *_, blocks in _STAGES]
         done, index = 0, 0
         for stage, (expansion, kernel_size, stride, channels, _) in enumerate(_STAGES):
-            index += stride > 1
+            if stride > 1:
+                index += 1
             for i in range(counts[stage]):
                 x = MBConv(
                     features=scaled_channels(channels, self.width),

@@ -63,7 +63,8 @@ def test_children_that_are_stopped_exit_75_and_end_like_runs_in_one_process(
     whole = start(repository, *parts, f"--workdir={tmp_path}/whole")
     status, out, errors = finish(whole)
     assert status == 0, errors
-    assert "E4: undecided. Uneven padding skews." in out
+    assert "E4: too few seeds. Uneven padding skews." in out
+    assert "what the primary tests can find, before the runs" in out
 
     stopped = start(repository, *parts, f"--workdir={tmp_path}/parts", "--parallel=2")
     wait_for(tmp_path / "parts/runs/even/seed_000/metrics.jsonl")

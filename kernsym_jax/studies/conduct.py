@@ -1,4 +1,4 @@
-"""Conducting a study: what is missing is trained, what is finished is gathered and decided."""
+"""Conducting a study: training the missing runs, gathering the finished ones, and the dry run."""
 
 import contextlib
 import os
@@ -7,19 +7,19 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
 from kernsym_jax import json_file, run_directory, training
 from kernsym_jax.studies import runs as planned
-from kernsym_jax.studies.cost import missing_file
 from kernsym_jax.studies.jobs import job_command
-from kernsym_jax.studies.outcome import CLAIMS, LAYERS, RESULTS, write_outcome
+from kernsym_jax.studies.page import CLAIMS, LAYERS, RESULTS, write_outcome
 from kernsym_jax.studies.results import FinishedRun, Results, collect
 from kernsym_jax.studies.runs import PlannedRun
 from kernsym_jax.studies.study import Study
+from kernsym_jax.training.pace import duration
 from kernsym_jax.training.processes import stop_on_signal
 
 PLAN = "study.json"
@@ -29,24 +29,24 @@ _POLL_SECONDS = 0.2
 def conduct(
     study: Study, workdir: str | pathlib.Path, command: Sequence[str], parallel: int = 0
 ) -> Results:
-    """Trains what is missing, one run after another or side by side, and gathers.
+    """Trains the missing runs, one after another or side by side, and gathers all.
 
-    Of networks it tells which files are missing, and gathers what is there.
+    For a study of networks it prints which files are missing and gathers the others.
 
     Args:
       study: the study.
-      workdir: of the study; made if it is not there.
-      command: that does this, for the children and for the page.
-      parallel: how many runs at once, each in a process of its own; 0 for all in this one, where
+      workdir: its folder; created if needed.
+      command: the command line of this study, for child processes and the page.
+      parallel: number of runs at once, each in its own process; 0 trains all in this process, where
         on an accelerator the seeds of a variant train as one program.
 
     Returns:
       The results.
 
     Raises:
-      ValueError: if the study or the directory cannot be used, or a run cannot be finished; the
-        others are, and gathered, before.
-      Preempted: after SIGTERM or SIGINT, once what runs is saved.
+      ValueError: if the study or the folder cannot be used, or a run fails; the other runs are
+        trained and gathered first.
+      Preempted: after SIGTERM or SIGINT, when the current runs are saved.
     """
     workdir = pathlib.Path(workdir)
     _write_plan(study, workdir)
@@ -59,6 +59,7 @@ def conduct(
             print(missing_file(run))
         return gather(study, workdir, command)
     print(f"{study.name}: {there} runs are finished")
+    print(power_table(study))
     failed = _in_children(missing, workdir, command, parallel) if parallel else _here(missing)
     if len(failed) == len(everything):
         raise ValueError(next(iter(failed.values())))
@@ -70,19 +71,19 @@ def conduct(
 
 
 def train_one(study: Study, workdir: str | pathlib.Path, name: str) -> dict[str, Any]:
-    """Trains one run, or finds it finished; the job that `emit` writes for it.
+    """Trains one run unless it is finished; this is the job that `emit` writes.
 
     Args:
       study: the study.
-      workdir: of the study; made if it is not there.
+      workdir: its folder; created if needed.
       name: ``variant/seed_003``.
 
     Returns:
-      The run's summary.
+      The summary of the run.
 
     Raises:
-      ValueError: if the study has no such run, or trains none.
-      Preempted: after SIGTERM or SIGINT, once the state is saved.
+      ValueError: if the study does not have the run, or trains none.
+      Preempted: after SIGTERM or SIGINT, when the state is saved.
     """
     workdir = pathlib.Path(workdir)
     if study.networks:
@@ -101,12 +102,12 @@ def train_one(study: Study, workdir: str | pathlib.Path, name: str) -> dict[str,
 
 
 def gather(study: Study, workdir: str | pathlib.Path, command: Sequence[str]) -> Results:
-    """Writes tables, claims, figures and the page from the runs that are finished.
+    """Decides the claims from the finished runs and writes tables, figures and the page.
 
     Args:
       study: the study.
-      workdir: of the study.
-      command: for the page.
+      workdir: its folder.
+      command: the command line of this study, for the page.
 
     Returns:
       The results.
@@ -126,15 +127,15 @@ def gather(study: Study, workdir: str | pathlib.Path, command: Sequence[str]) ->
 
 
 def keep(study: Study, workdir: str | pathlib.Path, folder: str | pathlib.Path) -> pathlib.Path:
-    """Copies the small files of a gathered study to where results are kept.
+    """Copies the small files of a gathered study to a folder of results.
 
     Args:
       study: the study.
-      workdir: of the study.
-      folder: where results are kept.
+      workdir: its folder.
+      folder: the folder of results.
 
     Returns:
-      The study's folder in it, ``name/size``.
+      The copy's folder, ``name/size`` below it.
     """
     target = pathlib.Path(folder) / study.name / study.size
     target.mkdir(parents=True, exist_ok=True)
@@ -144,14 +145,14 @@ def keep(study: Study, workdir: str | pathlib.Path, folder: str | pathlib.Path) 
 
 
 def _write_plan(study: Study, workdir: pathlib.Path) -> None:
-    """The first plan stays: what is changed later is told on the page."""
+    """Writes the plan unless there is one: the page lists later changes of the study."""
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / PLAN).exists():
         json_file.write_json(workdir / PLAN, study.plan())
 
 
 def _here(missing: Sequence[PlannedRun]) -> dict[str, str]:
-    """Trains runs in this process; the reasons of those that failed."""
+    """Trains runs in this process; returns the reasons of those that failed."""
     failed: dict[str, str] = {}
     with stop_on_signal() as stop:
         for number, group in enumerate(groups := _groups(missing), 1):
@@ -181,8 +182,7 @@ def _train(group: Sequence[PlannedRun]) -> None:
 
 
 def _groups(missing: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
-    """The runs that train together: those of one variant, of seeds without a gap, where one program
-    for all of them is the faster way."""
+    """Groups the runs that train as one program: on accelerators, consecutive seeds."""
     import jax
 
     groups: list[list[PlannedRun]] = []
@@ -192,7 +192,7 @@ def _groups(missing: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
             and groups
             and groups[-1][-1].variant == run.variant
             and int(groups[-1][-1].seed) + 1 == run.seed
-            # A folder of single runs stays one; a population that was stopped goes on as one.
+            # A folder of single runs stays one; a stopped population continues as a population.
             and (not run.path.parent.exists() or run_directory.is_population(run.path.parent))
         )
         if together:
@@ -205,8 +205,8 @@ def _groups(missing: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
 def _in_children(
     missing: Sequence[PlannedRun], workdir: pathlib.Path, command: Sequence[str], parallel: int
 ) -> dict[str, str]:
-    """Trains runs in processes of their own; the reasons of those that failed."""
-    # Each child has one of the GPUs that this process may use, so that no two share one.
+    """Trains each run in its own process; returns the reasons of those that failed."""
+    # Each child gets one of the GPUs that this process may use, so that no two share one.
     devices = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
     failed: dict[str, str] = {}
     waiting, free = list(missing), list(range(parallel))
@@ -252,17 +252,103 @@ def _log(folder: pathlib.Path, run: PlannedRun) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _alone(run: PlannedRun) -> Iterator[None]:
-    """Waits until no other process of this machine trains the run, as a killed study's child may.
+    """Waits until no other process on this machine trains the run, as a killed study's child may.
 
-    The lock ends with the process that holds it, whatever ends that.
+    The lock ends with the process that holds it, however that ends.
     """
     import fcntl
 
-    # Beside the runs, which another study may share.
+    # Beside the runs, because other studies may share them.
     folder = run.path.parent.parent / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{run.variant}-{run.path.name}").open("w") as file:
-        # Shared folders and buckets may know no locks.
+        # Shared folders and buckets may not support locks.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def dry_run(study: Study, workdir: str | pathlib.Path) -> str:
+    """Lists the runs, how far they are, what the others will cost, and what the tests can find.
+
+    Args:
+      study: the study.
+      workdir: its folder; it need not exist.
+
+    Returns:
+      A table as text. The cost of a run is that of finished runs of its variant; without those, of
+      the other variants; without those, the study's own record. For a study of networks, the files
+      that are there, and where to get the others.
+    """
+    everything = planned.plan_runs(study, pathlib.Path(workdir))
+    states = {run.name: planned.state(run) for run in everything}
+    if study.networks:
+        return "\n".join([power_table(study), _files(everything, states)])
+    recorded: dict[str, list[dict[str, Any]]] = {}
+    for run in everything:
+        if states[run.name] == planned.FINISHED:
+            summary = FinishedRun(run.variant, run.seed, run.path).summary
+            recorded.setdefault(run.variant, []).append(summary)
+    lines, left, known = [], 0.0, True
+    width = max(map(len, states))
+    for run in everything:
+        text = f"{run.name:{width}}  {states[run.name]:8}"
+        if states[run.name] != planned.FINISHED:
+            seconds, source = _cost(study, run, recorded)
+            known = known and seconds is not None
+            left += seconds or 0.0
+            text += f"  {duration(seconds) if seconds else 'unknown':>8}  {source}".rstrip()
+        lines.append(text)
+    total = duration(left) if known else f"more than {duration(left)}" if left else "unknown"
+    count = sum(found != planned.FINISHED for found in states.values())
+    lines.append(f"{count} of {len(states)} runs to do, one after another: {total}")
+    return "\n".join([power_table(study), *lines])
+
+
+def power_table(study: Study) -> str:
+    """Returns, as text, the power and the smallest detectable effect of every primary test."""
+    power = study.power()
+    lines = ["what the primary tests can find, before the runs:"]
+    for name, test in study.primaries.items():
+        known = power.get(name)
+        text = f"  {test.claim}, {name}: matters from {test.smallest:g}"
+        if known is None or known.detectable is None:
+            lines.append(f"{text}; detectable effect unknown: no pilot, or too few cases")
+            continue
+        what = "confirms a margin" if test.expected == "zero" else "detects an effect"
+        text += f"; {what} of {known.detectable:.3g} with 80 % power (n = {known.n}"
+        if known.power is not None and known.sd is not None:
+            text += f", sd {known.sd:.3g}); power {100 * known.power:.0f} % ({known.source})"
+        else:
+            text += ")"
+        lines.append(text)
+    return "\n".join(lines)
+
+
+def missing_file(run: PlannedRun) -> str:
+    """Returns, in one line, where a network is expected and where to get it."""
+    origin = "" if run.network is None else f"; get it from {run.network.origin}"
+    return f"{run.name}: no {run.path}{origin}"
+
+
+def _files(everything: Sequence[PlannedRun], states: Mapping[str, str]) -> str:
+    missing = [run for run in everything if states[run.name] != planned.FINISHED]
+    lines = [f"{run.name}: {run.path}" for run in everything if run not in missing]
+    lines += [missing_file(run) for run in missing]
+    return "\n".join([*lines, f"{len(missing)} of {len(everything)} networks are missing"])
+
+
+def _cost(
+    study: Study, run: PlannedRun, recorded: dict[str, list[dict[str, Any]]]
+) -> tuple[float | None, str]:
+    of_variant = recorded.get(run.variant)
+    summaries = of_variant or [one for found in recorded.values() for one in found]
+    if summaries:
+        seconds = sum(one["seconds"] for one in summaries) / len(summaries)
+        speeds = [one["images_per_second"] for one in summaries if one["images_per_second"]]
+        source = run.variant if of_variant else "other variants"
+        speed = f" at {sum(speeds) / len(speeds):,.0f} img/s" if speeds else ""
+        return seconds, f"as {len(summaries)} runs of {source} took{speed}"
+    if study.cost:
+        return study.cost[0], study.cost[1]
+    return None, ""

@@ -1,4 +1,4 @@
-"""Figures of a study: effects with their intervals, layers by variant, and the way to the end."""
+"""Figures of a study: effects with intervals, layers by variant, and figures during training."""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +15,14 @@ COLORS = ("#1b7f79", "#d1495b", "#8a5fbf", "#b8860b", "#3a6ea5", "#7f7f7f", "#e0
 
 
 def draw(results: Results) -> dict[str, Any]:
-    """All figures of a study.
+    """Draws all figures of a study.
 
     Args:
-      results: of the study.
+      results: the results.
 
     Returns:
-      Name -> matplotlib figure: ``effects``, ``scatter_<number>`` of each pair of measures that is
-      correlated, ``layers_<figure>`` and ``steps_<figure>``, and ``networks`` of those that were
-      read.
+      Name -> matplotlib figure: ``effects``, ``scatter_<number>`` for each pair of correlated
+      measures, ``layers_<figure>``, ``steps_<figure>``, and ``networks`` if networks were read.
     """
     study = results.study
     drawn = {"effects": effects(results)}
@@ -44,7 +43,7 @@ def write(drawn: Mapping[str, Any], folder: pathlib.Path) -> None:
 
     Args:
       drawn: name -> matplotlib figure.
-      folder: where to; made if it is not there.
+      folder: the folder; created if needed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn.items():
@@ -52,24 +51,29 @@ def write(drawn: Mapping[str, Any], folder: pathlib.Path) -> None:
 
 
 def effects(results: Results) -> Any:
-    """The effect of every test over the smallest that matters, with its interval and the seeds."""
-    tests = [(test, test.estimate.effect) for test in results.tests]
-    known = [(test, effect) for test, effect in tests if effect is not None]
+    """Draws every effect in units of the smallest that matters, with interval and seeds."""
+    known = [test for test in results.tests if test.effect.effect is not None]
     figure, axis = _figure(7.5, 0.9 + 0.42 * max(len(known), 1))
     axis.axvspan(-1, 1, color=CHANCE, alpha=0.3, lw=0)
     axis.axvline(0, color=CHANCE, lw=1)
-    for place, (test, effect) in enumerate(reversed(known)):
-        estimate, unit = test.estimate, test.test.smallest
+    for place, test in enumerate(reversed(known)):
+        unit = test.test.smallest
         color = COLORS[list(results.study.claims).index(test.test.claim) % len(COLORS)]
-        if estimate.low is not None and estimate.high is not None:
-            ends = [estimate.low / unit, estimate.high / unit]
-            axis.plot(ends, [place, place], color=color, lw=2, solid_capstyle="butt")
-        axis.scatter([effect / unit], [place], s=34, color=color, zorder=3)
+        low, high = test.interval if test.primary else (test.effect.low, test.effect.high)
+        if low is not None and high is not None:
+            width = 2 if test.primary else 1
+            ends = [low / unit, high / unit]
+            axis.plot(ends, [place, place], color=color, lw=width, solid_capstyle="butt")
+        size = 34 if test.primary else 14
+        axis.scatter([(test.effect.effect or 0.0) / unit], [place], s=size, color=color, zorder=3)
         units = [value / unit for value in test.differences.values()]
         axis.scatter(units, [place - 0.28] * len(units), s=7, color=color, alpha=0.6)
     axis.set(
         yticks=range(len(known)),
-        yticklabels=[f"{t.name} ({t.verdict})" for t, _ in reversed(known)],
+        yticklabels=[
+            f"{test.name} ({test.verdict})" if test.primary else test.name
+            for test in reversed(known)
+        ],
         ylim=(-0.6, len(known) - 0.4),
         xlabel="effect over the smallest that matters (grey); small dots are "
         f"{results.study.unit}s",
@@ -78,7 +82,7 @@ def effects(results: Results) -> Any:
 
 
 def scatter(results: Results, x: str, y: str) -> Any:
-    """Two measures of every run, coloured by variant."""
+    """Draws two measures of every run, coloured by variant."""
     figure, axis = _figure(6.5, 3.4)
     for index, variant in enumerate(results.study.variants):
         pairs = [
@@ -95,7 +99,7 @@ def scatter(results: Results, x: str, y: str) -> Any:
 
 
 def networks(results: Results) -> Any:
-    """The score of every square kernel above chance in order, a panel for each family."""
+    """Draws the score minus chance of every square kernel in order, one panel per family."""
     families: dict[str, list[FinishedRun]] = {}
     for run in results.finished:
         family = results.study.networks[str(run.seed)].family
@@ -118,7 +122,7 @@ def networks(results: Results) -> Any:
 
 
 def _depths(axis: Any, run: FinishedRun, index: int) -> None:
-    """The layers of one network: a line through the ordinary ones, and marks by kind."""
+    """Draws the layers of one network: a line through the ordinary ones, and marks by kind."""
     color = COLORS[index % len(COLORS)]
     kinds: dict[str, list[tuple[int, float]]] = {}
     for place, row in enumerate(run.table.rows, 1):
@@ -135,7 +139,7 @@ def _depths(axis: Any, run: FinishedRun, index: int) -> None:
 
 
 def layers(results: Results, name: str) -> Any:
-    """A figure of the layer table over the layers in order, one line for each variant."""
+    """Draws a column of the layer table over the layers in order, one line per variant."""
     found: dict[str, dict[int, list[float]]] = {}
     labels: dict[int, str] = {}
     rows = results.layers()
@@ -146,7 +150,7 @@ def layers(results: Results, name: str) -> Any:
             labels.setdefault(row["order"], f"{row['layer']}{mark}")
     figure, axis = _figure(7.5, 3.4)
     for index, (variant, by_layer) in enumerate(found.items()):
-        # Side by side, so that their intervals can be told apart.
+        # Side by side, so that their intervals do not cover each other.
         offset = 0.3 * (index / max(len(found) - 1, 1) - 0.5)
         orders = sorted(by_layer)
         seeds = [by_layer[order] for order in orders]
@@ -162,7 +166,7 @@ def layers(results: Results, name: str) -> Any:
 
 
 def steps(results: Results, name: str) -> Any:
-    """A symmetry figure over the steps, the mean over the layers that do not see the image."""
+    """Draws a symmetry figure over the steps, averaged over all layers but the first."""
     figure, axis = _figure(7.5, 3.4)
     for index, variant in enumerate(results.study.variants):
         by_step: dict[int, list[float]] = {}
@@ -188,17 +192,17 @@ def steps(results: Results, name: str) -> Any:
 def _line(
     axis: Any, x: np.ndarray, values: Sequence[Sequence[float]], label: str, i: int, coverage: float
 ) -> None:
-    """Means with the interval of each; intervals of fewer than two seeds are left out."""
+    """Draws means with their intervals, which need two seeds."""
     color = COLORS[i % len(COLORS)]
     axis.plot(x, [np.mean(v) for v in values], "o-", ms=4, lw=1.2, color=color, label=label)
     for place, seeds in zip(x, values, strict=True):
-        estimate = statistics.paired(seeds, coverage)
-        if estimate.low is not None:
-            axis.plot([place, place], [estimate.low, estimate.high], color=color, lw=1.2)
+        mean = statistics.paired(seeds, coverage)
+        if mean.low is not None:
+            axis.plot([place, place], [mean.low, mean.high], color=color, lw=1.2)
 
 
 def _band(axis: Any, x: np.ndarray, values: Sequence[Sequence[float]], label: str, i: int) -> None:
-    """Means with the range of the seeds."""
+    """Draws means with the range of the seeds."""
     color = COLORS[i % len(COLORS)]
     ends: list[Callable[[Sequence[float]], float]] = [min, max]
     low, high = ([end(seeds) for seeds in values] for end in ends)

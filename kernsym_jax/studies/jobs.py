@@ -1,4 +1,4 @@
-"""The runs of a study as jobs of a scheduler, each of which may be started again at will."""
+"""The runs of a study as jobs of a scheduler; every job can be started again at any time."""
 
 import pathlib
 import shlex
@@ -13,10 +13,10 @@ _MOUNT = "/kernsym_runs"
 
 
 def job_command(command: Sequence[str], run: str, python: str = "python") -> list[str]:
-    """The command that trains one run of a study.
+    """Returns the command that trains one run of a study.
 
     Args:
-      command: that conducts the whole study: the arguments after the interpreter.
+      command: the command line of the whole study, after the interpreter.
       run: ``variant/seed_003``.
       python: the interpreter.
 
@@ -29,24 +29,24 @@ def job_command(command: Sequence[str], run: str, python: str = "python") -> lis
 def emit(
     study: Study, workdir: str | pathlib.Path, command: Sequence[str], kind: str
 ) -> list[pathlib.Path]:
-    """Writes the jobs of a study, one for each run, finished or not.
+    """Writes the jobs of a study, one per run, finished or not.
 
-    Every job ends at once where its run is finished, goes on where it was stopped, and touches no
-    other run; ``--gather`` collects what they have done.
+    A job ends at once if its run is finished, resumes a stopped run, and touches no other run.
+    ``--gather`` collects the results.
 
     Args:
       study: the study.
-      workdir: of the study, as the jobs see it; a bucket's address for ``skypilot``.
-      command: that conducts the whole study: the arguments after the interpreter.
-      kind: ``commands`` (a shell script with a line for each run), ``slurm`` (a job array) or
-        ``skypilot`` (a file for each run).
+      workdir: folder of the study as the jobs see it; for ``skypilot`` it may be a bucket.
+      command: the command line of the whole study, after the interpreter.
+      kind: ``commands`` (a shell script, one line per run), ``slurm`` (a job array) or
+        ``skypilot`` (one file per run).
 
     Returns:
-      The files, in ``jobs/`` under the working directory of the study, or under the current one if
-      that is a bucket.
+      The files, in ``jobs/`` below the folder of the study, or below the current directory if that
+      is a bucket.
 
     Raises:
-      ValueError: for an unknown kind, a bucket that the jobs cannot see, or a study that trains
+      ValueError: if the kind is unknown, the jobs cannot see the bucket, or the study trains
         nothing.
     """
     if kind not in KINDS:

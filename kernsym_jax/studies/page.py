@@ -1,31 +1,71 @@
-"""A study as one HTML file that needs nothing else."""
+"""The files that a study leaves: raw tables, claims with verdicts, figures, and one HTML page."""
 
+import csv
+import dataclasses
 import importlib.resources
+import pathlib
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kernsym_jax import json_file, report, run_directory
 from kernsym_jax.evaluation.figures import svg
-from kernsym_jax.studies import statistics
-from kernsym_jax.studies.results import Results, accuracy_difference
-from kernsym_jax.studies.statistics import Estimate
+from kernsym_jax.studies import figures, statistics
+from kernsym_jax.studies import results as outcomes
+from kernsym_jax.studies.results import Results, Test, accuracy_difference
+from kernsym_jax.studies.statistics import Effect, Power
+from kernsym_jax.studies.study import Study
 
-_LAYER_FIGURES = ("score", "score_centered", "E", "skew_x", "skew_y", "dc_share")
+RESULTS, LAYERS, CLAIMS, PAGE = "results.csv", "layers.csv", "claims.json", "study.html"
+_LAYER_FIGURES = (
+    "score", "score_centered", "E", "sig_x", "sig_y", "skew_x", "skew_y", "dc_share",
+)  # fmt: skip
 _CAPTIONS = {
-    "effects": "Every test: the effect in units of the smallest that matters.",
+    "effects": "Every test: the effect in units of the smallest effect that matters. Primary tests "
+    "have their corrected interval and their verdict.",
     "layers": "Layer by layer: the mean over the seeds and its interval.",
-    "networks": "The square kernels of every network above random ones of their size, in order: "
-    "circles are ordinary layers, crosses depthwise ones, and stars the first.",
-    "scatter": "The two measures that are correlated, a point for each run.",
-    "steps": "On the way: the mean over the layers and seeds, and the range of the seeds.",
+    "networks": "The square kernels of every network, in order: the score minus that of random "
+    "kernels of their size. Circles are ordinary layers, crosses depthwise ones, stars the first.",
+    "scatter": "The two measures that are correlated, one point per run.",
+    "steps": "During training: the mean over the layers and seeds, and the range of the seeds.",
 }
 
 
-def render(results: Results, claims: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
-    """The page as text: no request leaves it, and all names in it are text.
+def write_outcome(
+    results: Results, workdir: pathlib.Path, command: Sequence[str], changed: Sequence[str]
+) -> None:
+    """Writes ``results.csv``, ``layers.csv``, ``claims.json``, ``figures/`` and ``study.html``.
+
+    The same runs give the same files, no matter when and how often they were trained.
 
     Args:
-      results: of the study.
-      claims: what ``claims.json`` holds.
+      results: the results.
+      workdir: folder of the study.
+      command: the command line of the study, after the interpreter.
+      changed: parts of the plan that differ from the plan before the first run.
+    """
+    columns = ("variant", results.study.unit, "measure", "value")
+    rows = [
+        dict(zip(columns, (variant, seed, name, value), strict=True))
+        for (variant, seed), found in results.values.items()
+        for name, value in found.items()
+    ]
+    _write_csv(workdir / RESULTS, columns, rows)
+    layer_columns = (*columns[:2], *(c for c in report.COLUMNS if c != "source"))
+    _write_csv(workdir / LAYERS, layer_columns, results.layers())
+    claims = _claims(results, workdir, shlex.join(["python", *command]), changed)
+    json_file.write_json(workdir / CLAIMS, claims)
+    drawn = figures.draw(results)
+    figures.write(drawn, workdir / "figures")
+    (workdir / PAGE).write_text(render(results, claims, drawn), encoding="utf-8")
+
+
+def render(results: Results, claims: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
+    """Renders the page: it loads nothing from elsewhere, and every name in it is text.
+
+    Args:
+      results: the results.
+      claims: the content of ``claims.json``.
       drawn: name -> matplotlib figure.
 
     Returns:
@@ -41,9 +81,12 @@ def render(results: Results, claims: Mapping[str, Any], drawn: Mapping[str, Any]
     )
     environment.filters |= {"figure": figure, "p_value": p_value}
     study = results.study
+    tests = [(claim, test) for claim in claims["claims"] for test in claim["tests"]]
     return environment.from_string(read("kernsym_jax.studies", "study.jinja")).render(
         study=study,
         claims=claims,
+        primaries=[(claim, test) for claim, test in tests if test["primary"]],
+        secondaries=[(claim, test) for claim, test in tests if not test["primary"]],
         measures=_measures(results),
         networks=_networks(results),
         layers=_layers(results),
@@ -69,11 +112,116 @@ def render(results: Results, claims: Mapping[str, Any], drawn: Mapping[str, Any]
     )
 
 
+def figure(value: float | None) -> str:
+    """Formats a number with three decimals, or more if it would vanish."""
+    if value is None:
+        return ""
+    text = f"{value:.3f}" if value == 0 or abs(value) >= 5e-4 else f"{value:.1e}"
+    return text.replace("-", "−")
+
+
+def p_value(value: float | None) -> str:
+    """Formats a p-value with two significant digits."""
+    return "" if value is None else f"{value:.2g}"
+
+
+def _claims(
+    results: Results, workdir: pathlib.Path, command: str, changed: Sequence[str]
+) -> dict[str, Any]:
+    study, power = results.study, results.study.power()
+    return json_file.finite(
+        {
+            "study": study.name,
+            "size": study.size,
+            "title": study.title,
+            "data": study.data,
+            f"{study.unit}s": list(study.units),
+            "runs": len(results.finished),
+            "missing": list(results.missing),
+            "level": study.level,
+            "coverage": study.coverage,
+            "verdicts": outcomes.VERDICTS,
+            "plan_changed": list(changed),
+            "command": command,
+            "provenance": _provenance(results, workdir),
+            "claims": [
+                {
+                    "claim": key,
+                    "of": claim.of,
+                    "text": claim.text,
+                    "verdict": results.verdicts[key],
+                    "tests": [
+                        _test(test, study, power.get(test.name))
+                        for test in results.tests
+                        if test.test.claim == key
+                    ],
+                }
+                for key, claim in study.claims.items()
+            ],
+        }
+    )
+
+
+def _test(test: Test, study: Study, power: Power | None) -> dict[str, Any]:
+    expected, smallest = test.test.expected, test.test.smallest
+    return {
+        "test": test.name,
+        "primary": test.primary,
+        "meaning": test.test.meaning,
+        "expected": expected,
+        "smallest": smallest,
+        **dataclasses.asdict(test.effect),
+        "p_holm": test.p_holm,
+        "corrected_low": test.interval[0],
+        "corrected_high": test.interval[1],
+        "verdict": test.verdict,
+        "rule": outcomes.rule(expected, smallest, study.level) if test.primary else "",
+        "planned": dataclasses.asdict(power) if power else None,
+        f"by_{study.unit}": {str(unit): value for unit, value in test.differences.items()},
+        **({"by_family": study.independent(test.differences)} if study.networks else {}),
+        "other_methods": {name: dataclasses.asdict(e) for name, e in test.others.items()},
+    }
+
+
+def _provenance(results: Results, workdir: pathlib.Path) -> dict[str, list[Any]]:
+    """Returns what computed the runs, without what differs from start to start.
+
+    For networks that were read, it is what measured them last.
+    """
+    if results.study.networks:
+        sessions = run_directory.read_provenance(workdir)[-1:]
+    else:
+        sessions = [session for run in results.finished for session in run.sessions]
+    facts = ("git_revision", "python", "platform")
+    found: dict[str, list[Any]] = {
+        fact: sorted({str(session[fact]) for session in sessions}) for fact in facts
+    }
+    found["devices"] = sorted({device for session in sessions for device in session["devices"]})
+    found["versions"] = sorted(
+        {
+            f"{library} {version}"
+            for session in sessions
+            for library, version in session["versions"].items()
+        }
+    )
+    return found
+
+
+def _write_csv(path: pathlib.Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    fresh = path.with_name(f".{path.name}.fresh")
+    with fresh.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    fresh.replace(path)
+
+
 def _rules(claims: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Rule -> the tests that it is the rule of."""
+    """Returns rule -> names of the primary tests that it decides."""
     found: dict[str, list[str]] = {}
     for test in (test for claim in claims["claims"] for test in claim["tests"]):
-        found.setdefault(test["rule"], []).append(test["test"])
+        if test["primary"]:
+            found.setdefault(test["rule"], []).append(test["test"])
     return found
 
 
@@ -84,7 +232,7 @@ def _measures(results: Results) -> list[dict[str, Any]]:
             "name": name,
             "meaning": measure.meaning,
             "variants": [
-                _estimate(results.of(variant, name), study.coverage) for variant in study.variants
+                _mean(results.of(variant, name), study.coverage) for variant in study.variants
             ],
         }
         for name, measure in study.measures.items()
@@ -92,7 +240,7 @@ def _measures(results: Results) -> list[dict[str, Any]]:
 
 
 def _networks(results: Results) -> list[dict[str, Any]]:
-    """One entry per network that was read, family by family as the study has them."""
+    """Returns one entry per network that was read, in the order of the study."""
     networks = results.study.networks
     return [
         {
@@ -107,7 +255,7 @@ def _networks(results: Results) -> list[dict[str, Any]]:
 
 
 def _layers(results: Results) -> list[dict[str, Any]]:
-    """One entry per layer and variant, of the roles that the study tables."""
+    """Returns one entry per layer and variant, for the roles that the study tables."""
     study = results.study
     found: dict[tuple[Any, str, str], list[dict[str, Any]]] = {}
     for row in results.layers():
@@ -119,7 +267,7 @@ def _layers(results: Results) -> list[dict[str, Any]]:
             "variant": variant,
             "uneven": list(dict.fromkeys((row["uneven_h"], row["uneven_w"]) for row in rows)),
             "figures": [
-                _estimate([row[name] for row in rows if row[name] is not None], study.coverage)
+                _mean([row[name] for row in rows if row[name] is not None], study.coverage)
                 for name in _LAYER_FIGURES
             ],
         }
@@ -128,7 +276,7 @@ def _layers(results: Results) -> list[dict[str, Any]]:
 
 
 def _nulls(results: Results) -> list[tuple[str, float, float, int]]:
-    """Kernel size, mean and 95 % point of chance, and how many layers have that size."""
+    """Returns kernel size, mean and 95 % point of its null, and the number of its layers."""
     counts: dict[tuple[str, float, float], int] = {}
     for row in results.layers():
         size = "×".join(row["shape"].split("×")[:2])
@@ -137,18 +285,5 @@ def _nulls(results: Results) -> list[tuple[str, float, float, int]]:
     return [(*key, count) for key, count in sorted(counts.items())]
 
 
-def _estimate(values: Sequence[float], coverage: float) -> Estimate:
+def _mean(values: Sequence[float], coverage: float) -> Effect:
     return statistics.paired(values, coverage)
-
-
-def figure(value: float | None) -> str:
-    """A number with three decimals, or more where it would vanish."""
-    if value is None:
-        return ""
-    text = f"{value:.3f}" if value == 0 or abs(value) >= 5e-4 else f"{value:.1e}"
-    return text.replace("-", "−")
-
-
-def p_value(value: float | None) -> str:
-    """A p-value with two significant digits."""
-    return "" if value is None else f"{value:.2g}"

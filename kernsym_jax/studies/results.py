@@ -1,4 +1,4 @@
-"""What the finished runs of a study say: raw rows, measures, and the verdicts they lead to."""
+"""What the finished runs of a study say: measures, effects of the tests, and verdicts."""
 
 import dataclasses
 import functools
@@ -10,19 +10,34 @@ import numpy as np
 
 from kernsym_jax import report, run_directory
 from kernsym_jax.studies import runs as planned
-from kernsym_jax.studies import statistics, verdict
-from kernsym_jax.studies.statistics import Estimate
+from kernsym_jax.studies import statistics
+from kernsym_jax.studies.statistics import Effect
 from kernsym_jax.studies.study import Contrast, Correlation, Study
+
+SUPPORTED, NOT_SUPPORTED, DIFFERS, TOO_FEW, UNDECIDED = (
+    "supported", "not supported", "differs", "too few seeds", "undecided",
+)  # fmt: skip
+VERDICTS = {
+    SUPPORTED: "the effect is as expected, and at least as large as the smallest that matters",
+    DIFFERS: "the effect is there in the other direction, or where none was expected",
+    NOT_SUPPORTED: "the interval excludes every effect that matters in the expected direction",
+    TOO_FEW: "half the interval is wider than the smallest effect that matters",
+    UNDECIDED: "neither; the interval holds effects that matter and others",
+}
+"""The verdicts, and in words when they are given; the first that holds counts."""
+
+Values = Mapping[tuple[str, int | str], Mapping[str, float | None]]
+"""(variant, seed or network) -> measure -> number."""
 
 
 class FinishedRun:
-    """A finished run or a trained network, read when it is asked.
+    """A finished run or a trained network; its files are read when they are asked for.
 
     Args:
-      variant: of the study.
-      seed: of the run; the name of a network.
-      path: its run directory; the file of a network, which has a table and nothing else.
-      options: how its table is read.
+      variant: the variant.
+      seed: the seed, or the name of a network.
+      path: the run directory, or the file of a network, which has a table and nothing else.
+      options: how the table is read.
     """
 
     def __init__(
@@ -37,47 +52,60 @@ class FinishedRun:
 
     @functools.cached_property
     def table(self) -> report.NetworkTable:
-        """Its layer table, at the end."""
+        """The layer table at the end."""
         return report.read_table(self.path, self.options)
 
     @functools.cached_property
     def folded(self) -> report.NetworkTable:
-        """The same with every BatchNorm folded into the kernels before it."""
+        """The layer table with every BatchNorm folded into the kernels before it."""
         options = dataclasses.replace(self.options, fold_batchnorm=True)
         return report.read_table(self.path, options)
 
     @functools.cached_property
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """The final kernels, layer -> (kh, kw, in, out)."""
+        return {name: kernel.weight for name, kernel in self.table.weights.kernels.items()}
+
+    @functools.cached_property
     def history(self) -> list[dict[str, Any]]:
-        """The ``symmetry`` lines of its ``metrics.jsonl``, the initialisation's first."""
+        """The ``symmetry`` lines of ``metrics.jsonl``, starting at the initialisation."""
         lines = run_directory.read_metrics(self.path)
         return [line for line in lines if line["split"] == "symmetry"]
 
     @functools.cached_property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The ``eval`` lines of ``metrics.jsonl``."""
+        lines = run_directory.read_metrics(self.path)
+        return [line for line in lines if line["split"] == "eval"]
+
+    @functools.cached_property
     def answers(self) -> list[dict[str, Any]]:
-        """The ``consistency`` lines of its ``metrics.jsonl``, one for each evaluation."""
+        """The ``consistency`` lines of ``metrics.jsonl``, one per evaluation."""
         lines = run_directory.read_metrics(self.path)
         return [line for line in lines if line["split"] == "consistency"]
 
     @functools.cached_property
     def consistency(self) -> dict[str, Any]:
-        """Its shift and flip consistency, with intervals over images.
+        """The shift and flip consistency at the end, with intervals over images.
 
         Raises:
-          ValueError: if the study does not ask for it.
+          ValueError: if the study does not evaluate its runs.
         """
         path = self.path / run_directory.CONSISTENCY
         if not path.exists():
-            raise ValueError(f"{path} is missing: the study has a measure of it, but asks for none")
+            raise ValueError(
+                f"{path} is missing: a measure needs it, but the study has no `consistency`"
+            )
         return run_directory.read_consistency(self.path)
 
     @functools.cached_property
     def summary(self) -> dict[str, Any]:
-        """Its final numbers."""
+        """The final numbers of the run."""
         return run_directory.read_summary(self.path)
 
     @functools.cached_property
     def sessions(self) -> list[dict[str, Any]]:
-        """Who computed it, with what and where."""
+        """The sessions that computed the run: commands, versions, devices."""
         return run_directory.read_provenance(self.path)
 
 
@@ -86,48 +114,51 @@ class Test:
     """A test with its outcome.
 
     Attributes:
-      name: of the test.
-      test: as the study has it.
-      estimate: of its effect.
-      p_holm: corrected for all tests of the study.
-      verdict: by the rule.
-      differences: seed or network -> contrast, of a contrast.
-      others: what else is worth knowing: of a correlation, that by the other method; of a contrast
-        over families of networks, that over the networks.
+      name: name of the test.
+      test: the test as the study has it.
+      effect: its effect; its interval describes, uncorrected.
+      primary: whether it decides its claim.
+      p_holm: p-value corrected for the other primary tests; None for a secondary test.
+      interval: corrected interval of a primary test.
+      verdict: one of `VERDICTS`; empty for a secondary test.
+      differences: seed or network -> value of a contrast.
+      others: further effects to show: of a correlation, the other method; of a contrast over
+        families, the one over networks.
     """
 
     name: str
     test: Contrast | Correlation
-    estimate: Estimate
+    effect: Effect
+    primary: bool
     p_holm: float | None
+    interval: tuple[float | None, float | None]
     verdict: str
     differences: Mapping[int | str, float]
-    others: Mapping[str, Estimate]
+    others: Mapping[str, Effect]
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """All that a study has found out so far.
+    """Everything that a study has found so far.
 
     Attributes:
       study: the study.
-      finished: the runs that are.
-      missing: names of the others.
-      values: (variant, seed or network) -> measure -> number.
-      tests: with their outcomes.
-      verdicts: claim -> verdict.
+      finished: the finished runs.
+      missing: names of the other runs.
+      values: the measures of the finished runs.
+      tests: the tests with their outcomes, primary ones first.
+      verdicts: claim -> verdict of its primary test.
     """
 
     study: Study
     finished: Sequence[FinishedRun]
     missing: Sequence[str]
-    values: Mapping[tuple[str, int | str], Mapping[str, float | None]]
+    values: Values
     tests: Sequence[Test]
     verdicts: Mapping[str, str]
 
     def of(self, variant: str, measure: str) -> list[float]:
-        """A measure over the seeds of a variant, or the families of networks, where it has a
-        value."""
+        """Returns a measure over the seeds of a variant, or families of networks, if known."""
         found = {
             seed: value
             for (name, seed), row in self.values.items()
@@ -136,7 +167,7 @@ class Results:
         return list(self.study.independent(found).values())
 
     def layers(self) -> list[dict[str, Any]]:
-        """One row per run and layer, with the columns of ``layers.csv`` but for the source."""
+        """Returns one row per run and layer, with the columns of ``layers.csv`` but the source."""
         return [
             {"variant": run.variant, self.study.unit: run.seed, **row}
             for run in self.finished
@@ -145,11 +176,11 @@ class Results:
 
 
 def collect(study: Study, workdir: pathlib.Path) -> Results:
-    """Reads what is finished, and decides.
+    """Reads the finished runs of a study and decides its claims.
 
     Args:
       study: the study.
-      workdir: of the study.
+      workdir: its folder.
 
     Returns:
       The results.
@@ -160,7 +191,7 @@ def collect(study: Study, workdir: pathlib.Path) -> Results:
     wanted = planned.plan_runs(study, workdir)
     done = [run for run in wanted if planned.state(run) == planned.FINISHED]
     if not done:
-        raise ValueError(_nothing(study, workdir, len(wanted)))
+        raise ValueError(_nothing_finished(study, workdir, len(wanted)))
     finished = [
         FinishedRun(run.variant, run.seed, run.path, run.network.options if run.network else None)
         for run in done
@@ -172,7 +203,7 @@ def collect(study: Study, workdir: pathlib.Path) -> Results:
 
 def decide(
     study: Study,
-    values: Mapping[tuple[str, int | str], Mapping[str, float | None]],
+    values: Values,
     finished: Sequence[FinishedRun] = (),
     missing: Sequence[str] = (),
 ) -> Results:
@@ -180,52 +211,120 @@ def decide(
 
     Args:
       study: the study.
-      values: (variant, seed or network) -> measure -> number.
-      finished: the runs they are of.
+      values: the measures.
+      finished: the runs that they belong to.
       missing: names of the runs that are not finished.
 
     Returns:
       The results.
     """
-    differences = {name: _differences(study, c, values) for name, c in study.contrasts.items()}
-    estimates = {
-        name: statistics.paired(list(study.independent(found).values()), study.coverage)
-        for name, found in differences.items()
-    }
-    others: dict[str, dict[str, Estimate]] = {}
-    if study.networks:
-        for name, each_network in differences.items():
-            each = statistics.paired(list(each_network.values()), study.coverage)
-            others[name] = {f"each of {each.n} networks by itself": each}
-    for name, test in study.correlations.items():
-        for method in ("pearson", "spearman"):
-            found = _correlation(study, test, method, values)
-            if method == test.method:
-                estimates[name] = found
-            else:
-                others[name] = {method: found}
-    corrected = statistics.holm([estimates[name].p for name in study.tests])
-    tests = [
+    effects, differences, others = _effects(study, values)
+    p_values = [_p_value(test, effects[name]) for name, test in study.primaries.items()]
+    corrected = statistics.holm(p_values)
+    levels = statistics.holm_levels(p_values, study.level)
+    tests = []
+    for (name, test), p_holm, level in zip(study.primaries.items(), corrected, levels, strict=True):
+        # Two one-sided tests at a level go with an interval of twice the error.
+        sides = 2 if test.expected == "zero" else 1
+        interval = effects[name].interval(1 - sides * level)
+        verdict = verdict_of(
+            effects[name],
+            interval,
+            p_holm,
+            expected=test.expected,
+            smallest=test.smallest,
+            level=study.level,
+            fewest=study.fewest,
+        )
+        tests.append((name, True, p_holm, interval, verdict))
+    secondary = [name for name in study.tests if name not in study.primaries]
+    tests += [(name, False, None, (None, None), "") for name in secondary]
+    outcomes = [
         Test(
             name,
-            test,
-            estimates[name],
-            p,
-            verdict.decide(test, estimates[name], p, study.level),
+            study.tests[name],
+            effects[name],
+            primary,
+            p_holm,
+            interval,
+            verdict,
             differences.get(name, {}),
             others.get(name, {}),
         )
-        for (name, test), p in zip(study.tests.items(), corrected, strict=True)
+        for name, primary, p_holm, interval, verdict in tests
     ]
-    verdicts = {
-        claim: verdict.combine([test.verdict for test in tests if test.test.claim == claim])
-        for claim in study.claims
-    }
-    return Results(study, finished, missing, values, tests, verdicts)
+    by_claim = {test.test.claim: test.verdict for test in outcomes if test.primary}
+    verdicts = {claim: by_claim[claim] for claim in study.claims}
+    return Results(study, finished, missing, values, outcomes, verdicts)
 
 
-def accuracy_difference(contrast: Contrast, results: Results) -> Estimate | None:
-    """The same contrast of the evaluation accuracy; None where it compares no two variants."""
+def verdict_of(
+    effect: Effect,
+    interval: tuple[float | None, float | None],
+    p_holm: float | None,
+    *,
+    expected: str,
+    smallest: float,
+    level: float,
+    fewest: int,
+) -> str:
+    """Returns the verdict of a primary test; `rule` says the same in words.
+
+    Args:
+      effect: the effect.
+      interval: its corrected interval.
+      p_holm: corrected p-value; of an equivalence claim, of its two one-sided tests.
+      expected: ``above``, ``below`` or ``zero``.
+      smallest: the smallest effect that matters.
+      level: family-wise error.
+      fewest: number of cases below which nothing is decided.
+
+    Returns:
+      One of `VERDICTS`.
+    """
+    value, (low, high) = effect.effect, interval
+    if effect.n < fewest or value is None:
+        return TOO_FEW
+    if p_holm is None or low is None or high is None:
+        return UNDECIDED
+    sign = -1 if expected == "below" else 1
+    away = (low > 0 or high < 0) and abs(value) >= smallest
+    if expected == "zero":
+        if p_holm <= level:
+            return SUPPORTED
+        if away:
+            return DIFFERS
+    else:
+        if away:
+            return SUPPORTED if sign * value > 0 else DIFFERS
+        if max(sign * low, sign * high) < smallest:
+            return NOT_SUPPORTED
+    return TOO_FEW if (high - low) / 2 > smallest else UNDECIDED
+
+
+def rule(expected: str, smallest: float, level: float) -> str:
+    """Returns the rule of one primary test in words."""
+    size, percent = f"{smallest:g}", f"{100 * level:g} %"
+    if expected == "zero":
+        return (
+            f"supported if two one-sided tests show the effect within ±{size}; differs if the "
+            f"corrected interval excludes 0 and the effect is at least {size} either way; too few "
+            f"seeds if half the interval is wider than {size}; otherwise undecided "
+            f"(family-wise error {percent})"
+        )
+    wanted, opposite = f"≥ {size}", f"≤ −{size}"
+    if expected == "below":
+        wanted, opposite = opposite, wanted
+    return (
+        f"supported if the corrected interval excludes 0 and the effect is {wanted}; differs if it "
+        f"is {opposite} instead; not supported if the corrected interval excludes every effect "
+        f"{wanted}; too few seeds if half the interval is wider than {size}; otherwise undecided "
+        f"(family-wise error {percent})"
+    )
+
+
+def accuracy_difference(contrast: Contrast, results: Results) -> Effect | None:
+    """Returns the same contrast of the test accuracy; None if it does not compare two variants."""
     weights: dict[str, float] = {}
     for weight, variant, _ in contrast.terms:
         weights.setdefault(variant, 1.0 if weight > 0 else -1.0)
@@ -240,7 +339,35 @@ def accuracy_difference(contrast: Contrast, results: Results) -> Estimate | None
     return statistics.paired(list(found.values()), results.study.coverage)
 
 
-def _nothing(study: Study, workdir: pathlib.Path, wanted: int) -> str:
+def _effects(
+    study: Study, values: Values
+) -> tuple[dict[str, Effect], dict[str, dict[int | str, float]], dict[str, dict[str, Effect]]]:
+    """Returns the effect of every test, the differences of contrasts, and further effects."""
+    differences = {name: _differences(study, c, values) for name, c in study.contrasts.items()}
+    effects = {
+        name: statistics.paired(list(study.independent(found).values()), study.coverage)
+        for name, found in differences.items()
+    }
+    others: dict[str, dict[str, Effect]] = {}
+    if study.networks:
+        for name, each_network in differences.items():
+            each = statistics.paired(list(each_network.values()), study.coverage)
+            others[name] = {f"each of {each.n} networks by itself": each}
+    for name, test in study.correlations.items():
+        for method in ("pearson", "spearman"):
+            found = _correlation(study, test, method, values)
+            if method == test.method:
+                effects[name] = found
+            else:
+                others[name] = {method: found}
+    return effects, differences, others
+
+
+def _p_value(test: Contrast | Correlation, effect: Effect) -> float | None:
+    return effect.equivalence_p(test.smallest) if test.expected == "zero" else effect.p
+
+
+def _nothing_finished(study: Study, workdir: pathlib.Path, wanted: int) -> str:
     if study.networks:
         return (
             f"{study.files}: none of the {wanted} networks of {study.name} is there; --dry_run "
@@ -257,12 +384,8 @@ def _measure(study: Study, run: FinishedRun) -> dict[str, float | None]:
     }
 
 
-def _differences(
-    study: Study,
-    contrast: Contrast,
-    values: Mapping[tuple[str, int | str], Mapping[str, float | None]],
-) -> dict[int | str, float]:
-    """Over the seeds or networks of which all variants in the contrast have the measure."""
+def _differences(study: Study, contrast: Contrast, values: Values) -> dict[int | str, float]:
+    """Returns the contrast for each seed or network of which all its measures are known."""
     found: dict[int | str, float] = {}
     for seed in study.units:
         terms = [
@@ -275,12 +398,7 @@ def _differences(
     return found
 
 
-def _correlation(
-    study: Study,
-    test: Correlation,
-    method: str,
-    values: Mapping[tuple[str, int | str], Mapping[str, float | None]],
-) -> Estimate:
+def _correlation(study: Study, test: Correlation, method: str, values: Values) -> Effect:
     wanted = (test.x, test.y, *test.given)
     rows: list[tuple[str, int | str, list[float]]] = []
     for (variant, seed), row in values.items():
@@ -288,11 +406,17 @@ def _correlation(
         if len(found) == len(wanted) and variant in (test.variants or (variant,)):
             rows.append((variant, seed, found))
     columns = [[row[index] for *_, row in rows] for index in range(len(wanted))]
+    names = sorted({variant for variant, *_ in rows})
+    extra: list[list[float]] = []
     if study.networks:
         by_name = [{seed: row[index] for _, seed, row in rows} for index in range(len(wanted))]
         columns = [list(study.independent(column).values()) for column in by_name]
+    elif test.within:
+        extra = [[float(variant == name) for variant, *_ in rows] for name in names[1:]]
+    else:
+        columns = [
+            [float(np.mean([row[index] for v, _, row in rows if v == name])) for name in names]
+            for index in range(len(wanted))
+        ]
     x, y, *given = columns
-    if test.within:
-        names = sorted({variant for variant, *_ in rows})
-        given += [[float(variant == name) for variant, *_ in rows] for name in names[1:]]
-    return statistics.correlation(x, y, given, method, study.coverage)
+    return statistics.correlation(x, y, [*given, *extra], method, study.coverage)

@@ -1,35 +1,43 @@
-"""What a study is: runs, measures, tests and the rule that decides, fixed before the runs."""
+"""A study: runs, measures, claims and tests with their rules, all fixed before the runs."""
 
 import dataclasses
+import functools
+import hashlib
 import itertools
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
-from kernsym_jax import training
+from kernsym_jax import report, run_directory, training
 from kernsym_jax.evaluation import Shifts
-from kernsym_jax.studies.network import Network
+from kernsym_jax.studies import statistics
+from kernsym_jax.studies.statistics import Pilot, Power
 from kernsym_jax.training import config as configuration
 
 if TYPE_CHECKING:
     from kernsym_jax.studies.results import FinishedRun
 
 DIRECTIONS = ("above", "below", "zero")
+_CHECKSUM_DIGITS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A claim to be decided.
+    """A claim that the study decides.
 
     Attributes:
-      text: in one sentence.
-      of: the number of the paper's claim that it is a part of, such as ``E4``.
+      text: the claim in one sentence.
+      of: number of the paper's claim that this is a part of, such as ``E4``.
+      primary: name of the test that decides; may be empty if the claim has one test only. Its other
+        tests are secondary: they describe, uncorrected, and decide nothing.
     """
 
     text: str
     of: str
+    primary: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +45,8 @@ class Measure:
     """A number of a finished run.
 
     Attributes:
-      meaning: in a few words.
-      of: takes the run and gives the number, ``None`` where it has none.
+      meaning: what it is, in a few words.
+      of: computes the number from the run; None if the run has none.
     """
 
     meaning: str
@@ -47,15 +55,15 @@ class Measure:
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-    """A weighted sum of measures of variants, taken seed by seed and tested against 0.
+    """A weighted sum of measures of variants, computed per seed and tested against 0.
 
     Attributes:
-      claim: key of the claim that it helps to decide.
-      meaning: in a few words.
+      claim: key of the claim that it is about.
+      meaning: what it is, in a few words.
       terms: (weight, variant, measure) of each summand.
-      expected: ``above`` or ``below`` 0, or ``zero`` for an effect that should be too small to
-        matter.
-      smallest: the smallest effect that would matter, above 0.
+      expected: ``above`` or ``below`` 0, or ``zero`` if the effect should be too small to matter.
+      smallest: the smallest effect that matters, above 0.
+      pilot: earlier runs, from which the power is computed; None if there were none.
     """
 
     claim: str
@@ -63,23 +71,27 @@ class Contrast:
     terms: tuple[tuple[float, str, str], ...]
     expected: str
     smallest: float
+    pilot: Pilot | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Correlation:
-    """A correlation of two measures over the runs, tested against 0.
+    """A correlation of two measures over the variants, tested against 0.
+
+    Seeds of one variant are no independent cases: a variant counts once, by the mean of its seeds.
 
     Attributes:
-      claim: key of the claim that it helps to decide.
-      meaning: in a few words.
-      x: a measure.
-      y: another.
+      claim: key of the claim that it is about.
+      meaning: what it is, in a few words.
+      x: name of a measure.
+      y: name of another measure.
       expected: ``above`` or ``below`` 0, or ``zero``.
-      smallest: the smallest correlation that would matter, above 0.
+      smallest: the smallest correlation that matters, above 0.
       method: ``pearson`` or ``spearman``; the page shows both.
       given: measures that are held fixed (a partial correlation).
-      within: variants are held fixed too, so that only seeds are compared.
-      variants: whose runs count; empty for all.
+      within: compares seeds within their variants instead: every run counts, variants are held
+        fixed.
+      variants: the variants that count; empty for all.
     """
 
     claim: str
@@ -99,46 +111,104 @@ class Consistency:
     """How every finished run of a study is evaluated.
 
     Attributes:
-      shifts: that are compared; the elements of D4 are too.
-      limit: at most so many test images, evenly spread; ``None`` for all.
+      shifts: the shifts that are compared; the elements of D4 are compared too.
+      limit: number of test images, evenly spread; None for all.
     """
 
     shifts: Shifts
     limit: int | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A trained network in a file, or in a run directory.
+
+    Attributes:
+      file: path below the study's folder of files, or of a run below the folder of runs.
+      family: networks of one family are no independent cases and count once.
+      origin: where to get the file, in one line.
+      sha256: hexadecimal checksum of the file, at least its first eight digits; empty if unknown.
+      model: name of the registry model that the weights belong to, which tells their strides.
+      is_run: whether it is a run directory.
+
+    Raises:
+      ValueError: if the checksum is malformed.
+    """
+
+    file: str
+    family: str
+    origin: str
+    sha256: str = ""
+    model: str | None = None
+    is_run: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sha256 and not re.fullmatch(rf"[0-9a-f]{{{_CHECKSUM_DIGITS},64}}", self.sha256):
+            raise ValueError(
+                f"{self.file}: sha256 is 8 to 64 hexadecimal digits, got {self.sha256!r}"
+            )
+
+    @property
+    def options(self) -> report.Options:
+        """How the file is read."""
+        return report.Options(model=self.model)
+
+    def is_at(self, path: pathlib.Path) -> bool:
+        """Returns whether a path holds the network.
+
+        Args:
+          path: where it should be.
+
+        Raises:
+          ValueError: if it is another file.
+        """
+        if self.is_run:
+            return run_directory.has_ended(path)
+        if not path.is_file():
+            return False
+        found = _sha256(path, path.stat().st_mtime_ns)
+        if not found.startswith(self.sha256):
+            raise ValueError(
+                f"{path} is another file: its SHA-256 is {found}, wanted {self.sha256}; "
+                f"get it from {self.origin}"
+            )
+        return True
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study in one size: of runs that it trains, or of networks that it reads.
+    """A study in one size, of runs that it trains or of networks that it reads.
 
     Attributes:
       name: in file names.
-      size: ``smoke``, ``cpu`` or ``full``.
-      title: what is asked.
-      data: what the runs are trained on, as tables say it.
+      size: ``smoke``, ``cpu``, ``gpu`` or ``full``.
+      title: the question.
+      data: the training data, in words.
       base: the config that all runs share; empty for networks.
-      variants: name -> what differs, ``{"data.image_size": 17}``.
-      seeds: of the runs of each variant; tests are paired over them.
-      networks: name -> a trained network, in place of seeds; then there is one variant, and tests
+      variants: name -> keys that differ from the base, ``{"data.image_size": 17}``.
+      seeds: seeds of each variant; tests are paired over them.
+      networks: name -> a trained network, in place of seeds. There is one variant then, and tests
         are over families.
-      files: the folder of their files.
+      files: folder of the networks' files.
       measures: name -> number of a run.
       claims: key -> claim.
       contrasts: name -> test.
       correlations: name -> test.
-      consistency: how every finished run is evaluated; ``None`` for not at all.
-      confounds: what else could explain the outcome -> the measures that tell.
-      level: of the family-wise error. At 0.05 one study of noise in twenty would find something.
-      coverage: of the intervals.
+      consistency: how every finished run is evaluated; None for not at all.
+      confounds: another explanation of the outcome -> the measures that tell.
+      level: chance that the study supports or contradicts any claim if nothing differs
+        (family-wise error over the primary tests).
+      coverage: coverage of the intervals that describe.
       layer_figures: figures of `report.COLUMNS` that are drawn layer by layer.
-      roles: of the layers whose figures are tabled one by one.
+      roles: roles of the layers whose figures are tabled one by one.
       trajectories: figures of `symmetry.FIELDS` that are drawn over the steps.
-      cost: seconds a run takes, and where that was recorded; ``None`` if unknown.
-      runs: the folder of the run directories, such as that of another study with the same runs;
-        ``None`` for ``runs`` in the study's own.
+      cost: seconds per run, and where that was measured; None if unknown.
+      runs: folder of the run directories, for example of another study with the same runs; None for
+        ``runs`` in the study's own folder.
 
     Raises:
-      ValueError: for a test that names what the study does not have, and for bad thresholds.
+      ValueError: if a test names something that the study does not have, a claim has no primary
+        test, or a threshold is out of range.
     """
 
     name: str
@@ -156,7 +226,7 @@ class Study:
     correlations: Mapping[str, Correlation] = dataclasses.field(default_factory=dict)
     consistency: Consistency | None = None
     confounds: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    level: float = 0.02
+    level: float = 0.05
     coverage: float = 0.95
     layer_figures: tuple[str, ...] = ("score", "E")
     roles: tuple[str, ...] = ("strided",)
@@ -173,53 +243,43 @@ class Study:
         if self.networks and (self.seeds or len(self.variants) != 1):
             raise ValueError(f"study {self.name}: networks have one variant and no seeds")
         if not self.units or len(set(self.units)) < len(self.units):
-            raise ValueError(f"study {self.name}: seeds must be some different ones: {self.seeds}")
-        if shared := self.contrasts.keys() & self.correlations.keys():
-            raise ValueError(f"study {self.name}: two tests have the name {min(shared)}")
+            raise ValueError(f"study {self.name}: seeds must be distinct, got {self.seeds}")
         for name in ("level", "coverage"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(
                     f"study {self.name}: {name} lies between 0 and 1, got {getattr(self, name)}"
                 )
-        for name, contrast in self.contrasts.items():
-            self._require_known(name, "variant", [v for _, v, _ in contrast.terms], self.variants)
-            self._require_known(name, "measure", [m for *_, m in contrast.terms], self.measures)
-        for name, correlation in self.correlations.items():
-            named = (correlation.x, correlation.y, *correlation.given)
-            self._require_known(name, "variant", correlation.variants, self.variants)
-            self._require_known(name, "measure", named, self.measures)
-            self._require_known(name, "method", [correlation.method], ("pearson", "spearman"))
-        for name, test in self.tests.items():
-            self._require_known(name, "claim", [test.claim], self.claims)
-            self._require_known(name, "direction", [test.expected], DIRECTIONS)
-            if not test.smallest > 0:
-                raise ValueError(
-                    f"study {self.name}, {name}: the smallest effect that matters is above 0, got "
-                    f"{test.smallest}"
-                )
-        tested = [test.claim for test in self.tests.values()]
-        for claim in self.claims:
-            self._require_known(claim, "claim without a test", [claim], tested)
-        shown = list(itertools.chain.from_iterable(self.confounds.values()))
-        self._require_known("confounds", "measure", shown, self.measures)
+        self._check_tests()
+        self._check_claims()
 
     @property
     def tests(self) -> dict[str, Contrast | Correlation]:
-        """All tests by name, contrasts first: the family that Holm's correction is over."""
+        """All tests by name, contrasts first."""
         return {**self.contrasts, **self.correlations}
 
     @property
+    def primaries(self) -> dict[str, Contrast | Correlation]:
+        """The tests that decide, one per claim by name: the family of Holm's correction."""
+        names = {self._primary(key) for key in self.claims}
+        return {name: test for name, test in self.tests.items() if name in names}
+
+    @property
     def units(self) -> tuple[int | str, ...]:
-        """What tests are paired over: seeds, or names of networks."""
+        """The seeds or names of networks over which tests are paired."""
         return tuple(self.networks) or self.seeds
 
     @property
     def unit(self) -> str:
-        """What one of them is called: ``seed`` or ``network``."""
+        """``seed`` or ``network``."""
         return "network" if self.networks else "seed"
 
+    @property
+    def fewest(self) -> int:
+        """Number of seeds or families below which nothing is decided."""
+        return 3 if self.networks else 2
+
     def independent(self, found: Mapping[int | str, float]) -> dict[int | str, float]:
-        """Numbers of networks as means over each family; those of seeds as they are."""
+        """Averages numbers of networks over each family; returns those of seeds as they are."""
         if not self.networks:
             return dict(found)
         families: dict[int | str, list[float]] = {}
@@ -227,11 +287,37 @@ class Study:
             families.setdefault(self.networks[str(name)].family, []).append(value)
         return {family: sum(values) / len(values) for family, values in families.items()}
 
+    def power(self) -> dict[str, Power]:
+        """Computes, before the runs, what each primary test can find.
+
+        Every test is taken at its strictest level, ``level`` over the number of primary tests.
+
+        Returns:
+          Test -> power; primary contrasts without a pilot are missing.
+        """
+        level = self.level / max(len(self.primaries), 1)
+        cases = len(self.independent(dict.fromkeys(self.units, 0.0)))
+        found = {}
+        for name, test in self.primaries.items():
+            if isinstance(test, Correlation):
+                n = cases if self.networks else len(test.variants or self.variants)
+                freedom = n - 2 - len(test.given)
+                if test.within:
+                    freedom = len(self.seeds) * n - 1 - n - len(test.given)
+                found[name] = statistics.correlation_power(
+                    freedom, level, test.expected, test.smallest, rank=test.method == "spearman"
+                )
+            elif test.pilot is not None:
+                found[name] = statistics.contrast_power(
+                    test.pilot, cases, level, test.expected, test.smallest
+                )
+        return found
+
     def config(self, variant: str, seed: int) -> ml_collections.ConfigDict:
-        """The resolved config of one run.
+        """Returns the resolved config of one run.
 
         Raises:
-          ValueError: if a key or value is none that a run knows.
+          ValueError: if a run has no such key, or not with this value.
         """
         config = self.base.to_dict()
         for key, value in self.variants[variant].items():
@@ -243,7 +329,7 @@ class Study:
         return training.resolve({**config, "seed": seed})
 
     def plan(self) -> dict[str, Any]:
-        """All that is written down before the runs, of JSON types."""
+        """Returns everything that is fixed before the runs, as JSON types."""
         plan = {
             "study": self.name,
             "size": self.size,
@@ -262,6 +348,45 @@ class Study:
         }
         return configuration.to_json(plan)
 
+    def _primary(self, key: str) -> str:
+        named = self.claims[key].primary
+        own = [name for name, test in self.tests.items() if test.claim == key]
+        return named or (own[0] if len(own) == 1 else "")
+
+    def _check_tests(self) -> None:
+        shared = sorted(self.contrasts.keys() & self.correlations.keys())
+        if shared:
+            raise ValueError(f"study {self.name}: two tests have the name {shared[0]}")
+        for name, contrast in self.contrasts.items():
+            self._require_known(name, "variant", [v for _, v, _ in contrast.terms], self.variants)
+            self._require_known(name, "measure", [m for *_, m in contrast.terms], self.measures)
+        for name, correlation in self.correlations.items():
+            named = (correlation.x, correlation.y, *correlation.given)
+            self._require_known(name, "variant", correlation.variants, self.variants)
+            self._require_known(name, "measure", named, self.measures)
+            self._require_known(name, "method", [correlation.method], ("pearson", "spearman"))
+        for name, test in self.tests.items():
+            self._require_known(name, "claim", [test.claim], self.claims)
+            self._require_known(name, "direction", [test.expected], DIRECTIONS)
+            if not test.smallest > 0:
+                raise ValueError(
+                    f"study {self.name}, {name}: the smallest effect that matters is above 0, got "
+                    f"{test.smallest}"
+                )
+
+    def _check_claims(self) -> None:
+        tested = [test.claim for test in self.tests.values()]
+        for key in self.claims:
+            self._require_known(key, "claim without a test", [key], tested)
+            own = [name for name, test in self.tests.items() if test.claim == key]
+            if self._primary(key) not in own:
+                raise ValueError(
+                    f"study {self.name}, {key}: primary names the test that decides, one of "
+                    f"{', '.join(own)}; got {self.claims[key].primary!r}"
+                )
+        shown = list(itertools.chain.from_iterable(self.confounds.values()))
+        self._require_known("confounds", "measure", shown, self.measures)
+
     def _require_known(
         self, where: str, kind: str, names: Sequence[str], known: Mapping[str, Any] | Sequence[str]
     ) -> None:
@@ -271,3 +396,10 @@ class Study:
                     f"study {self.name}, {where}: unknown {kind} {name!r}; known are "
                     f"{', '.join(known)}"
                 )
+
+
+@functools.lru_cache(maxsize=1024)
+def _sha256(path: pathlib.Path, changed: int) -> str:
+    """Returns the checksum of a file; the time of its last change keys the cache."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,6 +24,7 @@ _AT_LEAST = {
     "log_every": 1,
     "keep_checkpoints": 1,
     "keep_best": 0,
+    "data.limit": 0,
     "consistency.images": 0,
     "consistency.shift": 0,
     "optimizer.accumulate": 1,
@@ -36,6 +37,7 @@ _WORDS = {
     "consistency.mode": ("circular", "zero"),
     "model.dtype": ("float32", "bfloat16"),
     "class_balance": ("none", "median"),
+    "symmetry.tie": ("none", "fliplr", "d4"),
 }
 # Keys that may change when a run resumes, because the results do not depend on them.
 _PLACE = ("backend", "devices", "population", "keep_checkpoints", "keep_best")
@@ -90,7 +92,7 @@ def default() -> ml_collections.ConfigDict:
     # the set, whose predicted class survives flips, quarter turns and small shifts.
     config.consistency = _consistency()
 
-    # Two ways to make mean kernels more symmetric than the task alone does.
+    # Three ways to make kernels more symmetric than the task alone does.
     config.symmetry = _symmetry()
 
     # Steps between two log lines, and between two measurements of the symmetry of all layers.
@@ -152,6 +154,8 @@ def _data() -> ml_collections.ConfigDict:
     config.mask_values = ()
     # Names of the classes of masks; () for their values.
     config.classes = ()
+    # Number of training images, evenly spread over the set; 0 for all.
+    config.limit = 0
     # Degrees by which the images of both splits are turned counter-clockwise: 0, 90, 180 or 270.
     config.rotate = 0
     # Whether the labels of the training images are shuffled among them.
@@ -224,6 +228,9 @@ def _symmetry() -> ml_collections.ConfigDict:
     # Layers of the term and the projection; () for all convolutions larger than 1×1. Shell patterns
     # of the end of a layer's path, ("conv*", "layer3_*/conv1"), or of the whole, ("/conv1",).
     config.layers = ()
+    # Ties every slice of these layers, not only their mean, to be invariant under the left-right
+    # flip (fliplr) or under all of D4 (d4), at the start and after each update; none: free slices.
+    config.tie = "none"
     return config
 
 
@@ -387,6 +394,8 @@ def _require_group(lever: ml_collections.ConfigDict) -> None:
     for name in ("elements", "layers"):
         if not all(isinstance(value, str) for value in lever[name]):
             raise ValueError(f"config.symmetry.{name}: got {lever[name]!r}, wanted names")
+    if lever.tie != "none" and lever.project:
+        raise ValueError("config.symmetry: tie keeps mean kernels invariant too; leave out project")
     try:
         group = symmetry.generated(lever.elements)
     except ValueError as error:

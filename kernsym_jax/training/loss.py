@@ -97,6 +97,10 @@ def median_frequency_weights(masks: np.ndarray, classes: int) -> tuple[float, ..
     return tuple(round(float(weight), 6) for weight in weights)
 
 
+TIES: dict[str, tuple[str, ...]] = {"fliplr": ("fliplr",), "d4": ()}
+"""Values of ``config.symmetry.tie`` -> elements that generate the group."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SymmetryLever:
     """Makes mean kernels more symmetric than the task alone does; the default does nothing.
@@ -107,12 +111,15 @@ class SymmetryLever:
       elements: elements of D4 that generate the group of the score and of the projection; () for
         D4.
       layers: patterns of the chosen layers' paths; () for all spatial convolutions.
+      tie: ``fliplr`` or ``d4`` keeps every (in, out) slice of the chosen layers invariant under the
+        flip or under all of D4, exactly; ``none`` for free slices.
     """
 
     loss_weight: float = 0.0
     project: bool = False
     elements: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
+    tie: str = "none"
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "SymmetryLever":
@@ -122,7 +129,17 @@ class SymmetryLever:
     @property
     def active(self) -> bool:
         """Whether it changes the training at all."""
-        return self.project or self.loss_weight > 0
+        return self.constrains or self.loss_weight > 0
+
+    @property
+    def constrains(self) -> bool:
+        """Whether it changes the weights after every update."""
+        return self.project or self.tie != "none"
+
+    @property
+    def _generators(self) -> tuple[str, ...]:
+        """Elements that generate the group: those of ``tie``, or else ``elements``."""
+        return TIES.get(self.tie, self.elements)
 
     def chosen(self, params: Any) -> dict[str, jax.Array]:
         """Returns the spatial kernels that match the patterns and that the group can change.
@@ -151,7 +168,7 @@ class SymmetryLever:
                     f"are {', '.join(spatial) or 'none'}"
                 )
             matched |= found
-        group = set(symmetry.generated(self.elements)) - {"e"}
+        group = set(symmetry.generated(self._generators)) - {"e"}
         chosen = {
             name: weight
             for name, weight in spatial.items()
@@ -159,19 +176,28 @@ class SymmetryLever:
         }
         if not chosen:
             names = [name for name in spatial if name in matched]
+            key = "tie" if self.tie in TIES else "elements"
             raise ValueError(
-                f"config.symmetry.elements: {', '.join(self.elements) or 'D4'} applies to none of "
+                f"config.symmetry.{key}: {', '.join(self._generators) or 'D4'} applies to none of "
                 f"the chosen spatial convolutions: {', '.join(names) or 'there are none'}"
             )
         return chosen
 
     def projected(self, params: Any) -> Any:
-        """Returns the parameters with invariant mean kernels in the chosen layers."""
+        """Returns the parameters with invariant slices or mean kernels in the chosen layers.
+
+        For plain SGD with momentum and weight decay, applying it after every update equals training
+        the free parameters of the constrained kernels.
+        """
         kernels = {f"{name}/kernel" for name in self.chosen(params)}
 
         def move(path: tuple, leaf: jax.Array) -> jax.Array:
             name = "/".join(str(key.key) for key in path)
-            return symmetry.project_mean_kernel(leaf, self.elements) if name in kernels else leaf
+            if name not in kernels:
+                return leaf
+            if self.tie in TIES:
+                return symmetry.invariant_slices(leaf, self._generators)
+            return symmetry.project_mean_kernel(leaf, self.elements)
 
         return jax.tree_util.tree_map_with_path(move, params)
 

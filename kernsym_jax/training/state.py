@@ -211,7 +211,7 @@ def initial_state(recipe: Recipe, image_shape: tuple[int, ...], key: jax.Array) 
     if recipe.lever.active:
         # Raises if a pattern matches no layer, before the run writes a file.
         recipe.lever.chosen(params)
-    if recipe.lever.project:
+    if recipe.lever.constrains:
         params = recipe.lever.projected(params)
     averages = {"params": params, "batch_stats": batch_stats}
     return TrainState(

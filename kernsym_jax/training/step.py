@@ -54,7 +54,7 @@ def train_step(
         gradients = jax.tree.map(jnp.add, gradients, slopes)
     updates, opt_state = optimizer(recipe).update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    if recipe.lever.project:
+    if recipe.lever.constrains:
         params = recipe.lever.projected(params)
     step = state.step + 1
     ema = _average(recipe, state.ema, {"params": params, "batch_stats": batch_stats}, step)
@@ -203,7 +203,7 @@ def _average(recipe: Recipe, old: Any, new: Any, step: jax.Array) -> Any:
     count = step.astype(jnp.float32)
     decay = jnp.minimum(recipe.ema_decay, (1 + count) / (10 + count))
     ema = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
-    if recipe.lever.project:
+    if recipe.lever.constrains:
         # A mean of projected weights is projected up to rounding, which would add up.
         ema["params"] = recipe.lever.projected(ema["params"])
     return ema

@@ -52,6 +52,19 @@ def test_a_run_sees_the_images_of_the_source_with_their_labels(opened, source, s
     np.testing.assert_array_equal(first["label"], train.labels[np.arange(10) % 8])
 
 
+def test_a_limit_keeps_training_images_evenly_spread_over_the_set(opened, source):
+    dataset = opened(source=source, limit=4)
+    train = data.load(source, "train")
+    assert (dataset.train_size, dataset.test_size) == (4, 4)
+    images, labels = epoch(dataset)
+    order = np.array([0, 2, 5, 7])[data.epoch_order(0, 0, 4)]
+    np.testing.assert_array_equal(images, train.images[order])
+    np.testing.assert_array_equal(labels, train.labels[order])
+    assert opened(source=source, limit=100).train_size == 8
+    with pytest.raises(ValueError, match="limit needs a set that is decoded before the run"):
+        opened(source=source, limit=4, streaming=True)
+
+
 def test_a_set_of_more_bytes_than_the_device_takes_is_streamed(opened, source):
     whole = 8 * 5 * 7 * 3
     assert isinstance(opened(source=source, device_bytes=whole).train, data.DeviceBatches)

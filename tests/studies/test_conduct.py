@@ -70,8 +70,10 @@ def test_a_contrast_is_the_mean_difference_over_the_seeds(conducted):
     (test,) = claims["claims"][0]["tests"]
     assert test["by_seed"] == pytest.approx(differences)
     assert test["effect"] == pytest.approx(sum(differences.values()) / 2)
-    # Two seeds decide nothing, whatever they say.
-    assert claims["claims"][0]["verdict"] == "undecided"
+    assert test["primary"] is True
+    # After four steps both seeds agree on an effect far below the smallest that matters.
+    assert test["corrected_high"] < test["smallest"] == 0.01
+    assert claims["claims"][0]["verdict"] == "not supported"
     assert claims["provenance"]["versions"]
     assert claims["command"].startswith("python -m kernsym_jax.study --study=micro.py")
 
@@ -257,9 +259,10 @@ def test_small_results_are_kept_and_make_the_table_of_claims(conducted, study, t
     count = studies.write_claims_page(tmp_path / "claims.md", studies=configs)
     page = (tmp_path / "claims.md").read_text()
     assert count == 1
-    (row,) = [line for line in page.splitlines() if line.startswith("| E4 |")]
-    assert "**undecided**" in row
-    assert "micro, smoke: digits" in row
+    row, detail = [line for line in page.splitlines() if line.startswith("| E4 |")]
+    assert row.endswith("| [micro, smoke](#micro-smoke) | **not supported** |")
+    assert "## micro, smoke\n\nIs <this> a study? On digits, 4 runs, " in page
+    assert "| odd part |" in detail
     (row,) = [line for line in page.splitlines() if line.startswith("| E10 |")]
     assert row.endswith("| not run |")
     (row,) = [line for line in page.splitlines() if "--size=cpu" in line]

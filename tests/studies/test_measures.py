@@ -31,7 +31,9 @@ def test_layers_without_a_figure_do_not_count():
 
 
 def test_the_diagonal_and_the_mirrors_have_the_signs_that_they_are_named_for():
-    assert measures.towards_bottom_right({"skew_x": 0.2, "skew_y": 0.4}) == pytest.approx(0.3)
-    assert measures.towards_bottom_right({"skew_x": None, "skew_y": None}) is None
+    assert measures.signature_diagonal({"sig_x": 0.2, "sig_y": 0.4}) == pytest.approx(0.3)
+    assert measures.signature_diagonal({"sig_x": None, "sig_y": None}) is None
+    assert measures.odd_size({"odd_z_x": -3.0, "odd_z_y": 4.0}) == pytest.approx(5 / 2**0.5)
+    assert measures.odd_size({"odd_z_x": None, "odd_z_y": 4.0}) is None
     mirror_symmetric = {"d_fliplr": 0.0, "d_flipud": 0.5}
     assert measures.flipud_over_fliplr(mirror_symmetric) == 0.5

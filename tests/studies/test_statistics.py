@@ -50,19 +50,29 @@ def test_differences_that_are_all_the_same_have_no_p_value():
 def test_the_bootstrap_of_three_seeds_is_near_the_exact_one():
     values = np.array([0.1, 0.5, 0.9])
     exact = [np.mean(draw) for draw in itertools.product(values, repeat=3)]
-    low, high = statistics.bootstrap(lambda x: x.mean(axis=-1), [values], 0.8)
-    assert low == pytest.approx(np.quantile(exact, 0.1), abs=0.02)
-    assert high == pytest.approx(np.quantile(exact, 0.9), abs=0.02)
-    assert statistics.bootstrap(lambda x: x.mean(axis=-1), [values], 0.8) == (low, high)
+    found = statistics.paired(values, 0.8)
+    assert found.bootstrap_low == pytest.approx(np.quantile(exact, 0.1), abs=0.02)
+    assert found.bootstrap_high == pytest.approx(np.quantile(exact, 0.9), abs=0.02)
+    assert statistics.paired(values, 0.8) == found
 
 
-def test_the_bootstrap_of_many_is_scipys():
-    values = np.random.default_rng(3).normal(size=60)
-    low, high = statistics.bootstrap(lambda x: x.mean(axis=-1), [values])
+@pytest.mark.parametrize("method", ["mean", "pearson"])
+def test_the_bootstrap_of_many_is_scipys(method):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=60)
+    y = x + rng.normal(size=60)
+    if method == "mean":
+        found = statistics.paired(x)
+        sample, statistic = (x,), np.mean
+    else:
+        found = statistics.correlation(x, y, method="pearson")
+        sample, statistic = (x, y), lambda a, b: stats.pearsonr(a, b).statistic
     theirs = stats.bootstrap(
-        (values,), np.mean, method="percentile", rng=np.random.default_rng(1)
-    ).confidence_interval
-    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.03)
+        sample, statistic, method="percentile", paired=True, vectorized=method == "mean",
+        n_resamples=2000, rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    ends = (found.bootstrap_low, found.bootstrap_high)
+    assert ends == pytest.approx((theirs.low, theirs.high), abs=0.03)
 
 
 @pytest.mark.parametrize("method", ["pearson", "spearman"])
@@ -97,6 +107,83 @@ def test_holding_fixed_what_is_constant_changes_nothing():
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(2, 12))
     assert statistics.correlation(x, y, [np.ones(12)]) == statistics.correlation(x, y)
+
+
+def test_intervals_at_holms_levels_exclude_zero_exactly_where_holm_rejects():
+    rng = np.random.default_rng(7)
+    for _ in range(200):
+        shifts = rng.choice([0.0, 0.5, 1.0], 5)
+        effects = [statistics.paired(rng.normal(shift, 1, 9)) for shift in shifts]
+        p_values = [effect.p for effect in effects]
+        levels = statistics.holm_levels(p_values, 0.05)
+        for effect, level, corrected in zip(
+            effects, levels, statistics.holm(p_values), strict=True
+        ):
+            low, high = effect.interval(1 - level)
+            assert (low > 0 or high < 0) == (corrected <= 0.05)
+    assert statistics.holm_levels([0.001, 0.03, 0.02, None], 0.05) == pytest.approx(
+        [0.05 / 4, 0.05 / 3, 0.05 / 3, 0.05 / 3]
+    )
+
+
+def test_two_one_sided_tests_go_with_the_interval_of_twice_the_error():
+    found = statistics.paired([0.01, -0.02, 0.03, 0.0, 0.01])
+    for margin in (0.02, 0.05, 0.1):
+        p = found.equivalence_p(margin)
+        low, high = found.interval(1 - 2 * p)
+        assert max(abs(low), abs(high)) == pytest.approx(margin)
+    # By hand: the nearer bound lies t standard errors away.
+    t = (0.05 - found.effect) / found.error
+    assert found.equivalence_p(0.05) == pytest.approx(stats.t.sf(t, 4))
+    r = statistics.correlation(np.arange(30), np.random.default_rng(0).normal(size=30))
+    low, high = r.interval(1 - 2 * r.equivalence_p(0.6))
+    assert max(abs(low), abs(high)) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(("n", "smallest"), [(2, 0.01), (4, 0.5), (8, 0.01), (8, 1.5)])
+def test_a_contrast_of_the_detectable_size_is_found_in_four_of_five_simulations(n, smallest):
+    pilot, level, sd = statistics.Pilot(0.9, 0.8, "made up"), 0.0125, 0.8
+    power = statistics.contrast_power(pilot, n, level, "above", smallest)
+    rng = np.random.default_rng(n)
+
+    def found(effect):
+        values = rng.normal(effect, sd, (40_000, n))
+        error = values.std(axis=1, ddof=1) / np.sqrt(n)
+        mean = values.mean(axis=1)
+        needed = stats.t.ppf(1 - level / 2, n - 1) * error
+        return np.mean(mean >= np.maximum(needed, smallest))
+
+    assert found(power.detectable) == pytest.approx(0.8, abs=0.01)
+    assert found(0.9) == pytest.approx(power.power, abs=0.01)
+    assert found(0.5 * power.detectable) < 0.6
+    mirrored = statistics.contrast_power(
+        statistics.Pilot(-0.9, 0.8, ""), n, level, "below", smallest
+    )
+    assert mirrored.power == pytest.approx(power.power)
+
+
+def test_the_margin_of_an_equivalence_claim_is_confirmed_in_four_of_five_simulations():
+    n, level, sd = 6, 0.01, 0.3
+    power = statistics.contrast_power(statistics.Pilot(0, sd, ""), n, level, "zero", 0.5)
+    values = np.random.default_rng(1).normal(0, sd, (40_000, n))
+    error = values.std(axis=1, ddof=1) / np.sqrt(n)
+    reach = np.abs(values.mean(axis=1)) + stats.t.ppf(1 - level, n - 1) * error
+    assert np.mean(reach < power.detectable) == pytest.approx(0.8, abs=0.01)
+    assert np.mean(reach < 0.5) == pytest.approx(power.power, abs=0.01)
+
+
+@pytest.mark.parametrize("smallest", [0.1, 0.5])
+def test_a_correlation_of_the_detectable_size_is_found_in_four_of_five_simulations(smallest):
+    n, level = 28, 0.025
+    power = statistics.correlation_power(n - 2, level, "above", smallest, rank=False)
+    rng = np.random.default_rng(2)
+    r = power.detectable
+    x = rng.normal(size=(4000, n))
+    y = r * x + np.sqrt(1 - r**2) * rng.normal(size=(4000, n))
+    measured = np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(x, y, strict=True)])
+    t = measured * np.sqrt((n - 2) / (1 - measured**2))
+    found = (stats.t.sf(t, n - 2) <= level / 2) & (measured >= smallest)
+    assert found.mean() == pytest.approx(0.8, abs=0.04)
 
 
 def test_a_correlation_with_a_constant_is_undefined_and_few_runs_have_none():

@@ -102,21 +102,26 @@ def test_many_networks_of_two_families_decide_nothing(study, tmp_path):
         for name, network in study.networks.items()
     }
     results = studies.conduct(dataclasses.replace(study, networks=two), tmp_path / "zoo", COMMAND)
-    assert results.tests[0].estimate.n == 2
-    assert results.verdicts == {"E2": "undecided"}
+    assert results.tests[0].effect.n == 2
+    assert results.verdicts == {"E2": "too few seeds"}
 
 
 def test_correlations_are_over_families_too(study, tmp_path):
     spread = {name: dataclasses.replace(n, family=name) for name, n in study.networks.items()}
     test = Correlation("E2", "score and offset", "score", "dc_share", "above", 0.1)
-    study = dataclasses.replace(study, networks=spread, correlations={"offset": test})
+    study = dataclasses.replace(
+        study,
+        networks=spread,
+        correlations={"offset": test},
+        claims={"E2": Claim("They are above zero.", of="E2", primary="score")},
+    )
     results = studies.conduct(study, tmp_path / "zoo", COMMAND)
-    assert results.tests[1].estimate.n == 4
+    assert results.tests[1].effect.n == 4
     study = dataclasses.replace(
         study, networks={**spread, "b": dataclasses.replace(spread["b"], family="a1")}
     )
     results = studies.conduct(study, tmp_path / "zoo", COMMAND)
-    assert results.tests[1].estimate.n == 3
+    assert results.tests[1].effect.n == 3
 
 
 def test_what_is_missing_is_told_with_where_to_get_it_and_the_rest_is_read(
@@ -131,7 +136,7 @@ def test_what_is_missing_is_told_with_where_to_get_it_and_the_rest_is_read(
     results = studies.conduct(study, tmp_path / "zoo", COMMAND)
     assert line in capsys.readouterr().out.splitlines()
     assert results.missing == claims(tmp_path / "zoo")["missing"] == ["b"]
-    assert results.tests[0].estimate.n == 2
+    assert results.tests[0].effect.n == 2
     assert "1 networks are not there" in (tmp_path / "zoo/study.html").read_text()
 
 

@@ -66,6 +66,30 @@ def test_projected_kernels_are_invariant_after_every_step_while_training_learns(
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
+@pytest.mark.parametrize(("tie", "elements"), [("fliplr", ("fliplr",)), ("d4", ())])
+def test_tied_slices_are_invariant_to_the_last_bit_and_answers_follow_the_flip(tie, elements):
+    config = tiny.config(symmetry__tie=tie, ema_decay=0.9, data__shift=0, log_every=1, epochs=3.0)
+    config.optimizer.learning_rate, config.optimizer.warmup_epochs = 0.5, 0.1
+    config.model.update({"depth": 2, "strided": ()})
+    run = tiny.parts(config)
+    state, logs = run.train(60)
+    for params in (state.params, state.ema["params"]):
+        for name in ("conv1", "conv2"):
+            slices = np.moveaxis(np.asarray(params[name]["kernel"]), (2, 3), (0, 1))
+            assert np.ptp(slices) > 0
+            for element in symmetry.generated(elements):
+                np.testing.assert_array_equal(symmetry.transform(slices, element), slices)
+    losses = [float(log["meter"].loss / log["meter"].steps) for log in logs]
+    assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
+    # A network of invariant slices without strides gives an image and its mirror the same logits.
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+    logits = [
+        run.recipe.model.apply(state.variables, each, train=False)
+        for each in (images, images[:, :, ::-1])
+    ]
+    np.testing.assert_allclose(*logits, atol=1e-5)
+
+
 def test_the_loss_term_raises_the_score_with_its_weight():
     scores, losses = [], []
     for weight in (0.0, 0.2, 1.0):
@@ -115,7 +139,8 @@ def test_a_resumed_run_is_bit_equal_and_its_train_lines_have_the_symmetry_term(t
     assert tiny.lines(tmp_path / "whole") == tiny.lines(tmp_path / "cut")
     assert all(line["symmetry_loss"] < 1e-6 for line in tiny.lines(tmp_path / "cut", "train"))
     kept = json.loads((tmp_path / "cut" / "config.json").read_text())["symmetry"]
-    assert kept == {"loss_weight": 0.3, "project": True, "elements": [], "layers": []}
+    wanted = {"loss_weight": 0.3, "project": True, "elements": [], "layers": [], "tie": "none"}
+    assert kept == wanted
 
 
 def test_the_loss_is_the_mean_over_chosen_layers_that_have_a_score_and_moves_no_others():
@@ -163,6 +188,8 @@ def test_a_lever_at_rest_leaves_the_program_as_it_is():
         ({"elements": ("e",)}, "config.symmetry.elements: the identity alone leaves kernels"),
         ({"elements": "fliplr"}, "config.symmetry.elements: got 'fliplr', wanted a value like"),
         ({"layers": (1,)}, r"config.symmetry.layers: got \(1,\), wanted names"),
+        ({"tie": "r45"}, "config.symmetry.tie: got 'r45', wanted none or fliplr or d4"),
+        ({"tie": "d4", "project": True}, "tie keeps mean kernels invariant too; leave out project"),
         ({"loss_weight": -1.0}, "config.symmetry.loss_weight must be at least 0, got -1"),
         ({"loss_weights": 1.0}, "config.symmetry.loss_weights; did you mean 'loss_weight'"),
     ],

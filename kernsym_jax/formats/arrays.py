@@ -13,11 +13,10 @@ import os
 import pathlib
 import re
 import reprlib
-import struct
+import stat
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -55,6 +54,9 @@ def is_floating(dtype: np.dtype) -> bool:
     return dtype.newbyteorder("=").name in _FLOATING
 
 
+OPENED_FOLDER = "kernsym_jax.opened_folder"
+"""The audit event of a folder whose files a library opens: (path, bytes of its files)."""
+
 Path = tuple[str, ...]
 """The keys from the root of a nested container to one array."""
 
@@ -80,16 +82,49 @@ class StoredArray:
         return cls(array.shape, array.dtype, lambda: array)
 
 
+class MappedFile(mmap.mmap):
+    """A file mapped into memory for reading.
+
+    Attributes:
+      identity: its path, device, number and size, which tell it from a file that replaces it.
+      address: of its first byte in this process.
+    """
+
+    identity: tuple[str, int, int, int]
+    address: int
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a regular file for reading.
+
+    Raises:
+      ValueError: if it is a pipe or a device, which might never answer.
+      OSError: if it cannot be opened.
+    """
+    # Opening a pipe without this flag waits for a writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise ValueError(f"{pathlib.Path(path).name!r} is not a regular file")
+
+
 def map_file(path: str | os.PathLike) -> np.ndarray:
     """Maps a file into memory as uint8 (bytes,); the system reads the parts that are used.
 
     Raises:
-      ValueError: if the file is empty.
+      ValueError: if the file is empty or no regular file.
+      OSError: if it cannot be opened.
     """
-    with pathlib.Path(path).open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
+    with open_regular(path) as file:
+        status = os.fstat(file.fileno())
+        if status.st_size == 0:
             raise ValueError("the file is empty")
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        mapped = MappedFile(file.fileno(), status.st_size, access=mmap.ACCESS_READ)
+    data = np.frombuffer(mapped, np.uint8)
+    mapped.identity = (os.path.abspath(path), status.st_dev, status.st_ino, status.st_size)
+    mapped.address = data.__array_interface__["data"][0]
+    return data
 
 
 def element_count(shape: Iterable[Any]) -> int:
@@ -218,7 +253,10 @@ def parse_json(
     """
     if len(content) > MAX_JSON:
         raise ValueError(f"{len(content)} bytes of JSON, more than the limit of {MAX_JSON}")
-    return json.loads(content, object_pairs_hook=pairs)
+    try:
+        return json.loads(content, object_pairs_hook=pairs)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deep") from None
 
 
 _DIGITS = re.compile(r"(\d{1,18})")
@@ -249,20 +287,10 @@ def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
     )
 
 
-_DAMAGE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
-_LONGEST = 300
+LONGEST_MESSAGE = 300
+"""Characters of a message about a source."""
+
+_LONGEST_NAME = 200
 
 
 @contextlib.contextmanager
@@ -273,22 +301,33 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
       path: the file or directory that is read inside the context.
 
     Raises:
-      ValueError: of at most 300 characters, for any error of damaged data.
+      ValueError: of at most 300 characters, for any error of damaged data. The libraries that
+        parse files have many kinds of errors, so every kind counts but those of missing files,
+        permissions and libraries.
     """
     try:
         # Python's own parsers warn about odd escapes in what they read.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError, ImportError):
         raise
-    except (*_DAMAGE, IsADirectoryError) as error:
-        name = os.fspath(path)
-        room = max(_LONGEST - len(name) - 2, 60)
-        # Names from the file may hold anything, line breaks and terminal escapes too.
-        text = "".join(c if c.isprintable() else "?" for c in shortened(str(error), room))
-        text = text or type(error).__name__
-        raise ValueError(f"{name}: {text}") from error
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(f"{os.fspath(path)}: "):
+            raise
+        raise ValueError(_message(os.fspath(path), error)) from error
+
+
+def _message(path: str, error: Exception) -> str:
+    """Names a path in front of an error; names from the file may hold line breaks and escapes."""
+    name = shortened(path, _LONGEST_NAME)
+    text = str(error) or type(error).__name__
+    if isinstance(error, MemoryError):
+        text = "refused: reading it takes too much memory"
+    elif isinstance(error, RecursionError):
+        text = "refused: its parts are nested too deep"
+    text = shortened(text, LONGEST_MESSAGE - len(name) - 2)
+    return f"{name}: {''.join(c if c.isprintable() else '?' for c in text)}"
 
 
 def shortened(text: str, length: int) -> str:

@@ -1,26 +1,21 @@
-"""Reads HDF5 files: a child process lists them, this process maps them.
+"""Reads HDF5 files, or those inside other files, as views of the mapped bytes.
 
-The HDF5 library can crash or never return on a damaged file. It therefore runs in a process of its
-own, with limits on time and memory, and tells only where the arrays are.
+The HDF5 library can crash or never return on a damaged file. `kernsym_jax.formats.guard` keeps that
+away from the process of the user.
 """
 
 import dataclasses
-import json
+import io
+import math
 import os
-import pathlib
 import re
-import signal
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 
-from kernsym_jax.formats.arrays import StoredArray, element_count, map_file, natural_order, view
+from kernsym_jax.formats.arrays import StoredArray, map_file, natural_order, view
 
-_CHILD = pathlib.Path(__file__).with_name("hdf5_child.py")
-# Limits of processor time. On a crowded machine it comes late: the clock allows a multiple.
-_SECONDS, _BYTES_PER_SECOND, _PATIENCE = 4, 50e6, 30
+MAX_OBJECTS = 200_000
 _FREE_SIZE = 256 << 20
 
 
@@ -59,50 +54,124 @@ def read(path: str | os.PathLike, start: int = 0, size: int | None = None) -> Hd
       Its groups and arrays; uncompressed arrays are views of the file.
 
     Raises:
-      ValueError: if the file is damaged, or its arrays claim more than 256 MiB and eight times its
-        own size.
+      ValueError: if the file is damaged or lacks values of an array, or its arrays claim more than
+        256 MiB and eight times its own size.
     """
     data = map_file(path)
-    size = data.size - start if size is None else size
-    limit = max(_FREE_SIZE, 8 * size)
-    output = _run_child([os.fspath(path), str(start), str(size), str(limit)], size)
-    content = np.frombuffer(output, np.uint8)
-    length = int(view(content, 0, np.dtype("<u8"), ()))
-    listing = json.loads(view(content, 8, np.dtype(np.uint8), (length,)).tobytes())
-    arrays: dict[str, StoredArray] = {}
-    position = 8 + length
-    for entry in listing["arrays"]:
-        dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
-        if entry["offset"] is None:
-            array = view(content, position, dtype, shape)
-            position += element_count(shape) * dtype.itemsize
-        else:
-            array = view(data, entry["offset"], dtype, shape)
-        arrays[entry["name"]] = StoredArray.of(array)
-    return Hdf5(listing["groups"], arrays)
+    return read_bytes(data[start:] if size is None else data[start : start + size])
 
 
-def _run_child(arguments: list[str], size: int) -> bytes:
-    seconds = _SECONDS + round(size / _BYTES_PER_SECOND)
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+def read_bytes(data: np.ndarray) -> Hdf5:
+    """Reads HDF5 content in memory, uint8 (bytes,), as `read` does a file."""
+    import h5py
+
     try:
-        # -P keeps the modules of this folder, such as safetensors.py, out of the child's imports.
-        finished = subprocess.run(
-            [sys.executable, "-P", os.fspath(_CHILD), *arguments, str(seconds)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_PATIENCE * seconds,
-            env=environment,
-            check=False,
-        )
-        timed_out = finished.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
-    except subprocess.TimeoutExpired:
-        timed_out = True
-    if timed_out:
-        raise ValueError(f"a damaged HDF5 file: not read after {seconds} s")
-    if finished.returncode < 0:
-        raise ValueError(f"a damaged HDF5 file: the HDF5 library crashed ({-finished.returncode})")
-    if finished.returncode:
-        lines = finished.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise ValueError(f"a damaged HDF5 file ({lines[-1] if lines else 'no reason given'})")
-    return finished.stdout
+        with h5py.File(_Bytes(data), "r") as file:
+            return _Listing(data).of(file)
+    except (OSError, RuntimeError) as error:  # the library's own errors
+        raise ValueError(f"a damaged HDF5 file ({error})") from error
+
+
+class _Bytes(io.RawIOBase):
+    """Bytes in memory as a file, without a copy of them."""
+
+    def __init__(self, data: np.ndarray):
+        self._data = data.data
+        self._position = 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves within the bytes."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._data)}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Reads what fits."""
+        content = self._data[self._position : self._position + len(buffer)]
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+
+class _Listing:
+    """Collects the groups and arrays of a file.
+
+    Args:
+      data: the bytes of the file.
+    """
+
+    def __init__(self, data: np.ndarray):
+        self._data = data
+        self._limit = max(_FREE_SIZE, 8 * data.size)
+        self._claimed = 0
+        self._groups: dict[str, dict[str, Any]] = {}
+        self._arrays: dict[str, StoredArray] = {}
+
+    def of(self, file: Any) -> Hdf5:
+        """Visits every group and array of an h5py.File."""
+        self._groups[""] = _texts(file)
+        file.visititems(self._visit)
+        return Hdf5(self._groups, self._arrays)
+
+    def _visit(self, name: str, item: Any) -> None:
+        import h5py
+
+        if len(self._groups) + len(self._arrays) > MAX_OBJECTS:
+            raise ValueError(f"more than {MAX_OBJECTS} groups and arrays")
+        if isinstance(item, h5py.Group):
+            self._groups[name] = _texts(item)
+        elif isinstance(item, h5py.Dataset) and item.shape is not None:
+            if item.external or item.is_virtual:
+                raise ValueError(f"refused: {name!r} has its values in other files")
+            if item.dtype.kind in "fiub" and not item.dtype.hasobject:
+                self._arrays[name] = StoredArray.of(self._values(name, item))
+
+    def _values(self, name: str, item: Any) -> np.ndarray:
+        """The values of an array: a view of the file if they lie in it as they are."""
+        self._claimed += item.size * item.dtype.itemsize
+        if self._claimed > self._limit:
+            raise ValueError(f"refused: a file whose arrays claim more than {self._limit} bytes")
+        # The library would give zeros for values that were never written, or are lost.
+        if item.size and not _is_complete(item):
+            raise ValueError(f"{name!r} lacks values: the file was cut, or not written to its end")
+        offset = item.id.get_offset() if item.chunks is None else None
+        if offset is not None:
+            return view(self._data, offset, item.dtype, item.shape)
+        return np.ascontiguousarray(item[()])
+
+
+def _is_complete(item: Any) -> bool:
+    if item.chunks is None:
+        return item.id.get_storage_size() > 0
+    chunks = math.prod(-(-n // m) for n, m in zip(item.shape, item.chunks, strict=True))
+    return item.id.get_num_chunks() == chunks
+
+
+def _texts(item: Any) -> dict[str, Any]:
+    """Returns the attributes that are text or lists of text."""
+    found: dict[str, Any] = {}
+    for name in item.attrs:
+        if math.prod(item.attrs.get_id(name).shape) > MAX_OBJECTS:
+            raise ValueError(f"the attribute {name!r} has more than {MAX_OBJECTS} entries")
+        value = item.attrs[name]
+        if isinstance(value, np.ndarray) and value.dtype.kind in "SO":
+            found[name] = [_text(part) for part in value.reshape(-1).tolist()]
+        elif isinstance(value, str | bytes):
+            found[name] = _text(value)
+    return found
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from kernsym_jax.formats.arrays import shortened
+
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair] | str
 
@@ -86,3 +88,50 @@ class Weights:
     notes: tuple[str, ...] = ()
     step: int | None = None
     first: str | None = None
+
+
+MAX_NAME = 4000
+"""Characters of a layer's name; no framework nests containers so deep that it needs more."""
+
+_FREE_BYTES, _SHARED = 64 << 20, 64
+
+
+def checked(weights: Weights) -> Weights:
+    """Refuses kernels that no network has, and makes every name printable in UTF-8.
+
+    Args:
+      weights: as a reader has found them.
+
+    Raises:
+      ValueError: if a name has more than `MAX_NAME` characters, or if the kernels share so few
+        bytes that measuring them would take far longer than reading them.
+    """
+    for name in weights.kernels:
+        if len(name) > MAX_NAME:
+            raise ValueError(f"a layer whose name has {len(name)} characters: {name[:40]!r}…")
+    arrays = [kernel.__dict__["weight"] for kernel in weights.kernels.values()]
+    elements, stored = sum(array.size for array in arrays), _distinct_bytes(arrays)
+    if 4 * elements > _FREE_BYTES + _SHARED * stored:
+        raise ValueError(f"refused: {len(arrays)} kernels of {elements} elements in {stored} bytes")
+    return dataclasses.replace(
+        weights,
+        kernels={_in_utf8(name): kernel for name, kernel in weights.kernels.items()},
+        skipped={
+            _in_utf8(shortened(name, MAX_NAME)): _in_utf8(reason)
+            for name, reason in weights.skipped.items()
+        },
+    )
+
+
+def _distinct_bytes(arrays: list[np.ndarray]) -> int:
+    """The bytes of memory that arrays take together, counted once where they overlap."""
+    total = reached = 0
+    for start, end in sorted(map(np.lib.array_utils.byte_bounds, arrays)):
+        total += max(0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def _in_utf8(name: str) -> str:
+    """The name with what UTF-8 cannot hold, halves of surrogate pairs, written as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()

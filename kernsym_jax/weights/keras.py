@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,14 +75,7 @@ def read_archive(
     """
     members = ZipMembers(path)
     layers = _layers(parse_json(members.read(_CONFIG).tobytes()))
-    place = members.place(_WEIGHTS)
-    if place is not None:
-        content = hdf5.read(path, *place)
-    else:
-        with tempfile.NamedTemporaryFile(suffix=".h5") as copy:
-            copy.write(members.read(_WEIGHTS).data)
-            copy.flush()
-            content = hdf5.read(copy.name)
+    content = hdf5.read_bytes(members.read(_WEIGHTS))
     variables = _numbered(content, layers)
     file = _File(content, variables, layers, "Keras", os.fspath(path), layout)
     return _weights(file, fold_batchnorm)

@@ -32,6 +32,8 @@ def load_into(
     model: "nn.Module",
     source: str | os.PathLike | Mapping[str, Any],
     input_shape: Sequence[int] | None = None,
+    *,
+    trusted: bool = False,
 ) -> dict[str, Any]:
     """Loads trained weights as the variables of a model.
 
@@ -45,6 +47,7 @@ def load_into(
         orbax, a run directory), or a mapping of arrays, nested or not.
       input_shape: (batch, height, width, channels) of the images that the model takes; None for
         224×224 images with as many channels as the source's first kernel.
+      trusted: as for `read`.
 
     Returns:
       ``{"params": …, "batch_stats": …}`` for ``model.apply``, in the model's own dtypes.
@@ -62,7 +65,7 @@ def load_into(
         arrays: Arrays = {"/".join(path): array for path, array in kept.items()}
         label = "the mapping"
     else:
-        arrays, label = read_arrays(source), os.fspath(source)
+        arrays, label = read_arrays(source, trusted=trusted), os.fspath(source)
     found = _renamed(arrays)
     wanted = _variable_shapes(model, input_shape or _IMAGES)
     if input_shape is None:

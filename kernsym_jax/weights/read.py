@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from kernsym_jax import run_directory
-from kernsym_jax.formats import containers, flax_msgpack, npz, orbax, pytorch, safetensors
-from kernsym_jax.formats.arrays import StoredArray, naming, natural_order
+from kernsym_jax.formats import containers, flax_msgpack, guard, npz, orbax, pytorch, safetensors
+from kernsym_jax.formats.arrays import StoredArray, naming, natural_order, open_regular
 from kernsym_jax.formats.zip_archive import ZipMembers
 from kernsym_jax.weights import checkpoint, keras, onnx, tflite
-from kernsym_jax.weights.conv_kernel import ConvKernel, Padding, Pair, Weights
+from kernsym_jax.weights.conv_kernel import ConvKernel, Padding, Pair, Weights, checked
 from kernsym_jax.weights.kernels import find_kernels
 from kernsym_jax.weights.layout import HWIO, OHWI, OIHW, check_layout
 
@@ -58,6 +58,7 @@ def read(
     layout: str | None = None,
     fold_batchnorm: bool = False,
     which: str | None = None,
+    trusted: bool = False,
 ) -> Weights:
     """Reads the convolution kernels of any supported file or directory, or of weights in memory.
 
@@ -74,6 +75,8 @@ def read(
         shows which BatchNorm that is.
       which: ``ema`` for the moving average of the weights that the source holds, ``raw`` for the
         weights; None for the weights, or for the average if there is nothing else.
+      trusted: reads a file in this process. Otherwise a process of its own reads it, with limits on
+        time, memory and the files that it may open (`formats.guard`).
 
     Returns:
       The kernels, in forward order where the format keeps it, and the reason why each other array
@@ -91,21 +94,41 @@ def read(
         name = type(source).__name__
         with naming(f"a {name} in memory"):
             return _kernels(_in_memory(source, which), name, layout, fold_batchnorm)
+    if trusted:
+        weights = read_file(source, layout, fold_batchnorm, which)
+    else:
+        arguments = (layout, fold_batchnorm, which)
+        weights = guard.call(READER, source, *arguments, records=(Weights, ConvKernel))
+    run = run_directory.run_of(pathlib.Path(source))
+    return weights if run is None else _with_geometry(weights, run)
+
+
+READER = (__name__, "read_file")
+"""The reader behind `read`, for `formats.guard`."""
+
+
+def read_file(
+    source: str | os.PathLike,
+    layout: str | None = None,
+    fold_batchnorm: bool = False,
+    which: str | None = None,
+) -> Weights:
+    """Reads a file or directory as `read` does, in this process."""
     with naming(source):
         location = _existing(source)
         weights = _read_graph(location, layout, fold_batchnorm, which)
         if weights is None:
             file = _array_file(location, which)
             weights = _kernels(file, os.fspath(source), layout, fold_batchnorm)
-    run = run_directory.run_of(location)
-    return weights if run is None else _with_geometry(weights, run)
+        return checked(weights)
 
 
-def read_arrays(path: str | os.PathLike) -> dict[str, StoredArray]:
+def read_arrays(path: str | os.PathLike, *, trusted: bool = False) -> dict[str, StoredArray]:
     """Reads all named arrays of a network, kernels or not.
 
     Args:
       path: as for `read`, in a format that names arrays as the network does.
+      trusted: as for `read`.
 
     Returns:
       name -> array, without the optimizer's state and without moving averages.
@@ -114,6 +137,11 @@ def read_arrays(path: str | os.PathLike) -> dict[str, StoredArray]:
       FileNotFoundError: if the path does not exist.
       ValueError: if the file cannot be read.
     """
+    return file_arrays(path) if trusted else guard.call((__name__, "file_arrays"), path)
+
+
+def file_arrays(path: str | os.PathLike) -> dict[str, StoredArray]:
+    """Reads the arrays of a file or directory as `read_arrays` does, in this process."""
     with naming(path):
         return _array_file(_existing(path)).arrays
 
@@ -223,7 +251,7 @@ def _array_file(path: pathlib.Path, which: str | None = None) -> _ArrayFile:
 
 
 def _head(path: pathlib.Path) -> bytes:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(16)
 
 

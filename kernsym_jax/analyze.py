@@ -13,6 +13,7 @@ from absl import flags
 
 from kernsym_jax import cli
 from kernsym_jax.cli import one_line
+from kernsym_jax.formats import guard
 
 _LAYOUT = flags.DEFINE_enum(
     "layout", None, ["HWIO", "OIHW", "OHWI"], "Axes of kernels, for files that do not tell them."
@@ -29,6 +30,7 @@ _DOWNSAMPLE = flags.DEFINE_string("downsample", "stride", "With --model: its dow
 _INPUT_SIZE = flags.DEFINE_string(
     "input_size", None, "Pixels of the images for the audit: one number, or two as HxW."
 )
+_TRUSTED = flags.DEFINE_bool("trusted", False, "Read the sources without limits on the reader.")
 _OUT = flags.DEFINE_string("out", "report", "The folder for the report; created if it is missing.")
 _PARQUET = flags.DEFINE_bool("parquet", False, "Also write layers.parquet (needs pyarrow).")
 
@@ -37,6 +39,10 @@ def main(argv: Sequence[str]) -> int:
     """Analyzes every source; the exit status is 1 if some of several sources failed."""
     if len(argv) < 2:
         raise ValueError("name at least one run directory or file of weights")
+    if not _TRUSTED.value:
+        # The first source is read while JAX is imported.
+        reader = ("kernsym_jax.weights.read", "read_file")
+        guard.begin(reader, argv[1], _LAYOUT.value, _FOLD.value, _WHICH.value)
     from kernsym_jax import report
 
     options = report.Options(
@@ -47,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
         padding=_PADDING.value,
         downsample=_DOWNSAMPLE.value,
         input_size=cli.input_size(_INPUT_SIZE.value),
+        trusted=_TRUSTED.value,
     )
     tables, failed = report.analyze(argv[1:], _OUT.value, options)
     if _PARQUET.value:

@@ -18,6 +18,7 @@ _PADDING = flags.DEFINE_string("padding", None, "With --model: its padding.")
 _DOWNSAMPLE = flags.DEFINE_string("downsample", None, "With --model: its downsampling.")
 _CLASSES = flags.DEFINE_integer("num_classes", None, "With --model: its number of outputs.")
 _SIZE = flags.DEFINE_string("input_size", None, "Pixels of the images: one number, or two as HxW.")
+_TRUSTED = flags.DEFINE_bool("trusted", False, "Read the file without limits on its reader.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 
 
@@ -48,7 +49,8 @@ def _network(paths: Sequence[str]) -> tuple[str, Any, list[Any], Callable[[Any],
     if paths and fields:
         raise ValueError(f"--{next(iter(fields))} goes with --model, not with {name}")
     if paths and not pathlib.Path(name).is_dir():
-        return name, size, geometry.audit_file(name, size), partial(geometry.audit_file, name)
+        rows_of_file = partial(geometry.audit_file, name, trusted=_TRUSTED.value)
+        return name, size, rows_of_file(size), rows_of_file
     from kernsym_jax import models
 
     fields = {"name": name, **fields}

@@ -40,6 +40,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the draws.")
 _SIZE = flags.DEFINE_string("input_size", None, "Pixels of the network's input; or HxW.")
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Images per pass.", lower_bound=1)
 _LIMIT = flags.DEFINE_integer("limit", None, "The largest number of images.", lower_bound=1)
+_TRUSTED = flags.DEFINE_bool("trusted", False, "Read the weights without limits on their reader.")
 _OUT = flags.DEFINE_string("out", None, "The JSON file; the map goes beside it as SVG.")
 
 
@@ -62,7 +63,14 @@ def main(argv: Sequence[str]) -> None:
         window=0 if isinstance(size, tuple) else size or photos.get("crop_size", 0),
     )
     subject = evaluation.open_subject(
-        model, weights, photos, shifts, input_size=size, limit=_LIMIT.value, ema=_EMA.value
+        model,
+        weights,
+        photos,
+        shifts,
+        input_size=size,
+        limit=_LIMIT.value,
+        ema=_EMA.value,
+        trusted=_TRUSTED.value,
     )
     results = evaluation.evaluate(subject, shifts, batch_size=_BATCH.value)
     out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value or "", run_directory.CONSISTENCY))

@@ -124,6 +124,7 @@ def open_subject(
     input_size: int | tuple[int, int] | None = None,
     limit: int | None = None,
     ema: bool = False,
+    trusted: bool = False,
 ) -> Subject:
     """Reads a network's weights and its test images.
 
@@ -139,6 +140,7 @@ def open_subject(
         images. None takes the size of the run, or the images as they are.
       limit: the largest number of images, evenly spread over the set; None for all images.
       ema: evaluates the moving averages of a run's weights instead of the weights.
+      trusted: reads the weights in this process, as `weights.read` does.
 
     Returns:
       The subject.
@@ -165,7 +167,7 @@ def open_subject(
         )
     network = models.create(**fields)
     arrays = _moving_averages(pathlib.Path(source)) if ema else source
-    variables = weights.load_into(network, arrays, (1, *seen, len(mean)))
+    variables = weights.load_into(network, arrays, (1, *seen, len(mean)), trusted=trusted)
     settings = {
         "model": fields,
         "weights": str(source),

@@ -4,11 +4,13 @@ The HDF5 library can crash or never return on a damaged file. `kernsym_jax.forma
 away from the process of the user.
 """
 
+import contextlib
 import dataclasses
 import io
 import math
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -42,13 +44,11 @@ class Hdf5:
         return [text for part in sorted(parts, key=natural_order) for text in attributes[part]]
 
 
-def read(path: str | os.PathLike, start: int = 0, size: int | None = None) -> Hdf5:
-    """Reads an HDF5 file, or one inside another file.
+def read(path: str | os.PathLike) -> Hdf5:
+    """Reads an HDF5 file.
 
     Args:
       path: the file.
-      start: offset of the HDF5 content in it.
-      size: its length in bytes; None means up to the end.
 
     Returns:
       Its groups and arrays; uncompressed arrays are views of the file.
@@ -57,17 +57,28 @@ def read(path: str | os.PathLike, start: int = 0, size: int | None = None) -> Hd
       ValueError: if the file is damaged or lacks values of an array, or its arrays claim more than
         256 MiB and eight times its own size.
     """
-    data = map_file(path)
-    return read_bytes(data[start:] if size is None else data[start : start + size])
+    return read_bytes(map_file(path))
 
 
 def read_bytes(data: np.ndarray) -> Hdf5:
     """Reads HDF5 content in memory, uint8 (bytes,), as `read` does a file."""
+    with _opened(data) as file:
+        return _Listing(data).of(file)
+
+
+def read_attributes(path: str | os.PathLike) -> dict[str, Any]:
+    """Returns the text attributes of an HDF5 file itself, without reading its arrays."""
+    with _opened(map_file(path)) as file:
+        return _texts(file)
+
+
+@contextlib.contextmanager
+def _opened(data: np.ndarray) -> Iterator[Any]:
     import h5py
 
     try:
         with h5py.File(_Bytes(data), "r") as file:
-            return _Listing(data).of(file)
+            yield file
     except (OSError, RuntimeError) as error:  # the library's own errors
         raise ValueError(f"a damaged HDF5 file ({error})") from error
 

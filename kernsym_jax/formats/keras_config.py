@@ -2,13 +2,12 @@
 
 import dataclasses
 import os
-import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kernsym_jax.formats import hdf5
-from kernsym_jax.formats.arrays import parse_json
+from kernsym_jax.formats.arrays import open_regular, parse_json
 from kernsym_jax.formats.zip_archive import ZipMembers
 
 CONFIG = "config.json"
@@ -130,13 +129,13 @@ def read_file(path: str | os.PathLike) -> Model | None:
     Raises:
       ValueError: if it is damaged, or its model has no list of layers.
     """
-    with pathlib.Path(path).open("rb") as file:
+    with open_regular(path) as file:
         zipped = file.read(2) == b"PK"
     if zipped:
         members = ZipMembers(path)
         content = members.read(CONFIG).tobytes() if CONFIG in members else None
     else:
-        content = hdf5.read(path).groups[""].get("model_config")
+        content = hdf5.read_attributes(path).get("model_config")
     return read_model(parse_json(content)) if content else None
 
 

@@ -5,6 +5,8 @@ that read each pixel, `audit` and `audit_file` read the geometry of a network's 
 `even_input_sizes` finds the input sizes at which a network has no uneven layer.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from kernsym_jax.geometry.arithmetic import (
     Windows,
     output_size,
@@ -13,7 +15,7 @@ from kernsym_jax.geometry.arithmetic import (
     uneven_padding,
     windows,
 )
-from kernsym_jax.geometry.file import audit_file
+from kernsym_jax.geometry.file import audit_file, audit_onnx
 from kernsym_jax.geometry.foveation import (
     PADDING_MODES,
     foveation,
@@ -21,7 +23,6 @@ from kernsym_jax.geometry.foveation import (
     window_matrix,
 )
 from kernsym_jax.geometry.input_size import Advice, advise, even_input_sizes, layers_at
-from kernsym_jax.geometry.jaxpr import audit, audit_module
 from kernsym_jax.geometry.layer import (
     CONVOLUTIONS,
     KINDS,
@@ -30,8 +31,10 @@ from kernsym_jax.geometry.layer import (
     NoGraphError,
     read_rows,
 )
-from kernsym_jax.geometry.onnx import audit_onnx
 from kernsym_jax.geometry.table import audit_json, layer_table, print_audit
+
+if TYPE_CHECKING:
+    from kernsym_jax.geometry.jaxpr import audit, audit_module
 
 __all__ = [
     "CONVOLUTIONS",
@@ -62,3 +65,12 @@ __all__ = [
     "window_matrix",
     "windows",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The audit of a file does without JAX, which takes seconds to import.
+    if name in ("audit", "audit_module"):
+        from kernsym_jax.geometry import jaxpr
+
+        return getattr(jaxpr, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

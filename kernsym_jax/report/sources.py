@@ -56,6 +56,7 @@ class Options:
         of runs and of the graphs of ONNX, Keras and TensorFlow Lite.
       which: ``ema`` for the moving average of the weights that a source holds, ``raw`` for the
         weights; None for the weights, or for the average if there is nothing else.
+      trusted: reads sources in this process, without the limits of `weights.read`.
     """
 
     layout: str | None = None
@@ -65,6 +66,7 @@ class Options:
     downsample: str = "stride"
     input_size: int | tuple[int, int] | None = None
     which: str | None = None
+    trusted: bool = False
 
 
 class NoNetworkError(ValueError):
@@ -211,7 +213,8 @@ def _in_memory(source: Any, options: Options) -> NetworkTable:
 
 
 def _reading(options: Options) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("layout", "fold_batchnorm", "which")}
+    names = ("layout", "fold_batchnorm", "which", "trusted")
+    return {name: getattr(options, name) for name in names}
 
 
 def _table(

@@ -60,13 +60,13 @@ def _place(size, rng):
     return rng.choice((rng.randrange(size), rng.randrange(near), size - 1 - rng.randrange(near)))
 
 
-def read_kernels(path, *, trusted=True):
+def read_kernels(path, *, trusted=False):
     """Reads every kernel of a file of weights."""
     for kernel in weights.read(path, trusted=trusted).kernels.values():
         assert kernel.weight.shape == kernel.shape
 
 
-def audit(path, *, trusted=True):
+def audit(path, *, trusted=False):
     """Audits a model of a format that keeps its graph."""
     for row in geometry.audit_file(path, 32, trusted=trusted):
         assert row.to_dict()["layer"]
@@ -77,7 +77,7 @@ def reader(name, read=read_kernels):
     return functools.partial(read, trusted=name not in GUARDED)
 
 
-def fault(path, read=functools.partial(read_kernels, trusted=False)):
+def fault(path, read=read_kernels):
     """Returns what is wrong with the way in which a damaged file is read; None if nothing is."""
     start = time.monotonic()
     try:

@@ -24,7 +24,7 @@ from kernsym_jax.geometry.axis import (
     whole,
 )
 from kernsym_jax.geometry.layer import FileAudit
-from kernsym_jax.geometry.network import Network
+from kernsym_jax.geometry.network import Network, Sliding
 
 MAX_OPERATIONS = 50_000
 """Operations that an audit follows: models in models can repeat one another without end."""
@@ -165,12 +165,7 @@ class GraphAudit:
             kind,
             places,
             sizes,
-            kernel=window.kernel,
-            stride=stride,
-            dilation=window.dilation,
-            padding=padding,
-            groups=window.groups,
-            upsampling=upsampling,
+            Sliding(window.kernel, stride, window.dilation, padding, window.groups, upsampling),
         )
         last = channels if features is None else unknown(features, "feature")
         axes = (batch, last, *made) if channels_first else (batch, *made, last)

@@ -12,7 +12,7 @@ from kernsym_jax.geometry import jaxpr_value, primitives, weight_path
 from kernsym_jax.geometry.axis import Axis, Source, unknown, whole
 from kernsym_jax.geometry.jaxpr_value import Value
 from kernsym_jax.geometry.layer import LayerGeometry
-from kernsym_jax.geometry.network import Network
+from kernsym_jax.geometry.network import Network, Sliding
 from kernsym_jax.geometry.weight_path import Leaf
 
 _POOLS = {
@@ -185,12 +185,14 @@ class _Follower:
                 kind,
                 [axes[d] for d in space],
                 [image.shape[d] for d in space],
-                kernel=[kernel.shape[d] for d in numbers.rhs_spec[2:]],
-                stride=params["window_strides"],
-                dilation=params["rhs_dilation"],
-                padding=params["padding"],
-                groups=groups,
-                upsampling=spread,
+                Sliding(
+                    kernel=[kernel.shape[d] for d in numbers.rhs_spec[2:]],
+                    stride=params["window_strides"],
+                    dilation=params["rhs_dilation"],
+                    padding=params["padding"],
+                    groups=groups,
+                    upsampling=spread,
+                ),
             )
         result = [unknown(size) for size in shape]
         for d, axis in zip(numbers.out_spec[2:], made, strict=True):
@@ -231,11 +233,13 @@ class _Follower:
                 kind,
                 [axes[d] for d in space],
                 [image.shape[d] for d in space],
-                kernel=[window[d] for d in space],
-                stride=[stride[d] for d in space],
-                dilation=[dilation[d] for d in space],
-                padding=[padding[d] for d in space],
-                upsampling=[spread[d] for d in space],
+                Sliding(
+                    kernel=[window[d] for d in space],
+                    stride=[stride[d] for d in space],
+                    dilation=[dilation[d] for d in space],
+                    padding=[padding[d] for d in space],
+                    upsampling=[spread[d] for d in space],
+                ),
             )
             for d, axis in zip(space, made, strict=True):
                 result[d] = axis

@@ -6,14 +6,10 @@ input number -1::
 
     network = Network()
     image = [whole(Source(224, frozenset({-1})))] * 2
-    stem = network.window(
-        "conv1", "conv", image, [224, 224],
-        kernel=[7, 7], stride=[2, 2], dilation=[1, 1], padding=[(3, 3)] * 2,
-    )
-    pooled = network.window(
-        None, "max_pool", stem, [112, 112],
-        kernel=[3, 3], stride=[2, 2], dilation=[1, 1], padding=[(1, 1)] * 2,
-    )
+    by_seven = Sliding(kernel=[7, 7], stride=[2, 2], dilation=[1, 1], padding=[(3, 3)] * 2)
+    stem = network.window("conv1", "conv", image, [224, 224], by_seven)
+    by_three = Sliding(kernel=[3, 3], stride=[2, 2], dilation=[1, 1], padding=[(1, 1)] * 2)
+    pooled = network.window(None, "max_pool", stem, [112, 112], by_three)
 
 `Network.window` reads each axis (`axis.read`): the image arrives whole, without padding around it.
 The padding is the layer's own 3 rows at each end, so (224 + 6 - 7) // 2 + 1 = 112 windows fit and
@@ -46,6 +42,29 @@ from kernsym_jax.geometry.axis import (
 from kernsym_jax.geometry.layer import LayerGeometry
 
 
+class Sliding(NamedTuple):
+    """How a layer slides its windows; sequences have one entry per axis.
+
+    Attributes:
+      kernel: number of taps.
+      stride: step between windows.
+      dilation: step between taps.
+      padding: ``(lo, hi)`` that the layer itself adds.
+      groups: groups of a convolution.
+      upsampling: step by which the layer spreads its input first; None for no spreading.
+      outputs: sizes of the output if the last window may hang over the far end, else None; the
+        overhang counts as padding.
+    """
+
+    kernel: Sequence[int]
+    stride: Sequence[int]
+    dilation: Sequence[int]
+    padding: Sequence[tuple[int, int]]
+    groups: int = 1
+    upsampling: Sequence[int] | None = None
+    outputs: Sequence[int] | None = None
+
+
 class Network:
     """The layers in the order in which they run, and which layers read which."""
 
@@ -65,14 +84,7 @@ class Network:
         kind: str,
         axes: Sequence[Axis | None],
         sizes: Sequence[int],
-        *,
-        kernel: Sequence[int],
-        stride: Sequence[int],
-        dilation: Sequence[int],
-        padding: Sequence[tuple[int, int]],
-        groups: int = 1,
-        upsampling: Sequence[int] | None = None,
-        outputs: Sequence[int] | None = None,
+        sliding: Sliding,
     ) -> list[Axis]:
         """Records a layer.
 
@@ -81,14 +93,7 @@ class Network:
           kind: one of `layer.KINDS`.
           axes: spatial axes of its input, none of them pending.
           sizes: number of places on each axis.
-          kernel: taps per axis.
-          stride: step between windows per axis.
-          dilation: step between taps per axis.
-          padding: ``(lo, hi)`` per axis, the padding that the layer itself adds.
-          groups: groups of a convolution.
-          upsampling: step by which the layer spreads its input first; 1 by default.
-          outputs: sizes of the output if the last window may hang over the far end; the overhang
-            counts as padding.
+          sliding: how the windows slide.
 
         Returns:
           The spatial axes of the output.
@@ -98,39 +103,31 @@ class Network:
             layer.
         """
         # JSON needs plain ints, and a network may hold NumPy's.
-        kernel, stride, dilation = (tuple(map(int, n)) for n in (kernel, stride, dilation))
-        spread = tuple(map(int, upsampling or [1] * len(sizes)))
+        kernel, stride, dilation = (tuple(map(int, n)) for n in sliding[:3])
+        spread = tuple(map(int, sliding.upsampling or [1] * len(sizes)))
         name = layer or f"{kind}_{self._numbers[kind] + 1}"
         if min(sizes) < 1:
             raise ValueError(f"{name}: its input map is empty, {'x'.join(map(str, sizes))}")
-        found, placed, modes = [], [], set()
-        for i, axis in enumerate(axes):
-            span = dilation[i] * (kernel[i] - 1) + 1
-            reading = read(axis, sizes[i], span, stride[i])
-            wanted = outputs[i] if outputs else None
-            along = _place(name, reading, span, stride[i], spread[i], padding[i], wanted)
-            found.append(reading)
-            placed.append(along)
-            modes |= {reading.mode} - {"valid"}
-            if max(*padding[i], along.overhang) > 0:
-                modes.add("zero")
+        spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+        found = list(map(read, axes, sizes, spans, stride))
+        outputs: Sequence[int | None] = sliding.outputs or [None] * len(sizes)
+        along = zip(found, spans, stride, spread, sliding.padding, outputs, strict=True)
+        placed = [_place(name, *of_axis) for of_axis in along]
         row = LayerGeometry(
             layer=layer or kind,
             kind=kind,
             input_size=tuple(reading.size for reading in found),
-            output_size=tuple(along.windows for along in placed),
+            output_size=tuple(windows.number for windows in placed),
             kernel=kernel,
             stride=stride,
             dilation=dilation,
-            padding=tuple((along.lo, along.hi + along.overhang) for along in placed),
-            groups=int(groups),
-            padding_mode=modes.pop() if len(modes) == 1 else "mixed" if modes else "valid",
+            padding=tuple((windows.lo, windows.hi) for windows in placed),
+            groups=int(sliding.groups),
+            padding_mode=_mode(found, [windows.own for windows in placed]),
             upsampling=spread,
             repeats=self._repeats,
         )
-        rows = [reading.rows for reading in found]
-        reads = None if None in rows else frozenset().union(*(r for r in rows if r is not None))
-        number = self._add(row, layer is not None, reads)
+        number = self._add(row, layer is not None, _rows_read(found))
         return [whole(Source(size, frozenset({number}), "space")) for size in row.output_size]
 
     def settle(self, axes: Axes) -> Axes:
@@ -158,10 +155,7 @@ class Network:
                 "subsample",
                 slid,
                 [axis.size for axis in slid],
-                kernel=kernel,
-                stride=stride,
-                dilation=dilation,
-                padding=[(0, 0)] * len(slid),
+                Sliding(kernel, stride, dilation, padding=[(0, 0)] * len(slid)),
             )
         result = list(axes)
         for i, axis in zip(space, settled, strict=True):
@@ -244,12 +238,12 @@ class Network:
 
 
 class _Placed(NamedTuple):
-    """Windows along one axis: their number, the padding, and how far the last one hangs over."""
+    """Windows along one axis: their number, all padding, and whether the layer itself adds any."""
 
-    windows: int
+    number: int
     lo: int
     hi: int
-    overhang: int
+    own: bool
 
 
 def _place(
@@ -270,7 +264,24 @@ def _place(
             f"input ({reading.size} with padding {lo} and {hi})"
         )
     overhang = 0 if outputs is None else max(0, (outputs - 1) * stride - room)
-    return _Placed((room + overhang) // stride + 1, lo, hi, overhang)
+    own = max(*padding, overhang) > 0
+    return _Placed((room + overhang) // stride + 1, lo, hi + overhang, own)
+
+
+def _mode(found: Sequence[Reading], own: Sequence[bool]) -> str:
+    """Returns the `LayerGeometry.padding_mode` of a layer; its own padding is zeros."""
+    modes = {reading.mode for reading in found} - {"valid"}
+    if any(own):
+        modes.add("zero")
+    if not modes:
+        return "valid"
+    return modes.pop() if len(modes) == 1 else "mixed"
+
+
+def _rows_read(found: Sequence[Reading]) -> frozenset[int] | None:
+    """Returns the rows whose maps a layer reads, or None if one of its axes is unknown."""
+    known = [reading.rows for reading in found if reading.rows is not None]
+    return frozenset().union(*known) if len(known) == len(found) else None
 
 
 def _windows(axis: Axis) -> tuple[int, int, int, Axis]:

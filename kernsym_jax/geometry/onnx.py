@@ -19,7 +19,7 @@ from kernsym_jax.geometry import onnx_values
 from kernsym_jax.geometry.arithmetic import Windows, padding_amounts
 from kernsym_jax.geometry.axis import Axes, Source, unknown, whole
 from kernsym_jax.geometry.layer import FileAudit, LayerGeometry
-from kernsym_jax.geometry.network import Network
+from kernsym_jax.geometry.network import Network, Sliding
 from kernsym_jax.geometry.onnx_values import Values, small_array
 
 _POOLS = {
@@ -250,11 +250,7 @@ class _Walk:
             kind,
             places,
             sizes,
-            kernel=kernel,
-            stride=stride,
-            dilation=dilation,
-            padding=padding,
-            **window,
+            Sliding(kernel, stride, dilation, padding, **window),
         )
         self.made(node, made, unknown(features, "feature"))
 
@@ -277,11 +273,7 @@ class _Walk:
             kind,
             places,
             sizes,
-            kernel=kernel,
-            stride=stride,
-            dilation=dilation,
-            padding=padding,
-            outputs=outputs,
+            Sliding(kernel, stride, dilation, padding, outputs=outputs),
         )
         self.made(node, made, None)
 

@@ -4,23 +4,31 @@ Maps are (batch, height, width, channels) and kernels (kh, kw, in / groups, out)
 BatchNorm statistics are float32; ``dtype`` sets the type of the computation.
 """
 
-from kernsym_jax.layers.blur import binomial, blur_pool
 from kernsym_jax.layers.conv import Conv
-from kernsym_jax.layers.downsample import DOWNSAMPLINGS, Downsample, check_downsample
-from kernsym_jax.layers.norm import BatchNorm
-from kernsym_jax.layers.padding import PADDINGS, check_padding, layer_padding, pad_map
-from kernsym_jax.layers.partial_conv import window_scale
-from kernsym_jax.layers.polyphase import (
+from kernsym_jax.layers.downsample import (
+    DOWNSAMPLINGS,
+    Downsample,
     PhaseLogits,
     aps_weights,
+    binomial,
+    blur_pool,
+    check_downsample,
     lps_weights,
     mix,
     polyphase,
 )
+from kernsym_jax.layers.norm import BatchNorm
+from kernsym_jax.layers.padding import PADDINGS, check_padding, layer_padding, pad_map, window_scale
 from kernsym_jax.layers.pool import AvgPool, MaxPool, adaptive_average_pool
-from kernsym_jax.layers.sbpool import Position, corner, random_position
 from kernsym_jax.layers.upsample import upsample
-from kernsym_jax.layers.window import crop, crop_to_common, subsample
+from kernsym_jax.layers.window import (
+    Position,
+    corner,
+    crop,
+    crop_to_common,
+    random_position,
+    subsample,
+)
 
 __all__ = [
     "DOWNSAMPLINGS",

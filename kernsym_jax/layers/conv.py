@@ -1,16 +1,174 @@
-"""Two-dimensional convolution with every padding mode."""
+"""Two-dimensional convolution with every padding mode.
 
+XLA's CPU backend has two weak spots, of which accelerators have neither
+(``docs/notes/xla_cpu_small_maps.md``):
+
+- Where the map has fewer pixels than the kernel, XLA swaps both and runs a plain loop, at about a
+  hundredth of its usual speed. A matrix product per output pixel has the same terms.
+- The gradient of the kernel slides one map over another for all images at once. It is up to three
+  times faster for a few images at a time, which fit into a core's cache.
+
+``docs/results/cpu_step`` has the measurements behind the limits below.
+"""
+
+import functools
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from kernsym_jax.layers.convolve import convolve
-from kernsym_jax.layers.padding import Pair, check_padding, module_path, pair
-from kernsym_jax.layers.sbpool import Position
-from kernsym_jax.layers.window import place_windows
+from kernsym_jax.layers.padding import Amounts, Pair, check_padding, module_path, pair
+from kernsym_jax.layers.window import Position, place_windows
+
+Form = Callable[[jax.Array, jax.Array], jax.Array]
+
+_PART_BYTES = 2**20
+"""Input and output of one part of the batch: half of a core's second-level cache."""
+
+_MOST_PARTS = 8
+"""More parts take longer to compile and are hardly faster."""
+
+
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: Pair = (1, 1),
+    amounts: Amounts = ((0, 0), (0, 0)),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+) -> jax.Array:
+    """Cross-correlates a map with a kernel.
+
+    The result and its derivatives of every order equal those of ``lax.conv_general_dilated`` to
+    rounding. A program for a CPU computes the result, the gradient of the map and the gradient of
+    the kernel each in the form that suits its shapes. A program for any other platform is the plain
+    convolution.
+
+    Args:
+      x: map (batch, height, width, in).
+      kernel: (kh, kw, in / groups, out), of the type of ``x``.
+      stride: vertical and horizontal stride.
+      amounts: zeros added on each side, ``((top, bottom), (left, right))``, not negative.
+      dilation: vertical and horizontal distance between taps.
+      groups: number of groups that the channels are split into.
+
+    Returns:
+      Map (batch, out_h, out_w, out), of the type of ``x``.
+    """
+    plain = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=stride,
+        padding=amounts,
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+    if groups > 1:  # XLA does not swap the operands of grouped convolutions
+        return plain(x, kernel)
+    size, window = (x.shape[1], x.shape[2]), (kernel.shape[0], kernel.shape[1])
+    rows, columns = (
+        (size[i] + sum(amounts[i]) - dilation[i] * (window[i] - 1) - 1) // stride[i] + 1
+        for i in (0, 1)
+    )
+    near = (amounts[0][0], amounts[1][0])
+    product = functools.partial(
+        _product, out=(rows, columns), stride=stride, near=near, dilation=dilation
+    )
+    taps, pixels, out_pixels = math.prod(window), math.prod(size), rows * columns
+    forms: list[Form] = [plain, plain, plain]
+    if taps > pixels:
+        forms[0] = product
+    # The gradient of the map is a convolution of the gradient of the output.
+    if taps > out_pixels:
+        forms[1] = product
+    # XLA never swaps the gradient of the kernel: a product wins by a little, on the smallest maps.
+    if taps > 2 * pixels:
+        forms[2] = product
+    elif (parts := _parts(x, kernel, out_pixels)) > 1:
+        forms[2] = functools.partial(_in_parts, plain, parts)
+    if all(form is plain for form in forms):
+        return plain(x, kernel)
+    return _bilinear(*(_on_cpu(form, plain) for form in forms))(x, kernel)
+
+
+def _on_cpu(form: Form, plain: Form) -> Form:
+    """The function that programs for a CPU compute by ``form`` and all others by ``plain``."""
+    if form is plain:
+        return plain
+    return lambda x, kernel: lax.platform_dependent(x, kernel, cpu=form, default=plain)
+
+
+def _bilinear(result: Form, of_map: Form, of_kernel: Form) -> Form:
+    """One bilinear function whose derivatives by the map and by the kernel have their own forms."""
+    function = jax.custom_jvp(result)
+
+    @function.defjvp
+    def jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+        (x, kernel), (dx, dkernel) = primals, tangents
+        return function(x, kernel), of_map(dx, kernel) + of_kernel(x, dkernel)
+
+    return function
+
+
+def _parts(x: jax.Array, kernel: jax.Array, out_pixels: int) -> int:
+    """In how many parts of the batch the gradient of the kernel is summed on a CPU."""
+    taps = kernel.shape[0] * kernel.shape[1]
+    if taps == 1:  # a matrix product, which XLA blocks by itself
+        return 1
+    out_size = x.shape[0] * out_pixels * kernel.shape[3]
+    data = (x.size + out_size) * x.dtype.itemsize
+    # Each part writes a gradient of its own, which must cost less than what the part reads.
+    part = max(_PART_BYTES, kernel.size * kernel.dtype.itemsize)
+    wanted = min(_MOST_PARTS, data // part)
+    return math.gcd(x.shape[0], 2 ** (wanted.bit_length() - 1)) if wanted > 1 else 1
+
+
+def _in_parts(plain: Form, parts: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves every ``parts``-th image of the batch, so that no image has to leave its device."""
+    batch, *shape = x.shape
+    split = x.reshape(batch // parts, parts, *shape)
+    outputs = [plain(split[:, part], kernel) for part in range(parts)]
+    return jnp.stack(outputs, axis=1).reshape(batch, *outputs[0].shape[1:])
+
+
+def _product(
+    x: jax.Array, kernel: jax.Array, *, out: Pair, stride: Pair, near: Pair, dilation: Pair
+) -> jax.Array:
+    """Multiplies, for each output pixel, the pixels of its window on the map by their taps."""
+    rows, columns = (
+        [
+            _on_map(i * stride[axis] - near[axis], x.shape[1 + axis], kernel.shape[axis], step)
+            for i in range(out[axis])
+        ]
+        for axis, step in enumerate(dilation)
+    )
+    # As the plain convolution does, sums of short types are taken in float32.
+    wide = jnp.float32 if x.dtype.itemsize < 4 else x.dtype
+    maps, weights = x.astype(wide), kernel.astype(wide)
+    batch, features = x.shape[0], kernel.shape[3]
+    pixels = []
+    for (place_rows, tap_rows), (place_columns, tap_columns) in itertools.product(rows, columns):
+        window = maps[:, place_rows, place_columns].reshape(batch, -1)
+        pixels.append(window @ weights[tap_rows, tap_columns].reshape(-1, features))
+    return jnp.stack(pixels, axis=1).reshape(batch, *out, features).astype(x.dtype)
+
+
+def _on_map(start: int, size: int, taps: int, step: int) -> tuple[slice, slice]:
+    """The part of a window that lies on the map: its places there, and its taps.
+
+    A window from place -1 with three taps on a map of 2 pixels has taps 1 and 2 on places 0 and 1.
+    """
+    first = min(max(0, -(start // step)), taps)
+    last = max(first, min(taps, -((start - size) // step)))
+    begin = start + first * step
+    end = begin + (last - first - 1) * step + 1 if last > first else begin
+    return slice(begin, end, step), slice(first, last)
 
 
 class Conv(nn.Module):

@@ -9,8 +9,7 @@ import numpy as np
 from jax import lax
 
 from kernsym_jax.layers.padding import Pair, check_padding, module_path, pair
-from kernsym_jax.layers.sbpool import Position
-from kernsym_jax.layers.window import Windows, place_windows
+from kernsym_jax.layers.window import Position, Windows, place_windows
 
 
 class MaxPool(nn.Module):

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kernsym_jax.layers.downsample import mix
 from kernsym_jax.layers.padding import Pair, check_map, pad_map
-from kernsym_jax.layers.polyphase import mix
 
 
 def upsample(

@@ -9,13 +9,12 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from kernsym_jax.models.alexnet import AlexNet
-from kernsym_jax.models.cifar_resnet import CifarResNet
 from kernsym_jax.models.convnext import ConvNeXt
 from kernsym_jax.models.densenet import DenseNet
 from kernsym_jax.models.efficientnet import EfficientNet
 from kernsym_jax.models.inception_v3 import InceptionV3
 from kernsym_jax.models.mobilenet_v2 import MobileNetV2
-from kernsym_jax.models.resnet import ResNet
+from kernsym_jax.models.resnet import CifarResNet, ResNet
 from kernsym_jax.models.small_cnn import SmallCNN
 from kernsym_jax.models.unet import UNet
 from kernsym_jax.models.variant import make_variant

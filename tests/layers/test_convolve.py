@@ -9,7 +9,7 @@ from jax.test_util import check_grads
 
 from kernsym_jax import geometry
 from kernsym_jax.layers import PADDINGS, Conv
-from kernsym_jax.layers.convolve import convolve
+from kernsym_jax.layers.conv import convolve
 
 ONE = ((1, 1), (1, 1))
 

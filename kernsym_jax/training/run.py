@@ -12,7 +12,7 @@ from kernsym_jax.evaluation import confusion
 from kernsym_jax.training import config as configuration
 from kernsym_jax.training import processes
 from kernsym_jax.training.checkpoints import Checkpoints
-from kernsym_jax.training.metrics import MetricsWriter
+from kernsym_jax.training.pace import MetricsWriter
 from kernsym_jax.training.state import NEVER, Meter, TrainState
 
 

@@ -6,8 +6,7 @@ models. The readers treat a file as data: they run nothing in it, check its size
 allocate memory, and report any damage as one `ValueError` that names the file.
 """
 
-from kernsym_jax.weights.conv_kernel import ConvKernel, Weights
-from kernsym_jax.weights.layout import LAYOUTS
+from kernsym_jax.weights.layout import LAYOUTS, ConvKernel, Weights
 from kernsym_jax.weights.load_into import flax_layer, load_into
 from kernsym_jax.weights.read import read, read_arrays
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kernsym_jax.formats.arrays import StoredArray
-from kernsym_jax.weights.conv_kernel import ConvKernel
+from kernsym_jax.weights.layout import ConvKernel
 
 EPSILON = 1e-5
 """The default of PyTorch and Flax, whose files do not hold epsilon."""

@@ -14,16 +14,21 @@ from kernsym_jax.formats.hdf5 import Hdf5
 from kernsym_jax.formats.keras_config import Layer, all_layers, read_model
 from kernsym_jax.formats.zip_archive import ZipMembers
 from kernsym_jax.weights import fold
-from kernsym_jax.weights.conv_kernel import (
+from kernsym_jax.weights.kernels import POINTWISE, describe_axes, find_kernels, first_layer
+from kernsym_jax.weights.layout import (
+    BY_FORMAT,
     CONV,
     DEPTHWISE,
+    GIVEN,
+    HWIO,
+    OIHW,
     TRANSPOSED,
     ConvKernel,
     Padding,
     Weights,
+    axes_to_hwio,
+    looks_like_kernel,
 )
-from kernsym_jax.weights.kernels import POINTWISE, describe_axes, find_kernels, first_layer
-from kernsym_jax.weights.layout import BY_FORMAT, GIVEN, HWIO, OIHW, axes_to_hwio, looks_like_kernel
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 _LISTED = "Keras HDF5"

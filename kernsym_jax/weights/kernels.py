@@ -9,13 +9,16 @@ import numpy as np
 
 from kernsym_jax.formats.arrays import StoredArray, is_floating, layer_name, leaf_name
 from kernsym_jax.weights import fold
-from kernsym_jax.weights.conv_kernel import CONV, DEPTHWISE, TRANSPOSED, ConvKernel
 from kernsym_jax.weights.layout import (
+    CONV,
+    DEPTHWISE,
     GIVEN,
     HWIO,
     LAYOUTS,
     OIHW,
     RECOGNISED,
+    TRANSPOSED,
+    ConvKernel,
     axes_to_hwio,
     decide,
     looks_like_kernel,

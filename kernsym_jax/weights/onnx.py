@@ -17,17 +17,17 @@ from kernsym_jax.formats.onnx_graph import (
     read_model,
 )
 from kernsym_jax.weights import onnx_kernel
-from kernsym_jax.weights.conv_kernel import (
+from kernsym_jax.weights.fold import Norm
+from kernsym_jax.weights.kernels import POINTWISE, describe_axes
+from kernsym_jax.weights.layout import (
     CONV,
     DEPTHWISE,
     TRANSPOSED,
     ConvKernel,
     Padding,
     Weights,
+    transposed_to_hwio,
 )
-from kernsym_jax.weights.fold import Norm
-from kernsym_jax.weights.kernels import POINTWISE, describe_axes
-from kernsym_jax.weights.layout import transposed_to_hwio
 
 _MAX_USES = 64
 _OHWI = ("com.microsoft.NhwcConv",)

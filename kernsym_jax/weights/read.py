@@ -11,9 +11,18 @@ from kernsym_jax.formats import containers, flax_msgpack, guard, npz, orbax, pyt
 from kernsym_jax.formats.arrays import StoredArray, naming, natural_order, open_regular
 from kernsym_jax.formats.zip_archive import ZipMembers
 from kernsym_jax.weights import checkpoint, keras, onnx, tflite
-from kernsym_jax.weights.conv_kernel import ConvKernel, Padding, Pair, Weights, checked
 from kernsym_jax.weights.kernels import find_kernels
-from kernsym_jax.weights.layout import HWIO, OHWI, OIHW, check_layout
+from kernsym_jax.weights.layout import (
+    HWIO,
+    OHWI,
+    OIHW,
+    ConvKernel,
+    Padding,
+    Pair,
+    Weights,
+    check_layout,
+    checked,
+)
 
 SUPPORTED = (
     "supported are run directories, orbax checkpoints, Flax msgpack, safetensors (with its index), "

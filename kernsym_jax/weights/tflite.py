@@ -11,16 +11,17 @@ from kernsym_jax.formats.tflite_graph import (
     Operator,
     read_graphs,
 )
-from kernsym_jax.weights.conv_kernel import (
+from kernsym_jax.weights.kernels import POINTWISE, describe_axes
+from kernsym_jax.weights.layout import (
     CONV,
     DEPTHWISE,
+    OHWI,
     TRANSPOSED,
     ConvKernel,
     Padding,
     Weights,
+    axes_to_hwio,
 )
-from kernsym_jax.weights.kernels import POINTWISE, describe_axes
-from kernsym_jax.weights.layout import OHWI, axes_to_hwio
 
 _PAD = 34
 

@@ -11,8 +11,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tiny import lines
 
 from kernsym_jax import json_file, run_directory
-from kernsym_jax.training.metrics import MetricsWriter
-from kernsym_jax.training.pace import duration
+from kernsym_jax.training.pace import MetricsWriter, duration
 
 LAYERS = {"conv1": {"score": 0.5, "E": 0.25}, "conv2": {"score": None, "E": None}}
 

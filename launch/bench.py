@@ -13,6 +13,7 @@ from typing import Any
 
 import bench_analyze
 import bench_consistency
+import bench_step
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -31,7 +32,9 @@ _MEMBERS = flags.DEFINE_list("members", ["8", "32"], "For population: how many n
 _DTYPE = flags.DEFINE_string("dtype", "float32", "For train: float32 or bfloat16.")
 _BATCH = flags.DEFINE_integer("batch_size", 64, "For train.", lower_bound=1)
 _PEERS_PYTHON = flags.DEFINE_string(
-    "peers_python", None, "For analyze: a Python with torch, weightwatcher, torchconvquality."
+    "peers_python",
+    None,
+    "A Python with torch for step; for analyze with weightwatcher and torchconvquality, too.",
 )
 _NETWORK = flags.DEFINE_string("network", "cifar_resnet20", "For consistency.")
 _IMAGES = flags.DEFINE_integer("images", 1000, "For consistency: how many.", lower_bound=1)
@@ -239,6 +242,7 @@ BENCHES = {
     ),
     "measure": bench_measure,
     "population": bench_population,
+    "step": lambda: bench_step.bench_step(_ROUNDS.value, _PEERS_PYTHON.value),
     "train": bench_train,
 }
 

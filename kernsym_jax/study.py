@@ -14,10 +14,12 @@ _SIZE = flags.DEFINE_string("size", "smoke", "smoke (minutes), cpu (an hour) or 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The study's folder; made if it is not there.")
 _DATA = flags.DEFINE_string("data", None, "A source in place of the study's own.")
 _RUNS = flags.DEFINE_string("runs", None, "The runs' folder; workdir/runs by default.")
-_PARALLEL = flags.DEFINE_integer(
-    "parallel", 0, "Runs at once, each a process with one of CUDA_VISIBLE_DEVICES; 0: in this one.",
-    lower_bound=0,
-)  # fmt: skip
+_PARALLEL = flags.DEFINE_string(
+    "parallel",
+    "0",
+    "Runs at once, each a process with one of CUDA_VISIBLE_DEVICES; 0: in this one; auto: on a CPU "
+    "one single-threaded process per core, if a measurement finds that faster.",
+)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only list the runs, their state and their cost.")
 _EMIT = flags.DEFINE_enum(
     "emit", None, ["commands", "slurm", "skypilot"], "Only write the runs as jobs."
@@ -54,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
             studies.train_one(study, _WORKDIR.value, _ONLY.value)
             return 0
         conduct = studies.gather if _GATHER.value else studies.conduct
-        options = {} if _GATHER.value else {"parallel": _PARALLEL.value}
+        options = {} if _GATHER.value else {"parallel": _parallel(_PARALLEL.value)}
         results = conduct(study, _WORKDIR.value, command, **options)
     except training.Preempted as stopped:
         print(stopped)
@@ -65,6 +67,15 @@ def main(argv: Sequence[str]) -> int:
         print(f"kept: {studies.keep(study, _WORKDIR.value, _KEEP.value)}")
     print(f"page: {_WORKDIR.value}/study.html")
     return 0
+
+
+def _parallel(text: str) -> int | None:
+    """Returns the number of runs at once; None for ``auto``."""
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise ValueError(f"--parallel is a number or auto; got {text!r}")
+    return int(text)
 
 
 def run() -> None:

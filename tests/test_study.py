@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from kernsym_jax.training import children
+
 
 @pytest.fixture
 def micro(repository):
@@ -45,6 +47,7 @@ def wait_for(path: pathlib.Path) -> None:
         (["--workdir={t}/s"], "--study and --workdir are needed"),
         (["--study={m}", "--workdir={t}/s", "--size=huge"], "unknown size 'huge'"),
         (["--study={m}", "--workdir={t}/s", "--gather"], "none of the 4 runs of micro"),
+        (["--study={m}", "--workdir={t}/s", "--parallel=many"], "a number or auto; got 'many'"),
     ],
 )
 def test_bad_input_is_one_line_with_status_two(repository, micro, tmp_path, arguments, says):
@@ -84,6 +87,20 @@ def test_children_that_are_stopped_exit_75_and_end_like_runs_in_one_process(
         for folder in ("whole", "parts")
     ]
     assert claims[0] == claims[1]
+
+
+@pytest.mark.skipif(children.cores() < 2, reason="a single core has no choice")
+def test_auto_measures_one_process_against_one_per_core_and_trains_everything(
+    repository, micro, tmp_path
+):
+    parts = (f"--study={micro}", "--size=cpu", f"--workdir={tmp_path}/s", "--parallel=auto")
+    status, out, errors = finish(start(repository, *parts))
+    assert status == 0, errors
+    (line,) = [line for line in out.splitlines() if line.startswith("measured: ")]
+    assert line.count("img/s") == 2
+    side_by_side = line.endswith("side by side")
+    assert ("even/seed_000: ended with status 0" in out) == side_by_side
+    assert "E4: too few seeds. Uneven padding skews." in out
 
 
 def test_listing_and_emitting_train_nothing(repository, micro, tmp_path):

@@ -4,9 +4,7 @@ import contextlib
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,15 +17,15 @@ from kernsym_jax.studies.page import CLAIMS, LAYERS, RESULTS, write_outcome
 from kernsym_jax.studies.results import FinishedRun, Results, collect
 from kernsym_jax.studies.runs import PlannedRun
 from kernsym_jax.studies.study import Study
+from kernsym_jax.training import children
 from kernsym_jax.training.pace import duration
 from kernsym_jax.training.processes import stop_on_signal
 
 PLAN = "study.json"
-_POLL_SECONDS = 0.2
 
 
 def conduct(
-    study: Study, workdir: str | pathlib.Path, command: Sequence[str], parallel: int = 0
+    study: Study, workdir: str | pathlib.Path, command: Sequence[str], parallel: int | None = 0
 ) -> Results:
     """Trains the missing runs, one after another or side by side, and gathers all.
 
@@ -38,7 +36,8 @@ def conduct(
       workdir: its folder; created if needed.
       command: the command line of this study, for child processes and the page.
       parallel: number of runs at once, each in its own process; 0 trains all in this process, where
-        on an accelerator the seeds of a variant train as one program.
+        on an accelerator the seeds of a variant train as one program. None means 0 on an
+        accelerator; on a CPU it measures whether a single-threaded process per core is faster.
 
     Returns:
       The results.
@@ -60,7 +59,11 @@ def conduct(
         return gather(study, workdir, command)
     print(f"{study.name}: {there} runs are finished")
     print(power_table(study))
-    failed = _in_children(missing, workdir, command, parallel) if parallel else _here(missing)
+    environments = _places(missing, workdir) if parallel is None else _of_devices(parallel)
+    if environments:
+        failed = _in_children(missing, workdir, command, environments)
+    else:
+        failed = _here(missing)
     if len(failed) == len(everything):
         raise ValueError(next(iter(failed.values())))
     results = gather(study, workdir, command)
@@ -202,52 +205,58 @@ def _groups(missing: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
     return groups
 
 
-def _in_children(
-    missing: Sequence[PlannedRun], workdir: pathlib.Path, command: Sequence[str], parallel: int
-) -> dict[str, str]:
-    """Trains each run in its own process; returns the reasons of those that failed."""
-    # Each child gets one of the GPUs that this process may use, so that no two share one.
-    devices = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
-    failed: dict[str, str] = {}
-    waiting, free = list(missing), list(range(parallel))
-    running: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}
-    logs = workdir / "logs"
-    logs.mkdir(exist_ok=True)
+def _places(missing: Sequence[PlannedRun], workdir: pathlib.Path) -> list[dict[str, str]]:
+    """Returns the environment of each child that trains at the same time; none where one process
+    for all runs is faster."""
+    import jax
+
+    places = min(children.cores(), len(missing))
+    if places < 2 or jax.default_backend() != "cpu":
+        return []
+    folder = _logs(workdir)
     with stop_on_signal() as stop:
-        while running or (waiting and not stop.asked()):
-            while waiting and free and not stop.asked():
-                run, slot = waiting.pop(0), free.pop(0)
-                environment = dict(os.environ)
-                if len(devices) > 1:
-                    environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
-                with _log(logs, run).open("wb") as log:
-                    child = subprocess.Popen(
-                        job_command(command, run.name, sys.executable),
-                        stdout=log, stderr=subprocess.STDOUT, env=environment,
-                        start_new_session=True,
-                    )  # fmt: skip
-                running[slot] = run, child
-                print(f"{run.name}: started, see {_log(logs, run)}", flush=True)
-            if stop.asked():
-                for _, child in running.values():
-                    child.terminate()
-            time.sleep(_POLL_SECONDS)
-            for slot, (run, child) in list(running.items()):
-                if child.poll() is None:
-                    continue
-                del running[slot]
-                free.append(slot)
-                if child.returncode and not stop.asked():
-                    lines = _log(logs, run).read_text("utf-8", "replace").split("\n")
-                    failed[run.name] = next((x for x in reversed(lines) if x.strip()), "no output")
-                print(f"{run.name}: ended with status {child.returncode}", flush=True)
-        if stop.asked():
-            raise training.Preempted("stopped; what has been trained is saved")
-    return failed
+        speeds = children.compare_speeds(missing[0].config, folder, stop, places)
+    if speeds is None:
+        print(f"no speed was measured, see {folder}/speed.log: runs train one after another")
+        return []
+    print(f"measured: {speeds}", flush=True)
+    return [children.one_thread(folder / "compiled")] * speeds.choice
 
 
-def _log(folder: pathlib.Path, run: PlannedRun) -> pathlib.Path:
-    return folder / f"{run.variant}-{run.path.name}.log"
+def _of_devices(parallel: int) -> list[dict[str, str]]:
+    """Returns the environments of so many children, each with one of the GPUs of this process."""
+    devices = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
+    if len(devices) < 2:
+        return [dict(os.environ)] * parallel
+    return [
+        {**os.environ, "CUDA_VISIBLE_DEVICES": devices[place % len(devices)]}
+        for place in range(parallel)
+    ]
+
+
+def _in_children(
+    missing: Sequence[PlannedRun],
+    workdir: pathlib.Path,
+    command: Sequence[str],
+    environments: Sequence[dict[str, str]],
+) -> dict[str, str]:
+    """Trains runs in processes of their own; returns the reasons of those that failed."""
+    jobs = [
+        children.Job(
+            run.name,
+            job_command(command, run.name, sys.executable),
+            _logs(workdir) / f"{run.variant}-{run.path.name}.log",
+        )
+        for run in missing
+    ]
+    with stop_on_signal() as stop:
+        return children.run_jobs(jobs, stop, environments)
+
+
+def _logs(workdir: pathlib.Path) -> pathlib.Path:
+    folder = workdir / "logs"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @contextlib.contextmanager

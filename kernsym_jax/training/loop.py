@@ -16,10 +16,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from kernsym_jax import data, geometry, symmetry
+from kernsym_jax import data, geometry, run_directory, symmetry
 from kernsym_jax.training import processes
 from kernsym_jax.training.backend import Backend, choose_backend, trains_as_one
 from kernsym_jax.training.checkpoints import newest_whole
+from kernsym_jax.training.children import choose_places, train_members
 from kernsym_jax.training.config import complete, member_configs, resolve
 from kernsym_jax.training.consistency import Consistency
 from kernsym_jax.training.pace import STEPS_AHEAD, Ahead, Profile, Progress, show
@@ -83,13 +84,22 @@ def _train_population(
     resume: bool,
     profile: str | None,
 ) -> Summary:
-    """Trains the members of a population, as one program or one after another."""
+    """Trains the members of a population as one program, side by side or one after another."""
     configs, as_one = member_configs(config), trains_as_one(config)
     folders = open_population(workdir, config)
     summaries: list[Summary] = []
     if as_one:
         with contextlib.suppress(_MembersApart):
             summaries = _train(configs, folders, stop, resume=resume, profile=profile, as_one=True)
+    if not summaries and profile is None:
+        unfinished = [
+            member
+            for member, folder in zip(configs, folders, strict=True)
+            if not run_directory.has_ended(folder)
+        ]
+        if places := choose_places(config, unfinished, workdir, stop):
+            train_members(configs, folders, stop, places=places, resume=resume)
+            summaries = [run_directory.read_summary(folder) for folder in folders]
     if not summaries:
         for index, (member, folder) in enumerate(zip(configs, folders, strict=True)):
             show(f"{folder.name}:")

@@ -34,7 +34,7 @@ def config(**changes):
 
 
 class Parts(NamedTuple):
-    """What a run is made of."""
+    """The parts of a run."""
 
     backend: Backend
     dataset: data.Dataset
@@ -55,7 +55,7 @@ class Parts(NamedTuple):
 
 
 def parts(changed, members=0):
-    """Backend, data and recipe of a config, as a run puts them together."""
+    """The backend, the data and the recipe that a run makes from a config."""
     resolved = training.resolve(changed)
     backend = choose_backend(resolved, members)
     dataset = data.open_dataset({**resolved, "eval_batch_size": 256}, backend)
@@ -73,7 +73,7 @@ def saved_state(workdir, changed):
 
 
 def lines(workdir, split=None):
-    """What ``metrics.jsonl`` holds, of one split or of all."""
+    """The lines of ``metrics.jsonl``, of one split or of all."""
     text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
     found = [json.loads(line) for line in text.splitlines()]
     return [line for line in found if split in (None, line["split"])]

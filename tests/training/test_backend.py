@@ -16,7 +16,7 @@ BACKENDS = {
 
 @pytest.fixture(scope="module")
 def trained():
-    """Five steps with all that depends on how a batch is split; then an evaluation."""
+    """Five steps with everything that depends on the split of a batch, then an evaluation."""
     varied = {"data__flip": "d4", "model__downsample": "sbpool", "optimizer__accumulate": 2}
     results = {}
     for name, place in BACKENDS.items():

@@ -1,4 +1,4 @@
-"""What is saved is found again, whole; what is damaged is told; what cannot be written is said."""
+"""Checkpoints come back as saved, damaged ones are set aside, and a failed save is one error."""
 
 import os
 import resource
@@ -49,7 +49,7 @@ def test_orbax_alone_opens_a_checkpoint(saved, tmp_path):
 
 
 def damages(folder):
-    """Every file but those that orbax adds at the end, each damaged in some way."""
+    """Yields damages of every file that the manifest lists, and of the manifest."""
     files = sorted(folder.glob("default/**/*"))
     files = [file for file in files if file.is_file()]
     assert len(files) > 5

@@ -15,7 +15,7 @@ from kernsym_jax.training.processes import Stop
 
 
 def measured(changed, members=0, steps=2):
-    """What a short training comes to, and what it is made of."""
+    """The figures after a short training, the parts of the run, and its state."""
     parts = tiny.parts(changed, members)
     config = complete(training.resolve(changed), parts.dataset)
     state, _ = parts.train(steps, seeds=range(members) if members else (0,))

@@ -1,4 +1,4 @@
-"""A run from config to summary, interrupted and resumed, refused where it should be."""
+"""A run from config to summary: interrupted, resumed, and refused for other settings."""
 
 import json
 import os
@@ -194,7 +194,7 @@ def test_hidden_copies_between_host_and_device_are_forbidden_in_the_loop():
 
 
 def stop_when(condition):
-    """Asks this process to stop as soon as something is the case."""
+    """Asks this process to stop as soon as a condition holds."""
 
     def watch():
         while not condition():

@@ -1,4 +1,4 @@
-"""Training on masks: what counts in the loss, what an evaluation finds, and what is refused."""
+"""Training on masks: the pixels that count, the figures of an evaluation, and refused settings."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ DIGITS = {"data__source": "digits", "data__void": ()}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Noise whose masks tell bright from dark; the first rows are void, in every image others."""
+    """Noise with masks of bright and dark pixels; each image has void rows of its own."""
     root, random = tmp_path_factory.mktemp("masks"), np.random.default_rng(0)
     for split, count in (("train", TRAIN), ("test", TEST)):
         for kind in ("images", "masks"):

@@ -1,4 +1,4 @@
-"""One training step against one computed by hand, with everything that can be switched on."""
+"""One training step with all its options on, against the same step computed by hand."""
 
 import json
 

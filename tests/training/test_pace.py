@@ -1,4 +1,4 @@
-"""How far the host runs ahead, and when devices count as waiting."""
+"""The time that devices wait for input: counted if they are idle, and only then."""
 
 import time
 
@@ -15,7 +15,7 @@ def batches(seconds):
 
 
 class Unfinished:
-    """An array that takes a while to be there."""
+    """An array that is ready after two milliseconds."""
 
     def block_until_ready(self):
         time.sleep(0.002)

@@ -17,7 +17,7 @@ EVERY_STEP = {"log_every": 1, "data__shift": 0}
 BOTH = {"symmetry__project": True, "symmetry__loss_weight": 0.3}
 
 
-# Of a quarter turn either way the distance is the same.
+# The distance of both quarter turns is the same.
 MEASURED = tuple(name for name in D4 if name not in ("e", "r270"))
 
 
@@ -58,7 +58,7 @@ def test_projected_kernels_are_invariant_after_every_step_while_training_learns(
         for measured in [log[name] for name in ("symmetry", "ema_symmetry") if name in log]:
             found = {path.removesuffix("/kernel"): f for path, f in measured.items()}
             assert distances([found[name] for name in projected], group).max() <= 1e-6
-            # What was not chosen is as lopsided as ever.
+            # A layer that is not chosen keeps its asymmetry.
             others = [found[name] for name in found.keys() - set(projected)]
             assert not rest or distances([found[projected[0]]], rest).min() > 1e-3
             assert not others or distances(others, MEASURED).min() > 1e-3
@@ -100,13 +100,13 @@ def test_the_loss_term_raises_the_score_with_its_weight():
         if not weight:
             assert "symmetry_loss" not in logs[0]
             continue
-        # Of the weights before the step: those that the previous one has left.
+        # The logged value is that of the weights before the step.
         for before, log in itertools.pairwise(logs):
             expected = weight * (1 - mean_score(before))
             assert float(log["symmetry_loss"]) == pytest.approx(expected, abs=1e-5)
     assert scores[0] + 0.1 < scores[1]
     assert scores[1] + 0.1 < scores[2]
-    # The loss that is logged is that of the task alone.
+    # The logged loss leaves the symmetry term out.
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 

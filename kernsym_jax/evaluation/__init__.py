@@ -16,16 +16,26 @@ from kernsym_jax.evaluation.estimates import (
     wilson,
 )
 from kernsym_jax.evaluation.figures import example, write_map, write_picture, write_results
-from kernsym_jax.evaluation.measure import measure
-from kernsym_jax.evaluation.subject import Subject, evaluate, open_subject, predictor, read_run
+from kernsym_jax.evaluation.measure import HostFunction, measure
+from kernsym_jax.evaluation.onnx_network import OnnxNetwork
+from kernsym_jax.evaluation.subject import (
+    Subject,
+    evaluate,
+    open_onnx,
+    open_subject,
+    predictor,
+    read_run,
+)
 from kernsym_jax.evaluation.transforms import Shifts, flip, parse_shifts, shift, unflip
 
 __all__ = [
     "Answers",
     "Estimate",
     "Flips",
+    "HostFunction",
     "MaskAnswers",
     "MaskFlips",
+    "OnnxNetwork",
     "Shifts",
     "Subject",
     "accuracy",
@@ -40,6 +50,7 @@ __all__ = [
     "margins",
     "mean_iou",
     "measure",
+    "open_onnx",
     "open_subject",
     "parse_shifts",
     "predictor",

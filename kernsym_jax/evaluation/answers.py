@@ -140,18 +140,36 @@ def answer(predict: Partial, images: jax.Array, *, per_pixel: bool) -> dict[str,
       per_pixel: whether logits (batch, height, width, classes) are wanted, or (batch, classes).
 
     Returns:
+      As `answer_of` does.
+
+    Raises:
+      ValueError: if the logits have another shape.
+    """
+    return answer_of(predict(images), images.shape, per_pixel=per_pixel)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "per_pixel"))
+def answer_of(
+    logits: jax.Array, shape: tuple[int, ...], *, per_pixel: bool
+) -> dict[str, jax.Array]:
+    """Reads the answer from a network's logits.
+
+    Args:
+      logits: the network's output.
+      shape: that of the images, (batch, height, width, channels).
+      per_pixel: whether logits (batch, height, width, classes) are wanted, or (batch, classes).
+
+    Returns:
       ``class`` int32 and ``logits``, and ``finite`` (batch,) bool.
 
     Raises:
       ValueError: if the logits have another shape.
     """
-    logits = predict(images)
-    wanted = images.shape[: 3 if per_pixel else 1]
-    if logits.shape[:-1] != wanted:
-        shape = "(batch, height, width, classes)" if per_pixel else "(batch, classes)"
+    if logits.shape[:-1] != shape[: 3 if per_pixel else 1]:
+        wanted = "(batch, height, width, classes)" if per_pixel else "(batch, classes)"
         raise ValueError(
-            f"logits are {shape} for images with {'masks' if per_pixel else 'class labels'}, got "
-            f"{logits.shape} for {images.shape}"
+            f"logits are {wanted} for images with {'masks' if per_pixel else 'class labels'}, got "
+            f"{logits.shape} for {shape}"
         )
     return {
         "class": jnp.argmax(logits, axis=-1).astype(jnp.int32),

@@ -1,6 +1,7 @@
 """One pass over labelled images: a network's answers to them, at rest, shifted and flipped."""
 
 import collections
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from kernsym_jax.evaluation.answers import (
     Answers,
     MaskAnswers,
     answer,
+    answer_of,
     collect,
     compare_flipped,
     compare_shifted,
@@ -35,12 +37,29 @@ from kernsym_jax.evaluation.transforms import (
 
 Predict = Callable[[jax.Array], jax.Array]
 
+
+@dataclasses.dataclass(frozen=True)
+class HostFunction:
+    """A function for `measure` that JAX cannot trace, such as NumPy code or another framework.
+
+    Attributes:
+      function: maps images (batch, height, width, channels) float32 to logits (batch, classes), or
+        of every pixel (batch, height, width, classes); both are NumPy arrays.
+    """
+
+    function: Callable[[np.ndarray], Any]
+
+    def __call__(self, images: Any) -> np.ndarray:
+        """Returns the logits, float32."""
+        return np.asarray(self.function(np.asarray(images)), np.float32)
+
+
 # Passes of the network that may be under way at once; each holds a batch in device memory.
 _AHEAD = 2
 
 
 def measure(
-    predict: Predict,
+    predict: Predict | HostFunction,
     batches: Iterable[Mapping[str, Any]],
     shifts: Shifts | None = None,
     *,
@@ -58,7 +77,8 @@ def measure(
     Args:
       predict: maps images (batch, height, width, channels) float32 to logits (batch, classes), or
         of every pixel (batch, height, width, classes). The arrays of a `jax.tree_util.Partial`,
-        such as ``Partial(model.apply, variables)``, stay out of the compiled program.
+        such as ``Partial(model.apply, variables)``, stay out of the compiled program. A
+        `HostFunction` is called and not compiled.
       batches: ``{"image", "label", "weight"}``: normalised float32 images, (batch,) int32 labels or
         (batch, height, width) uint8 masks with ``data.VOID`` for pixels without a label, and, if
         some images do not count, (batch,) weights that are 0 for these.
@@ -114,10 +134,11 @@ class _Network:
 
     def __init__(
         self,
-        predict: Predict,
+        predict: Predict | HostFunction,
         devices: Sequence[jax.Device],
         before_pass: Callable[[], None] | None,
     ) -> None:
+        self._on_host = predict if isinstance(predict, HostFunction) else None
         self._predict = predict if isinstance(predict, Partial) else Partial(predict)
         self._devices, self._before_pass = list(devices), before_pass
         self._running: collections.deque[Any] = collections.deque(maxlen=_AHEAD)
@@ -135,7 +156,12 @@ class _Network:
         """Runs one pass."""
         if self._before_pass is not None:
             self._before_pass()
-        return answer(self._placed, images, per_pixel=self._per_pixel)
+        if self._on_host is None:
+            return answer(self._placed, images, per_pixel=self._per_pixel)
+        logits = self._on_host(images)
+        # Logits of another length are refused below.
+        placed = self.split(logits) if len(logits) == len(images) else jnp.asarray(logits)
+        return answer_of(placed, images.shape, per_pixel=self._per_pixel)
 
     def split(self, array: Any) -> jax.Array:
         """Splits an array over the devices along its first axis."""

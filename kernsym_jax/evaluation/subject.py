@@ -14,7 +14,8 @@ from jax.tree_util import Partial
 from kernsym_jax import data, run_directory
 from kernsym_jax.data import View
 from kernsym_jax.evaluation.estimates import summarize
-from kernsym_jax.evaluation.measure import Predict, measure
+from kernsym_jax.evaluation.measure import HostFunction, Predict, measure
+from kernsym_jax.evaluation.onnx_network import OnnxNetwork
 from kernsym_jax.evaluation.transforms import Shifts
 from kernsym_jax.formats.orbax import read_tree
 
@@ -40,7 +41,7 @@ class Subject:
       settings: the settings of the evaluation, of JSON types.
     """
 
-    predict: Predict
+    predict: Predict | HostFunction
     images: data.ImageSet
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -183,6 +184,68 @@ def open_subject(
     return Subject(predictor(network, variables), images, mean, std, settings)
 
 
+def open_onnx(
+    network: OnnxNetwork,
+    photos: Mapping[str, Any],
+    shifts: Shifts | None = None,
+    *,
+    input_size: int | tuple[int, int] | None = None,
+    limit: int | None = None,
+) -> Subject:
+    """Reads the test images of an ONNX network.
+
+    Args:
+      network: the network.
+      photos: as for `open_subject`, but without ``mean`` and ``std`` the network gets images in
+        0 … 1, not normalised; one whose input is uint8 always gets the images' bytes.
+      shifts: the shifts that the images must be large enough for.
+      input_size: as for `open_subject`; None takes that of the graph, or the images as they are.
+      limit: the largest number of images, evenly spread over the set; None for all images.
+
+    Returns:
+      The subject; its settings tell whether the images are normalised, and which input and output
+      of the graph are used.
+
+    Raises:
+      FileNotFoundError: if the images do not exist.
+      ValueError: if they cannot be read, do not fit the network, or the network does not run.
+    """
+    channels = network.channels
+    given = [name for name in ("mean", "std") if photos.get(name) is not None]
+    if given and network.dtype == "uint8":
+        raise ValueError(f"{network.path}: takes uint8 images, which --{given[0]} cannot normalise")
+    plain = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    photos = {**_UNCHANGED, **plain, **{k: v for k, v in photos.items() if v is not None}}
+    mean, std = (tuple(map(float, photos[name])) for name in ("mean", "std"))
+    if not len(mean) == len(std) == channels or min(std) <= 0:
+        raise ValueError(
+            f"{network.path}: takes images of {channels} channels; mean and std are of as many "
+            f"numbers, std above 0; got {mean} and {std}"
+        )
+    size = network.input_size(input_size)
+    images = _read_images(photos, _view(photos, channels, shifts, size), channels, limit)
+    height, width = images.images.shape[1:3]
+    seen = shifts.view_size(height, width) if shifts else (height, width)
+    top, left = ((side - window) // 2 for side, window in zip((height, width), seen, strict=True))
+    first = images.images[:1, top : top + seen[0], left : left + seen[1]]
+    predict, facts = network.predictor(
+        np.asarray(_normalize(first, mean, std)), len(images.classes), per_pixel=images.masks
+    )
+    settings = {
+        "weights": str(network.path),
+        "data": photos["source"],
+        "split": "test",
+        "mean": mean,
+        "std": std,
+        "normalized": bool(given),
+        "image_size": [height, width],
+        "network_input": list(seen),
+        "limit": limit,
+        **facts,
+    }
+    return Subject(predict, images, mean, std, settings)
+
+
 def evaluate(
     subject: Subject,
     shifts: Shifts | None = None,
@@ -243,8 +306,8 @@ def _read_images(
     )
     if images.images.shape[-1] != channels:
         raise ValueError(
-            f"{photos['source']}: images of {images.images.shape[-1]} channels, but {channels} "
-            "numbers in mean and std"
+            f"{photos['source']}: images of {images.images.shape[-1]} channels for a network of "
+            f"{channels} (as mean and std have numbers)"
         )
     if limit is not None and limit < len(images):
         # Sets are sorted by class: the first images would all have the same one.

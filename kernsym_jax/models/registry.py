@@ -14,6 +14,7 @@ from kernsym_jax.models.densenet import DenseNet
 from kernsym_jax.models.efficientnet import EfficientNet
 from kernsym_jax.models.inception_v3 import InceptionV3
 from kernsym_jax.models.mobilenet_v2 import MobileNetV2
+from kernsym_jax.models.own import create_own, is_own
 from kernsym_jax.models.resnet import CifarResNet, ResNet
 from kernsym_jax.models.small_cnn import SmallCNN
 from kernsym_jax.models.unet import UNet
@@ -116,12 +117,24 @@ NAMES = tuple(_MODELS)
 _VARIANT_FIELDS = {"padding", "downsample", "blur_size", "bn_axis_name", "dtype"}
 
 
-def create(name: str, num_classes: int | None = None, **fields: Any) -> nn.Module:
+def create(
+    name: str,
+    num_classes: int | None = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> nn.Module:
     """Makes a network.
 
     Args:
-      name: one of ``NAMES``.
+      name: one of ``NAMES``; or ``package.module:Class`` for a Linen module of your own, whose call
+        takes (images, train=…). The package is imported from the current directory or from the
+        installed packages. The class gets ``num_classes`` and ``bn_axis_name`` if it has such
+        fields, and the choices for the layers as a `Variant` if it has a field
+        ``variant: models.Variant``.
       num_classes: number of outputs; None for that of the published network.
+      kwargs: fields of the network's module; a class of your own may so have a ``padding`` of
+        another meaning.
       **fields: choices for the layers, ``padding`` (one of ``layers.PADDINGS``, default "zero"),
         ``downsample`` (one of ``layers.DOWNSAMPLINGS``, default "stride"), ``blur_size``,
         ``bn_axis_name`` and ``dtype`` (a float type or its name, default float32); and fields of
@@ -134,17 +147,19 @@ def create(name: str, num_classes: int | None = None, **fields: Any) -> nn.Modul
       ValueError: if ``num_classes`` is below 1, or the name, the padding, the downsampling, the
         type or a field is unknown.
     """
-    model = _model(name)
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"{name}: num_classes must be at least 1, got {num_classes}")
+    if is_own(name):
+        choices = {key: fields.pop(key) for key in _VARIANT_FIELDS & set(fields)}
+        return create_own(name, num_classes, choices, _joined(name, kwargs, fields))
+    model = _model(name)
+    fields = _joined(name, kwargs, fields)
     of_module = {f.name for f in dataclasses.fields(model.module)} - {"parent", "name", "variant"}
     unknown = sorted(set(fields) - of_module - _VARIANT_FIELDS)
     if unknown:
         wanted = sorted(of_module | _VARIANT_FIELDS)
         raise ValueError(f"{name}: unknown fields {unknown}; wanted some of {wanted}")
     variant = make_variant(name, **{key: fields.pop(key) for key in _VARIANT_FIELDS & set(fields)})
-    # Configs hold lists, and the fields of a module must be hashable.
-    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
     if num_classes is not None:
         fields["num_classes"] = num_classes
     return model.module(**{**model.fields, **fields, "variant": variant})
@@ -152,6 +167,8 @@ def create(name: str, num_classes: int | None = None, **fields: Any) -> nn.Modul
 
 def default_input_size(name: str) -> int:
     """Returns the height and width of the images that the network was designed for."""
+    if is_own(name):
+        raise ValueError(f"{name}: give its input size; a network of your own has no default")
     return _model(name).input_size
 
 
@@ -177,7 +194,7 @@ def intermediates(
       step of a strided layer. They are in forward order, under ``jit`` in alphabetical order.
     """
     logits, kept = model.apply(
-        variables, images, capture_intermediates=True, mutable=["intermediates"]
+        variables, images, train=False, capture_intermediates=True, mutable=["intermediates"]
     )
     maps = {}
     for path, calls in flatten_dict(kept["intermediates"]).items():
@@ -187,7 +204,22 @@ def intermediates(
     return logits, maps
 
 
+def _joined(
+    name: str, kwargs: Mapping[str, Any] | None, fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the fields of a module, hashable."""
+    kwargs = dict(kwargs or {})
+    twice = sorted(set(kwargs) & set(fields))
+    if twice:
+        raise ValueError(f"{name}: {twice[0]} is given in kwargs and beside them")
+    # Configs hold lists, and the fields of a module must be hashable.
+    both = {**fields, **kwargs}.items()
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in both}
+
+
 def _model(name: str) -> Model:
     if name not in _MODELS:
-        raise ValueError(f"unknown model {name!r}; wanted one of {NAMES}")
+        raise ValueError(
+            f"unknown model {name!r}; wanted one of {NAMES}, or package.module:Class of your own"
+        )
     return _MODELS[name]

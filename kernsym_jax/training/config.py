@@ -112,9 +112,12 @@ def default() -> ml_collections.ConfigDict:
 def _model() -> ml_collections.ConfigDict:
     """Returns the keys under ``config.model``."""
     config = ml_collections.ConfigDict()
-    # Name in the registry (see `kernsym_jax.models`), or package.module:Class. Further keys under
+    # Name in the registry (see `kernsym_jax.models`), or package.module:Class for a Linen module of
+    # your own, imported from the current directory or the installed packages. Further keys under
     # config.model are the fields of that network, such as width and depth of small_cnn.
     config.name = "small_cnn"
+    # Fields of the network; a class of your own may so have a padding of another meaning.
+    config.kwargs = ml_collections.ConfigDict()
     # Padding of all convolutions and poolings: zero, same (TensorFlow's), reflect, replicate,
     # symmetric, circular, partial or valid.
     config.padding = "zero"
@@ -355,7 +358,7 @@ def _update(known: Any, given: Mapping[str, Any], path: tuple[str, ...]) -> None
     for key, value in given.items():
         name = ".".join(("config", *path, key))
         if key not in known:
-            if path == ("model",):
+            if path in (("model",), ("model", "kwargs")):
                 known[key] = value
                 continue
             close = difflib.get_close_matches(key, list(known), n=1)

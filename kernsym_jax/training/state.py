@@ -206,7 +206,14 @@ def initial_state(recipe: Recipe, image_shape: tuple[int, ...], key: jax.Array) 
     """
     # A key of its own, so that the initial weights share no bits with the first step.
     key = jax.random.fold_in(key, NEVER)
-    variables = recipe.model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    variables = recipe.model.init(key, images, train=False)
+    others = sorted(set(variables) - {"params", "batch_stats"})
+    if others or "params" not in variables:
+        raise ValueError(
+            f"{type(recipe.model).__name__} keeps {others or 'no parameters'}; wanted params, and "
+            "batch_stats if it has BatchNorm"
+        )
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     if recipe.lever.active:
         # Raises if a pattern matches no layer, before the run writes a file.

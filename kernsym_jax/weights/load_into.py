@@ -132,7 +132,7 @@ def _variable_shapes(model: "nn.Module", input_shape: Sequence[int]) -> dict[Pat
     import jax.numpy as jnp
 
     images = jax.ShapeDtypeStruct(tuple(input_shape), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
     return {tuple(str(key.key) for key in keys): leaf for keys, leaf in leaves}
 

@@ -36,6 +36,7 @@ def geometry_of(path: pathlib.Path | None, options: "Options") -> Geometry:
       ValueError: if it cannot be audited at the size that the options name.
     """
     from kernsym_jax import geometry, models
+    from kernsym_jax.models.own import is_own
 
     run = None if path is None else run_directory.run_of(path)
     fields: dict[str, Any] | None = None
@@ -44,6 +45,14 @@ def geometry_of(path: pathlib.Path | None, options: "Options") -> Geometry:
         fields["downsample"] = options.downsample
     elif run is not None and (run / run_directory.LAYERS).exists():
         fields = run_directory.read_config(run)["model"]
+        # Reading a run runs no code that its files name.
+        if is_own(fields["name"]):
+            if options.input_size is not None:
+                raise ValueError(
+                    f"{run}: its network {fields['name']} is no network of this package; the audit "
+                    "binary imports it and takes another --input_size"
+                )
+            return geometry.read_rows(run), None
     rows_at: RowsAt
     if fields is not None:
         rows_at = _auditor(json.dumps(fields))

@@ -97,10 +97,10 @@ def _onnx_file(paths: Sequence[str]) -> pathlib.Path | None:
             f"unexpected argument {paths[-1]!r}; a run directory is --workdir={paths[-1]}, and the "
             "name of an ONNX file ends in .onnx"
         )
-    others = (_WORKDIR, _FOREIGN["name"], _FOREIGN["weights"], *_VARIANT)
-    given = [flag.name for flag in others if flag.value is not None] + (
-        ["ema"] if _EMA.value else []
-    )
+    others: tuple[Any, ...] = (_WORKDIR, _FOREIGN["name"], _FOREIGN["weights"], *_VARIANT)
+    # Of the two switches, False is the default.
+    given = [flag.name for flag in others if flag.value is not None]
+    given += [flag.name for flag in (_EMA, _TRUSTED) if flag.value]
     if given:
         raise ValueError(f"--{given[0]} does not go with {paths[0]}")
     if not _DATA.value:

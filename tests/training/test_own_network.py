@@ -156,24 +156,26 @@ def test_the_other_binaries_read_the_run(start, run_there, trained, tmp_path):
     assert "no module 'own_net' in the current directory" in errors[0]
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # in ml_collections
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("model", "says"),
     [
-        (["--config.model.name=own_net:Not"], "own_net has no class 'Not'"),
-        (["--config.model.name=own_not:Net"], "no module 'own_not'"),
-        (["--config.model.kwargs.wide=7"], "unknown fields ['wide']"),
-        (["--config.model.padding=reflect"], "padding='reflect' needs a field"),
-        (["--config.model.kwargs.outputs=3"], "Net gives 3 logits for 10 classes"),
-        (["--config=counting.py"], "Counting keeps ['counts']"),
-        (["--config=named.py"], "Named returns dict, wanted an array of logits"),
+        ({"name": "own_net:Not"}, "own_net has no class 'Not'"),
+        ({"name": "own_not:Net"}, "no module 'own_not'"),
+        ({"kwargs": {"wide": 7}}, "unknown fields ['wide']"),
+        ({"padding": "reflect"}, "padding='reflect' needs a field"),
+        ({"kwargs": {"outputs": 3}}, "Net gives 3 logits for 10 classes"),
+        ({"name": "own_net:Counting"}, "Counting keeps ['counts']"),
+        ({"name": "own_net:Named"}, "Named returns dict, wanted an array of logits"),
     ],
 )
-def test_what_is_wrong_is_one_line(start, run_there, given, says):
-    for name in ("Counting", "Named"):
-        text = CONFIG.replace("own_net:Net", f"own_net:{name}")
-        text = text.replace("    config.model.kwargs.rate = 0.1\n", "")
-        (start.folder / f"{name.lower()}.py").write_text(text)
-    status, _, errors = run_there("train", "--config=config.py", "--workdir=bad", *given)
+def test_what_is_wrong_is_one_line(start, run_there, tmp_path, model, says):
+    config = CONFIG.replace("    config.model.kwargs.rate = 0.1\n", "")
+    update = f"    config.model.update({model!r})\n    return config"
+    (tmp_path / "config.py").write_text(config.replace("    return config", update))
+    status, _, errors = run_there(
+        "train", f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/bad"
+    )
     assert (status, len(errors)) == (2, 1), errors
     assert says in errors[0]
-    assert not (start.folder / "bad").exists()
+    assert not (tmp_path / "bad").exists()

@@ -6,6 +6,7 @@ JSON of bounded size, the names of arrays, and the one error that a damaged file
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import mmap
@@ -49,6 +50,7 @@ DTYPES: dict[str, np.dtype] = {
 _FLOATING = frozenset(name for name in DTYPES if name.startswith(("float", "bfloat")))
 
 
+@functools.lru_cache(maxsize=64)
 def is_floating(dtype: np.dtype) -> bool:
     """Returns whether weights can be trained in an element type."""
     return dtype.newbyteorder("=").name in _FLOATING

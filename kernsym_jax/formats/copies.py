@@ -30,12 +30,12 @@ CANONICAL = frozenset((
 # Beside these, a checkpoint keeps nothing else of the network.
 _ONLY = frozenset(("params", "target", "state_dict", "model_state_dict", "model_state"))
 _SLOT = re.compile(
-    r"(.+)[._/]((nesterov_)?momentum(_buffer)?|velocity|moment\d?(_\d)?|(max_)?exp_(avg|inf)(_sq)?|"
+    r"[._/]((nesterov_)?momentum(_buffer)?|velocity|moment\d?(_\d)?|(max_)?exp_(avg|inf)(_sq)?|"
     r"adam(w|ax|_\d)*|rmsprop(_\d)?|adagrad|adadelta|ftrl|accum(ulator)?|square_avg|grad_avg|"
-    r"grad_ema|grad_sq_ema|slot\d?)(_\d+)?",
-    re.IGNORECASE | re.DOTALL,
+    r"grad_ema|grad_sq_ema|slot\d?)(_\d+)?\Z",
+    re.IGNORECASE,
 )
-_AVERAGED = re.compile(r"(.+)[._/](ema|exponentialmovingaverage|swa)", re.IGNORECASE | re.DOTALL)
+_AVERAGED = re.compile(r"[._/](ema|exponentialmovingaverage|swa)\Z", re.IGNORECASE)
 _AVERAGE_WORDS = frozenset((
     "ema", "averaged", "average", "avg", "shadow", "swa", "polyak", "smoothed", "smooth",
 ))  # fmt: skip
@@ -90,14 +90,17 @@ class Named:
 
 def weight_of_slot(name: str) -> str | None:
     """Returns ``conv/kernel`` of ``conv/kernel/momentum``; None for a name of another kind."""
-    match = _SLOT.fullmatch(name) if len(name) < _LONGEST_NAME else None
-    return match[1] if match else None
+    return _without_end(name, _SLOT)
 
 
 def weight_of_average(name: str) -> str | None:
     """Returns ``conv/kernel`` of ``conv/kernel/ema``; None for a name of another kind."""
-    match = _AVERAGED.fullmatch(name) if len(name) < _LONGEST_NAME else None
-    return match[1] if match else None
+    return _without_end(name, _AVERAGED)
+
+
+def _without_end(name: str, end: re.Pattern[str]) -> str | None:
+    match = end.search(name) if len(name) < _LONGEST_NAME else None
+    return name[: match.start()] if match and match.start() else None
 
 
 def is_average_name(name: str) -> bool:

@@ -113,9 +113,10 @@ def _read_stream(file: IO[bytes], data: np.ndarray, allowed: _Allowed) -> Any:
     tree = load_pickle(file, allowed, persistent)
     order = load_pickle(file, allowed)
     position = file.tell()
-    if not isinstance(order, list) or sorted(map(str, order)) != sorted(storages):
+    named = isinstance(order, list) and all(isinstance(key, str) for key in order)
+    if not named or sorted(order) != sorted(storages):
         raise ValueError("the file's list of storages is not that of its tensors")
-    for key in map(str, order):
+    for key in order:
         size = int(view(data, position, np.dtype("<i8"), ()))
         if size != storages[key].size:
             raise ValueError(f"storage {key} has {size} elements instead of {storages[key].size}")

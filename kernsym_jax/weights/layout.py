@@ -1,6 +1,7 @@
 """The record of a convolution kernel, and which stored axes are its rows and columns."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -149,6 +150,7 @@ _LARGEST_USUAL = 15
 Shape = tuple[int, ...]
 
 
+@functools.lru_cache(maxsize=8)
 def axes_to_hwio(layout: str) -> tuple[int, int, int, int]:
     """Returns the permutation that brings a layout's axes to (height, width, in, out)."""
     height, width, inputs, outputs = (layout.index(letter) for letter in HWIO)

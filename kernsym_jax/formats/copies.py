@@ -156,7 +156,9 @@ class _Search:
                 prefix = named.tokens[:start]
                 self.groups.setdefault(prefix, {})[named.rest(start)] = named
                 self.places.setdefault(named.rest(start), {})[prefix] = None
-        self.canonical = {p for named in arrays if (p := _canonical(named)) is not None}
+        canonical = {_canonical(named) for named in arrays} - {None}
+        certain = {prefix for prefix in canonical if prefix and prefix[-1] in _ONLY}
+        self.canonical: set[Prefix] = {prefix for prefix in certain or canonical if prefix}
 
     def copies(self) -> Copies:
         for prefix in sorted((prefix for prefix in self.groups if prefix), key=len):
@@ -172,6 +174,7 @@ class _Search:
                     if kind in (AVERAGE, REPEATED):
                         self.found.averages.append((prefix, original))
                     break
+        self.find_lists()
         self.find_renamed()
         return self.found
 
@@ -230,13 +233,37 @@ class _Search:
             return average
         return OPTIMIZER if network[-1] in _ONLY else None
 
+    def find_lists(self) -> None:
+        """Finds copies that are lists without names, in the order of the network's arrays."""
+        for prefix, group in self.groups.items():
+            numbered = self.is_outside(prefix) and all(rest.isdigit() for rest, _ in group)
+            if not numbered or any(named.path in self.found.kinds for named in group.values()):
+                continue
+            copies = list(group.values())
+            shapes = [copy.array.shape for copy in copies]
+            for network in self.canonical:
+                originals = list(self.groups[network].values())
+                if [original.array.shape for original in originals] != shapes:
+                    continue
+                pairs = list(zip(copies, originals, strict=True))
+                kind = self.kind_beside(prefix, network, pairs, AVERAGE)
+                if kind is not None:
+                    self.found.kinds |= {copy.path: kind for copy in copies}
+                if kind == AVERAGE:
+                    for copy, original in pairs:
+                        self.found.renamed.setdefault(original.path, copy.path)
+
     def find_renamed(self) -> None:
         """Finds averages that stand beside the weights as ``ema_`` and the weight's whole name."""
-        whole = {named.rest(0): named for named in self.arrays}
-        for named in self.arrays:
-            name, shape = named.rest(0)
+        names = {
+            named: (named.tokens[: named.containers], *named.rest(named.containers))
+            for named in self.arrays
+            if named.containers < len(named.rests)
+        }
+        whole = {name: named for named, name in names.items()}
+        for named, (container, name, shape) in names.items():
             for word in ("ema", "averaged", "avg", "shadow"):
-                other = whole.get((name.removeprefix(word), shape))
+                other = whole.get((container, name.removeprefix(word), shape))
                 if named.path in self.found.kinds or other is None or other is named:
                     continue
                 if self.alike([(named, other)]):

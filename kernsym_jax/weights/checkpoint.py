@@ -31,6 +31,7 @@ _STATE_NAMES = re.compile(
 _WRAPPERS = CANONICAL | {
     "state", "default", "item", "items", "train_state", "params_ema", "ema", "ema_params",
     "ema_state_dict", "state_dict_ema", "model_ema", "blobs", "model_weights", "checkpoint",
+    "optimizer",
 }  # fmt: skip
 _NETWORK_KEYS = ("params", "state_dict", "model_state_dict")
 # Beyond this many tokens of names, arrays other than kernels stay with the network.
@@ -91,7 +92,9 @@ def model_arrays(
         chosen, left = _averaged(arrays, kinds, copies.averages, renamed)
     skipped = _summarize(left, chosen)
     unwrapped, dropped = _without_wrappers(chosen)
-    only_average = any(map(is_average_name, dropped))
+    # PyTorch's AveragedModel counts in ``n_averaged``.
+    counted = any(path[-1] == "n_averaged" for path in chosen)
+    only_average = counted or any(map(is_average_name, dropped))
     if only_average:
         notes = ("the weights are a moving average: the file has no others",)
     if which == EMA and not has_average and not only_average:
@@ -223,10 +226,11 @@ def _under(arrays: Sequence[Named], prefix: Prefix) -> dict[str, Named]:
 
 def _summarize(left: Sequence[tuple[str, Path]], chosen: Iterable[Path]) -> dict[str, str]:
     """Returns the name of each group that is left out -> why, and how many arrays it has."""
-    heads = {path[0] for path in chosen}
+    shared = {path[:end] for path in chosen for end in range(1, len(path) + 1)}
     counts: dict[str, dict[str, int]] = {}
     for reason, path in left:
-        name = path[0] if path[0] not in heads else _joined(path[: max(len(path) - 1, 1)])
+        ends = range(1, len(path) + 1)
+        name = _joined(next((path[:end] for end in ends if path[:end] not in shared), path))
         reasons = counts.setdefault(name, {})
         reasons[reason] = reasons.get(reason, 0) + 1
     return {

@@ -117,7 +117,8 @@ def find_kernels(
         if each.shape[:2] == (1, 1):
             skipped[name] = POINTWISE
             continue
-        layers[name] = layer_name(name) if layer_name(name) not in kernels else name
+        layer = layer_name(name.removesuffix(":0"))
+        layers[name] = layer if layer not in kernels else name
         kernels[layers[name]] = _kernel(name, arrays, each, is_first=name == first)
     notes: tuple[str, ...] = ()
     if fold_batchnorm:

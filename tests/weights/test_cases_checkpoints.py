@@ -41,7 +41,7 @@ ADAM = {"state": {0: {"exp_avg": drawn(8, 3, 3, 3, seed=5)}}, "param_groups": [{
         ({"g": STATE_DICT, "g_optim": ADAM}, {"g.conv", "g.body"}, "g_optim"),
         ({"state_dict": STATE_DICT, "anything": ADAM}, {"conv", "body"}, "anything"),
         ({"model": STATE_DICT, "opt": {"state": [drawn(8, 3, 3, 3)], "hypers": []}}, None, "opt"),
-        ({"blobs": {"conv1_w": A, "conv1_w_momentum": -A}}, {"conv1_w"}, "blobs"),
+        ({"blobs": {"conv1_w": A, "conv1_w_momentum": -A}}, {"conv1_w"}, "blobs/conv1_w_momentum"),
         ({"conv.weight": A, "conv.weight_exp_avg": -A}, {"conv"}, "conv.weight_exp_avg"),
         ({"net": STATE_DICT, "velocity": {n: -a for n, a in STATE_DICT.items()}}, None, "velocity"),
     ],
@@ -74,6 +74,27 @@ def test_a_train_state_in_msgpack_gives_its_parameters(tmp_path, key):
     assert set(found.skipped) == {key, "conv/bias"}
 
 
+def test_the_target_of_flaxs_old_optimizer_is_the_network(tmp_path):
+    kernel = drawn(3, 3, 3, 8)
+    moments = {"grad_ema": drawn(3, 3, 3, 8, seed=2), "grad_sq_ema": drawn(3, 3, 3, 8, seed=3)}
+    tree = {
+        "optimizer": {
+            "target": {"conv": {"kernel": kernel}},
+            "state": {"step": 3, "param_states": {"conv": {"kernel": moments}}},
+        }
+    }
+    found = weights.read(msgpack(tmp_path / "net.msgpack", tree))
+    assert list(found.kernels) == ["conv"]
+    assert found.skipped == {"optimizer/state": "optimizer state: 2 arrays"}
+
+
+def test_a_lone_average_is_named_as_one(tmp_path):
+    tree = {"n_averaged": np.array(3), "module.conv.weight": A}
+    found = weights.read(pickled(tmp_path / "net.pkl", tree))
+    assert list(found.kernels) == ["conv"]
+    assert "moving average" in found.notes[0]
+
+
 def test_an_optimizer_alone_is_no_network(tmp_path):
     for name, tree in {"optimizer": ADAM, "renamed": {"a": ADAM, "b": ADAM}}.items():
         found = weights.read(pickled(tmp_path / f"{name}.pkl", tree))
@@ -103,15 +124,31 @@ def test_an_optimizer_alone_is_no_network(tmp_path):
             {"model.diffusion_model.conv_in"},
         ),
         ({"conv.weight": A, "ema_conv_weight": A * 0.9}, {"conv"}),
+        (
+            {
+                "state_dict": {
+                    "backbone.conv.weight": A,
+                    "ema_backbone_conv_weight": A * 0.9,
+                    "backbone.more.weight": B,
+                    "ema_backbone_more_weight": B * 0.9,
+                }
+            },
+            {"backbone.conv", "backbone.more"},
+        ),
+        ({"model": STATE_DICT, "ema": {"decay": 0.9, "shadow_params": [A * 0.9, B * 0.9]}}, None),
+        ({"state_dict": STATE_DICT, "callbacks": {"E": {"weights": [A * 0.9, B * 0.9]}}}, None),
         ({"encoder_q.conv.weight": A, "encoder_k.conv.weight": A * 0.9}, {"encoder_q.conv"}),
         ({"model": {"conv.weight": A}, "model_ema": {"conv.weight": A * 0.9}}, {"conv"}),
-        ({"g": {"conv.weight": A}, "d": {"c.weight": B}, "g_ema": {"conv.weight": A * 0.9}}, None),
+        (
+            {"g": {"conv.weight": A}, "d": {"c.weight": B}, "g_ema": {"conv.weight": A * 0.9}},
+            {"g.conv", "d.c"},
+        ),
         ({"params": {"conv": {"w": A.T}}, "averaged": {"conv": {"w": A.T * 0.9}}}, {"conv"}),
     ],
 )
 def test_a_moving_average_is_a_second_copy_of_the_same_layers(tmp_path, tree, layers):
     path = pickled(tmp_path / "net.pkl", tree)
-    layers = layers or {"g.conv", "d.c"}
+    layers = layers or {"conv", "body"}
     for which in (None, "raw"):
         found = weights.read(path, which=which)
         assert set(found.kernels) == layers

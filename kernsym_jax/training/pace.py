@@ -1,4 +1,4 @@
-"""Helpers of the training loop: its metrics files, progress lines, lead over the devices, profile."""
+"""Helpers of the training loop: metrics files, progress lines, lead over the devices, profile."""
 
 import collections
 import errno

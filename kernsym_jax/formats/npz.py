@@ -1,4 +1,4 @@
-"""Reads NumPy's ``.npz`` and ``.npy`` files without running their pickles."""
+"""Reads NumPy's ``.npz`` and ``.npy`` files, and Equinox's ``.eqx``, without running pickles."""
 
 import ast
 import os
@@ -7,11 +7,20 @@ import re
 
 import numpy as np
 
-from kernsym_jax.formats.arrays import DTYPES, StoredArray, element_count, map_file, view
+from kernsym_jax.formats.arrays import (
+    DTYPES,
+    MAX_JSON,
+    StoredArray,
+    element_count,
+    map_file,
+    parse_json,
+    view,
+)
 from kernsym_jax.formats.zip_archive import ZipMembers
 
 _MAGIC = b"\x93NUMPY"
 _LARGEST_HEADER = 10_000
+_MOST_RECORDS = 200_000
 _NUMBERS = re.compile(r"[<>|=]?([biufcV][1-9][0-9]?)")
 
 
@@ -66,6 +75,57 @@ def read_npy(path: str | os.PathLike) -> dict[str, StoredArray]:
         raise ValueError(f"{data.size} bytes for an array {shape} of {dtype}")
     flat = view(data, start, dtype, (element_count(shape),))
     return {name: StoredArray.of(flat.reshape(shape, order="F" if fortran else "C"))}
+
+
+def has_records(path: str | os.PathLike) -> bool:
+    """Returns whether a file holds more than one ``.npy`` array, or one behind a line of JSON."""
+    data = map_file(path)
+    if data[:1].tobytes() == b"{":
+        start = _line_end(data)
+        return data[start : start + 6].tobytes() == _MAGIC
+    if data[:6].tobytes() != _MAGIC:
+        return False
+    try:
+        start, dtype, shape, _ = _header(data[:_LARGEST_HEADER].tobytes(), "the first array")
+    except ValueError:
+        return False
+    end = start + element_count(shape) * dtype.itemsize
+    return data[end : end + 6].tobytes() == _MAGIC
+
+
+def read_records(path: str | os.PathLike) -> dict[str, StoredArray]:
+    """Reads arrays that follow one another, as ``equinox.tree_serialise_leaves`` writes them.
+
+    Args:
+      path: the file; a line of JSON may come before the arrays.
+
+    Returns:
+      number -> array: the file has no names, and the arrays come in the order of the tree.
+
+    Raises:
+      ValueError: if it is damaged.
+    """
+    data = map_file(path)
+    place = 0
+    if data[:1].tobytes() == b"{":
+        place = _line_end(data)
+        parse_json(data[:place].tobytes())
+    arrays: dict[str, StoredArray] = {}
+    while place < data.size:
+        name = str(len(arrays))
+        if len(arrays) >= _MOST_RECORDS:
+            raise ValueError(f"more than {_MOST_RECORDS} arrays")
+        head = data[place : place + _LARGEST_HEADER].tobytes()
+        start, dtype, shape, fortran = _header(head, f"array {name}")
+        flat = view(data, place + start, dtype, (element_count(shape),))
+        arrays[name] = StoredArray.of(flat.reshape(shape, order="F" if fortran else "C"))
+        place += start + flat.nbytes
+    return arrays
+
+
+def _line_end(data: np.ndarray) -> int:
+    """Returns where the first line ends; 0 if it is longer than any listing."""
+    return data[:MAX_JSON].tobytes().find(b"\n") + 1
 
 
 def _array(

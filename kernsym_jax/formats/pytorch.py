@@ -37,11 +37,11 @@ _LEGACY_PROTOCOL = 1001
 _Allowed = Callable[[str, str], Symbol | None]
 
 
-def read_archive(path: str | os.PathLike) -> Any:
+def read_archive(source: str | os.PathLike | np.ndarray) -> Any:
     """Reads a ``torch.save`` file or a TorchScript archive, both zip archives.
 
     Args:
-      path: a file that starts with ``PK``.
+      source: a file that starts with ``PK``, or its bytes: uint8 (bytes,).
 
     Returns:
       The saved object: a tensor is a `StoredArray`; any object but a container is `Inert`.
@@ -49,17 +49,17 @@ def read_archive(path: str | os.PathLike) -> Any:
     Raises:
       ValueError: if it is damaged, not from PyTorch, or asks for code to be run.
     """
-    members = ZipMembers(path)
+    members = ZipMembers(source)
     roots = [name for name in members.names if name.split("/")[1:] == ["data.pkl"]]
     if len(roots) != 1:
         raise ValueError("a zip archive without a PyTorch checkpoint in it (no data.pkl)")
     folder = roots[0].removesuffix("data.pkl")
     if f"{folder}constants.pkl" not in members:
-        return _read_pickle(members, folder, "data", _symbol)
+        return _read_pickle(members, folder, "data", plain_symbol)
     # TorchScript; a frozen module has its weights among the constants.
     return {
-        "module": _read_pickle(members, folder, "data", _symbol),
-        "constants": _read_pickle(members, folder, "constants", _symbol),
+        "module": _read_pickle(members, folder, "data", plain_symbol),
+        "constants": _read_pickle(members, folder, "constants", plain_symbol),
     }
 
 
@@ -76,7 +76,7 @@ def read_legacy(path: str | os.PathLike) -> Any:
       ValueError: if it is damaged, or asks for code to be run.
     """
     with pathlib.Path(path).open("rb") as file:
-        return _read_stream(file, map_file(path), _symbol)
+        return _read_stream(file, map_file(path), plain_symbol)
 
 
 def _read_stream(file: IO[bytes], data: np.ndarray, allowed: _Allowed) -> Any:
@@ -226,7 +226,7 @@ class _Storage:
         return data[:whole].view(dtype)
 
 
-def _symbol(module: str, name: str) -> Symbol | None:
+def plain_symbol(module: str, name: str) -> Symbol | None:
     """Returns the meaning of a name in a PyTorch checkpoint; None if it runs code."""
     qualified = f"{module}.{name}"
     if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGES:
@@ -244,7 +244,7 @@ def _symbol(module: str, name: str) -> Symbol | None:
 
 def _inner_symbol(module: str, name: str) -> Symbol | None:
     """Does the same for a file inside a file, which may hold no third one."""
-    return None if name == "_load_from_bytes" else _symbol(module, name)
+    return None if name == "_load_from_bytes" else plain_symbol(module, name)
 
 
 def _tensor(

@@ -1,9 +1,11 @@
 """Reads zip archives: views of uncompressed members, and a limit on what may be inflated."""
 
+import io
 import os
 import struct
 import zipfile
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,35 @@ MAX_DIRECTORY = 32 << 20
 _LOCAL_HEADER = 30
 
 
+class _Content(io.RawIOBase):
+    """Bytes as a file, without a copy of them."""
+
+    def __init__(self, data: np.ndarray):
+        self._data, self._position = data, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._data.size}[whence]
+        if base + offset < 0:
+            raise ValueError("a place before the beginning of an archive")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._data[self._position : self._position + len(buffer)]
+        buffer[: part.size] = part.data
+        self._position += part.size
+        return part.size
+
+
 class ZipMembers:
     """A zip archive of arrays, read member by member.
 
@@ -25,20 +56,29 @@ class ZipMembers:
       names: the members' names in the archive's order, without directories.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, source: str | os.PathLike | np.ndarray):
         """Reads the archive's directory.
+
+        Args:
+          source: the file, or its bytes: uint8 (bytes,).
 
         Raises:
           ValueError: if it is not a zip archive, or would inflate beyond `FREE_INFLATION` and eight
             times its own size.
         """
-        self._data = map_file(path)
+        self._data = source if isinstance(source, np.ndarray) else map_file(source)
         if _directory_size(self._data) > MAX_DIRECTORY:
             raise ValueError("refused: an archive of more members than any network has arrays")
         try:
-            with zipfile.ZipFile(path) as archive:
+            with zipfile.ZipFile(_Content(self._data)) as archive:
                 items = [item for item in archive.infolist() if not item.is_dir()]
-        except (zipfile.BadZipFile, struct.error, NotImplementedError, OSError) as error:
+        except (
+            zipfile.BadZipFile,
+            struct.error,
+            NotImplementedError,
+            ValueError,
+            OSError,
+        ) as error:
             raise ValueError(f"a damaged zip archive ({error})") from error
         self._items = {item.filename: item for item in items}
         self.names = list(self._items)

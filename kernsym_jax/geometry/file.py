@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kernsym_jax.formats import guard
 from kernsym_jax.formats.arrays import open_regular
+from kernsym_jax.formats.unsupported import what_it_is
 from kernsym_jax.geometry import onnx
 from kernsym_jax.geometry.keras import audit_keras
 from kernsym_jax.geometry.layer import FileAudit, LayerGeometry, NoGraphError
@@ -88,6 +89,9 @@ def follow_file(
     location = pathlib.Path(path)
     head = b""
     if location.is_file():
+        hint = what_it_is(location)
+        if hint is not None:
+            raise ValueError(f"{os.fspath(path)}: {hint}")
         with open_regular(location) as file:
             head = file.read(8)
     suffix = location.suffix.lower()

@@ -12,6 +12,7 @@ from kernsym_jax import run_directory
 from kernsym_jax.cli import path_name
 from kernsym_jax.formats.arrays import natural_order
 from kernsym_jax.formats.safetensors import read_weight_map
+from kernsym_jax.formats.tensor_bundle import index_of
 from kernsym_jax.geometry import LayerGeometry
 from kernsym_jax.report import architecture
 from kernsym_jax.report.summary import check_evaluation
@@ -29,10 +30,12 @@ from kernsym_jax.weights import Weights
 _SUFFIXES = (
     ".safetensors", ".safetensors.index.json", ".npz", ".msgpack", ".pt", ".pth", ".th", ".bin",
     ".ckpt", ".onnx", ".keras", ".h5", ".hdf5", ".tflite", ".pth.tar", ".pt.tar", ".pkl", ".pickle",
-    ".pdparams", ".ptl",
+    ".pdparams", ".ptl", ".pt2", ".eqx", ".weights",
 )  # fmt: skip
 # ``checkpoint_100`` of Flax, and ``ckpt-100``, have no suffix.
 _NUMBERED = re.compile(r"(checkpoint|ckpt)[-_]?\d+", re.IGNORECASE)
+# The values of a TensorFlow checkpoint, which its index stands for.
+_VALUES = re.compile(r"\.data-\d{5}-of-\d{5}$")
 # What trainers save beside the network.
 _NO_NETWORK = re.compile(
     r"(optimizer|optim|scheduler|scaler|training_args|rng_state|random_states?)([-_.]?\d+)*"
@@ -169,7 +172,9 @@ def find_sources(places: Sequence[str]) -> list[pathlib.Path]:
             matches = [path]
         else:
             names = sorted(glob.glob(place, recursive=True), key=natural_order)
-            matches = [pathlib.Path(name) for name in names]
+            matches = [pathlib.Path(name) for name in names if not _VALUES.search(name)]
+            index = None if matches else index_of(path)
+            matches += [index] if index is not None else []
             if not matches:
                 raise FileNotFoundError(f"{place}: no such file or directory")
         inside = [source for match in matches for source in _steps_of(match) or _below(match)]
@@ -261,9 +266,15 @@ def _below(path: pathlib.Path, above: frozenset[pathlib.Path] = frozenset()) -> 
     for entry in sorted(path.iterdir(), key=lambda entry: natural_order(entry.name)):
         if entry.is_dir():
             found += _below(entry, above | {here})
-        elif _may_be_network(entry.name):
+        elif _may_be_network(entry.name) or _is_index(entry):
             found.append(entry)
     return _without_shards(found)
+
+
+def _is_index(path: pathlib.Path) -> bool:
+    """Returns whether a file is the index of a TensorFlow checkpoint, its values beside it."""
+    values = f"{glob.escape(path.stem)}.data-?????-of-?????"
+    return path.suffix == ".index" and next(path.parent.glob(values), None) is not None
 
 
 def _may_be_network(name: str) -> bool:
@@ -297,8 +308,10 @@ def _is_source(folder: pathlib.Path) -> bool:
     # A half-written run counts too, so that reading it reports the failure.
     if run_directory.is_run(folder):
         return True
-    from kernsym_jax.formats import orbax
+    from kernsym_jax.formats import orbax, tensor_bundle, torch_export
 
+    if (folder / tensor_bundle.SAVED_MODEL).is_file() or torch_export.is_distributed(folder):
+        return True
     return orbax.is_checkpoint(folder)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -71,11 +72,12 @@ class FoundKernels:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """An array that is a kernel: its layout, and its shape with the axes (kh, kw, in, out)."""
+    """An array that is a kernel: its layout, its shape (kh, kw, in, out), and groups if known."""
 
     layout: str
     shape: tuple[int, ...]
     transposed: bool
+    groups: int | None = None
 
 
 def find_kernels(
@@ -87,6 +89,7 @@ def find_kernels(
     fold_batchnorm: bool,
     in_order: bool,
     drop_prefix: bool = True,
+    calls: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> FoundKernels:
     """Separates a network's convolution kernels from its other arrays.
 
@@ -98,7 +101,10 @@ def find_kernels(
       fold_batchnorm: multiplies each kernel by the scale of the BatchNorm that follows it.
       in_order: whether the arrays come in the order of the network's definition.
       drop_prefix: whether a container's name that all kernels have is taken off their names.
+      calls: name of a kernel -> the settings of the convolution that reads it, as far as the format
+        keeps them: ``transposed`` and ``groups``.
     """
+    calls = calls or {}
     arrays = _without_prefix(arrays) if drop_prefix else dict(arrays)
     arrays, skipped = fold.merge_parts(arrays)
     layouts = decide(arrays, given=layout, rule=rule, usual=usual)
@@ -107,7 +113,7 @@ def find_kernels(
         axes, how = layouts.get(name, (None, ""))
         reason = _why_not(name, array, arrays, axes, how)
         if reason is None and axes is not None:
-            found[name] = _found(name, arrays, axes)
+            found[name] = _found(name, arrays, axes, calls.get(name, {}))
         elif reason is not None:
             skipped[name] = reason
     first = first_layer({name: each.shape for name, each in found.items() if not each.transposed})
@@ -273,13 +279,17 @@ def _is_fixed(
     return all(np.allclose(one, other, rtol=1e-5, atol=1e-8) for other in turned)
 
 
-def _found(name: str, arrays: Mapping[str, StoredArray], layout: str) -> _Found:
-    """Describes a kernel; its bias tells whether it is one of a transposed convolution."""
+def _found(
+    name: str, arrays: Mapping[str, StoredArray], layout: str, call: Mapping[str, Any]
+) -> _Found:
+    """Describes a kernel; its call or its bias tells whether a transposed convolution reads it."""
     leaf = leaf_name(name)
     shape = arrays[name].shape
     kh, kw, inputs, outputs = (shape[axis] for axis in axes_to_hwio(layout))
     if leaf == "depthwise_kernel":
         return _Found(layout, (kh, kw, 1, inputs * outputs), transposed=False)
+    if "transposed" in call:
+        return _Found(layout, (kh, kw, inputs, outputs), call["transposed"], call["groups"])
     bias = arrays.get(f"{name.removesuffix(leaf)}bias")
     transposed = False
     if bias is not None and len(bias.shape) == 1 and bias.shape != (outputs,):
@@ -287,8 +297,8 @@ def _found(name: str, arrays: Mapping[str, StoredArray], layout: str) -> _Found:
         groups, rest = divmod(bias.shape[0], inputs)
         if layout == OIHW:
             transposed = bool(groups) and not rest and outputs % groups == 0
-        else:
-            transposed = layout == HWIO and bias.shape == (inputs,)
+            return _Found(layout, (kh, kw, inputs, outputs), transposed, groups)
+        transposed = layout == HWIO and bias.shape == (inputs,)
     return _Found(layout, (kh, kw, inputs, outputs), transposed)
 
 
@@ -302,7 +312,9 @@ def _kernel(
     if leaf == "depthwise_kernel":
         return ConvKernel(weight.reshape(kh, kw, 1, inputs * outputs), DEPTHWISE, groups=inputs)
     if found.transposed and found.layout == OIHW:
-        groups = arrays[f"{name.removesuffix(leaf)}bias"].shape[0] // inputs
+        groups = found.groups or 1
+        if outputs % groups:
+            raise ValueError(f"{name}: {outputs} channels in {groups} groups")
         return ConvKernel(transposed_to_hwio(stored, groups), TRANSPOSED, groups=groups)
     if found.transposed:
         return ConvKernel(np.swapaxes(weight, 2, 3), TRANSPOSED, groups=1)

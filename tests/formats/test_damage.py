@@ -31,6 +31,15 @@ COPIES = {
     "keras hdf5": 40,
     "keras 3 keras": 40,
     "keras 3 weights.h5": 40,
+    "darknet": 200,
+    "torch.export": 200,
+    "torch.export of old": 100,
+    "torch distributed": 200,
+    "tensorflow": 240,
+    "tensorflow 1": 100,
+    "saved model": 100,
+    "equinox": 200,
+    "equinox with settings": 100,
 }
 
 

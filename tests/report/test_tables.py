@@ -206,3 +206,24 @@ def test_several_runs_have_a_trajectory_each(run, tmp_path):
     rows = rows_of(tmp_path / "out" / "trajectory.csv")
     assert [row["step"] for row in rows] == ["2", "4", "8", "10"] * 2
     assert (tmp_path / "out" / "comparison.csv").exists()
+
+
+def test_checkpoints_of_several_files_are_one_source_each(files, tmp_path):
+    for name in ("tensorflow", "saved model", "torch distributed", "darknet", "equinox"):
+        place = tmp_path / name
+        if files[name].is_dir():
+            shutil.copytree(files[name], place)
+        else:
+            place.mkdir()
+            shutil.copy(files[name], place)
+    found = [path.relative_to(tmp_path) for path in report.find_sources([str(tmp_path)])]
+    assert sorted(map(str, found)) == [
+        "darknet/net.weights",
+        "equinox/tree.eqx",
+        "saved model",
+        "tensorflow/net-1.index",
+        "torch distributed",
+    ]
+    for pattern in ("tensorflow/net-1", "tensorflow/net-1*"):
+        (source,) = report.find_sources([str(tmp_path / pattern)])
+        assert source == tmp_path / "tensorflow" / "net-1.index"

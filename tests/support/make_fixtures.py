@@ -12,6 +12,7 @@ import pathlib
 import pickle
 import sys
 import tempfile
+import zipfile
 
 import network
 import numpy as np
@@ -130,6 +131,143 @@ def make_torch_objects():
     write("parts.pt", lambda file: torch.save(tree, file))
 
 
+class _Net:
+    """The network of network.py in PyTorch."""
+
+    def __new__(cls):
+        import torch
+
+        layers = torch.nn.Sequential()
+        conv = torch.nn.Conv2d
+        layers.add_module("layer1", conv(3, 4, 3, 2, 1, bias=False))
+        layers.add_module("layer1_bn", torch.nn.BatchNorm2d(4))
+        layers.add_module("layer2", conv(4, 4, 3, 1, 1, groups=4, bias=False))
+        layers.add_module("layer3", conv(4, 4, 1, bias=False))
+        layers.add_module("layer10", conv(4, 2, 5, padding=2))
+        layers.add_module("pool", torch.nn.AdaptiveAvgPool2d(1))
+        layers.add_module("flat", torch.nn.Flatten())
+        layers.add_module("head", torch.nn.Linear(2, 5, bias=False))
+        layers.load_state_dict({k: torch.tensor(v) for k, v in network.state_dict().items()})
+        return layers.eval()
+
+
+def make_torch_export():
+    """The network of network.py as ``torch.export`` saves it, today and before PyTorch 2.8."""
+    import torch
+    from torch._export.serde.serialize import SCHEMA_VERSION, serialize
+
+    program = torch.export.export(_Net(), (torch.zeros(1, 3, 16, 16),))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it holds the paths of this machine
+    with tempfile.TemporaryDirectory() as folder:
+        torch.export.save(program, f"{folder}/exported.pt2")
+        # PyTorch's own reader still takes the old layout, whose writer is gone.
+        made = serialize(program)
+        with zipfile.ZipFile(f"{folder}/exported_old.pt2", "w") as archive:
+            archive.writestr("version", ".".join(map(str, SCHEMA_VERSION)))
+            archive.writestr("serialized_exported_program.json", made.exported_program)
+            archive.writestr("serialized_state_dict.pt", made.state_dict)
+            archive.writestr("serialized_constants.pt", made.constants)
+            archive.writestr("serialized_example_inputs.pt", made.example_inputs)
+        torch.export.load(f"{folder}/exported_old.pt2")
+        for file in sorted(pathlib.Path(folder).iterdir()):
+            _pack(file)
+
+
+def make_torch_distributed():
+    """The network of network.py and an optimizer, saved by two processes that share each kernel."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = f"{folder}/distributed"
+        torch.multiprocessing.spawn(_save_distributed, (place, f"{folder}/store"), nprocs=2)
+        _pack_folder(pathlib.Path(place))
+
+
+def _save_distributed(rank, place, store):
+    import torch
+    from torch.distributed import checkpoint, tensor
+
+    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    state = dict(_Net().state_dict())
+    for name, value in state.items():
+        if value.ndim == 4:
+            state[name] = tensor.distribute_tensor(value, mesh, [tensor.Shard(0)])
+    slots = {"state": {"layer1.weight": {"exp_avg": torch.ones(4, 3, 3, 3)}}}
+    whole = {"model": state, "optim": {**slots, "param_groups": [{"lr": 0.1}]}, "step": 7}
+    checkpoint.save(whole, checkpoint_id=place)
+
+
+def make_equinox():
+    """A tree of Equinox, alone and behind a line of hyperparameters."""
+    import equinox
+    import jax.numpy as jnp
+
+    kernel = jnp.asarray(network.KERNELS["layer1"].transpose(3, 2, 0, 1))
+    tree = [{"weight": kernel, "bias": None}, jnp.asarray(network.DENSE), 0.5, True]
+    tree.append(jnp.asarray(network.KERNELS["layer10"].transpose(3, 2, 0, 1), jnp.bfloat16))
+    with tempfile.TemporaryDirectory() as folder:
+        equinox.tree_serialise_leaves(f"{folder}/tree.eqx", tree)
+        with pathlib.Path(f"{folder}/settings.eqx").open("wb") as file:
+            file.write(json.dumps({"width": 4}).encode() + b"\n")
+            equinox.tree_serialise_leaves(file, tree)
+        for file in sorted(pathlib.Path(folder).iterdir()):
+            _pack(file)
+
+
+def make_tensorflow():
+    """The network of network.py as TensorFlow 2 and 1 save it, and as a SavedModel."""
+    import tensorflow as tf
+
+    model = _keras_model()
+    model.compile("adam", "mse")
+    model.fit(np.zeros((1, 16, 16, 3)), np.zeros((1, 5)), verbose=0)
+    _set_keras_weights(model)
+    first = tf.compat.v1
+    with tempfile.TemporaryDirectory() as folder:
+        tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(f"{folder}/tf2/net")
+        tf.saved_model.save(model, f"{folder}/saved")
+        with tf.Graph().as_default(), first.Session() as session:
+            for name, value in _first_variables().items():
+                first.get_variable(name, initializer=tf.constant(value))
+            session.run(first.global_variables_initializer())
+            first.train.Saver().save(session, f"{folder}/tf1/model.ckpt", global_step=7)
+        for name in ("tf1", "tf2", "saved"):
+            _pack_folder(pathlib.Path(folder, name))
+
+
+def _first_variables():
+    """Variables under the names that slim gives them, with slots of an optimizer."""
+    kernels = network.KERNELS
+    depthwise = kernels["layer2"].reshape(3, 3, 4, 1)
+    return {
+        "Net/layer1/weights": kernels["layer1"],
+        "Net/layer1/weights/Momentum": np.ones((3, 3, 3, 4), np.float32),
+        "Net/layer1/weights/ExponentialMovingAverage": np.ones((3, 3, 3, 4), np.float32),
+        "Net/layer2/depthwise_weights": depthwise,
+        "Net/layer10/weights": kernels["layer10"],
+        "Net/layer10/biases": network.BIAS,
+        "global_step": np.int64(7),
+    }
+
+
+def _pack(file):
+    content = gzip.compress(file.read_bytes(), 9, mtime=0)
+    (_FIXTURES / f"{file.name}.gz").write_bytes(content)
+
+
+def _pack_folder(folder):
+    """Puts the files of a checkpoint into an archive, without its graph and the paths it was at."""
+    with zipfile.ZipFile(_FIXTURES / f"{folder.name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.rglob("*")):
+            left_out = file.suffix in (".pb", ".meta") or file.name == "checkpoint"
+            if file.is_file() and not left_out:
+                item = zipfile.ZipInfo(file.relative_to(folder).as_posix())
+                item.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(item, file.read_bytes())
+
+
 def make_torchvision():
     """The names and shapes of torchvision's models, which `load_into` maps to ours."""
     import torchvision
@@ -143,10 +281,9 @@ def make_torchvision():
     (_FIXTURES / "torchvision_shapes.json.gz").write_bytes(gzip.compress(text, 9, mtime=0))
 
 
-def make_keras():
-    """The network of network.py as Keras and TensorFlow Lite save it."""
+def _keras_model():
+    """The network of network.py in Keras, with weights of its own."""
     import keras
-    import tensorflow as tf
 
     images = keras.Input((16, 16, 3), batch_size=1)
     layers = {
@@ -164,7 +301,10 @@ def make_keras():
     x = images
     for layer in layers.values():
         x = layer(x)
-    model = keras.Model(images, x)
+    return keras.Model(images, x)
+
+
+def _set_keras_weights(model):
     kernels = network.KERNELS
     norm = network.NORM
     model.get_layer("layer1").set_weights([kernels["layer1"]])
@@ -173,6 +313,14 @@ def make_keras():
     model.get_layer("layer3").set_weights([kernels["layer3"]])
     model.get_layer("inner").set_weights([kernels["layer10"], network.BIAS])
     model.get_layer("head").set_weights([network.DENSE])
+
+
+def make_keras():
+    """The network of network.py as Keras and TensorFlow Lite save it."""
+    import tensorflow as tf
+
+    model = _keras_model()
+    _set_keras_weights(model)
     with tempfile.TemporaryDirectory() as folder:
         for name in ("net.keras", "net.h5"):
             model.save(f"{folder}/{name}")
@@ -191,4 +339,6 @@ if __name__ == "__main__":
     _FIXTURES.mkdir(exist_ok=True)
     makers = {"torch": make_torch, "torchvision": make_torchvision, "keras": make_keras}
     makers["torch_objects"] = make_torch_objects
+    makers |= {"torch_export": make_torch_export, "torch_distributed": make_torch_distributed}
+    makers |= {"equinox": make_equinox, "tensorflow": make_tensorflow}
     makers[sys.argv[1]]()

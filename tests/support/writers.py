@@ -156,6 +156,43 @@ def write_keras_hdf5(path, compression=None):
     return path
 
 
+def write_darknet(folder):
+    """Weights of Darknet with their configuration, by its documented layout; no library writes it.
+
+    The network is that of network.py: Darknet numbers its layers.
+    """
+    config = ["[net]", "channels=3", "height=16", "width=16"]
+    numbers = [np.array([0, 2, 0], "<i4").tobytes(), np.array([77], "<i8").tobytes()]
+    for name, kernel in KERNELS.items():
+        size, _, _, filters = kernel.shape
+        config += ["", "[convolutional]", f"filters={filters}", f"size={size}"]
+        config += [f"stride={STRIDES[name]}", f"padding={PADS[name]}", "activation=linear"]
+        config += ["groups=4"] if name == "layer2" else []
+        if name == "layer1":
+            config += ["batch_normalize=1"]
+            order = ("bias", "scale", "mean", "var")
+            numbers += [NORM[each].tobytes() for each in order]
+        else:
+            bias = BIAS if name == "layer10" else np.zeros(filters, np.float32)
+            numbers.append(bias.tobytes())
+        numbers.append(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)).tobytes())
+    (folder / "net.cfg").write_text("\n".join(config))
+    path = folder / "net.weights"
+    path.write_bytes(b"".join(numbers))
+    return path
+
+
+def unpack_fixture(name, folder):
+    """A file or a folder that another framework has written, out of its archive."""
+    if (FIXTURES / f"{name}.zip").exists():
+        with zipfile.ZipFile(FIXTURES / f"{name}.zip") as archive:
+            archive.extractall(folder / name)
+    else:
+        content = gzip.decompress((FIXTURES / f"{name}.gz").read_bytes())
+        (folder / name).write_bytes(content)
+    return folder / name
+
+
 def write_orbax(folder, tree=None):
     """An orbax checkpoint of one tree."""
     import orbax.checkpoint as ocp
@@ -341,6 +378,19 @@ def write_all(folder):
         "tflite": FIXTURES / "net.tflite",
         "torchscript": FIXTURES / "script.pt",
     }
+    (folder / "darknet").mkdir()
+    written["darknet"] = write_darknet(folder / "darknet").parent
+    names = {
+        "torch.export": "exported.pt2",
+        "torch.export of old": "exported_old.pt2",
+        "torch distributed": "distributed",
+        "tensorflow": "tf2",
+        "tensorflow 1": "tf1",
+        "saved model": "saved",
+        "equinox": "tree.eqx",
+        "equinox with settings": "settings.eqx",
+    }
+    written |= {format: unpack_fixture(name, folder) for format, name in names.items()}
     for packed in sorted(FIXTURES.glob("net.*.gz")):
         path = folder / f"keras3-{packed.name.removesuffix('.gz')}"
         path.write_bytes(gzip.decompress(packed.read_bytes()))

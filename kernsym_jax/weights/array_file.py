@@ -1,0 +1,342 @@
+"""Names the arrays of a network in a file or folder of any format that keeps no graph."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from kernsym_jax import run_directory
+from kernsym_jax.formats import (
+    containers,
+    darknet,
+    flax_msgpack,
+    npz,
+    orbax,
+    pytorch,
+    safetensors,
+    tensor_bundle,
+    torch_export,
+)
+from kernsym_jax.formats.arrays import StoredArray, natural_order, open_regular
+from kernsym_jax.formats.zip_archive import ZipMembers
+from kernsym_jax.weights import checkpoint
+from kernsym_jax.weights.layout import HWIO, OIHW
+
+SUPPORTED = (
+    "supported are run directories, orbax, Flax msgpack, safetensors, npz, npy, Equinox, PyTorch, "
+    "ONNX, Keras, TensorFlow (checkpoints, SavedModel, Lite) and Darknet"
+)
+
+_INDEX = ".index.json"
+_MOST_KINDS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayFile:
+    """The named arrays of a network in one file or directory.
+
+    Attributes:
+      format: the format's name.
+      arrays: name -> array, in the file's order, or in natural order of the names if it has none.
+      rule: the layout of kernels that the format prescribes, or None.
+      usual: the layout that most files of the format have, or None.
+      drop_prefix: whether a container's name that all kernels have is taken off their names.
+      ordered: whether the arrays come in the order of the network's definition.
+      skipped: name of an array or a group of arrays that does not belong to the network -> why.
+      notes: remarks for the reader of a report.
+      step: the number of steps or epochs after which the file says that it was saved.
+      calls: name of a kernel -> stride, padding, dilation and groups of the convolution that reads
+        it, and whether it is transposed, in forward order.
+    """
+
+    format: str
+    arrays: dict[str, StoredArray]
+    rule: str | None = None
+    usual: str | None = None
+    drop_prefix: bool = True
+    ordered: bool = False
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    step: int | None = None
+    calls: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+
+def read_array_file(path: pathlib.Path, which: str | None = None) -> ArrayFile:
+    """Reads the named arrays of a file or directory.
+
+    Args:
+      path: the file or directory, which exists.
+      which: ``ema`` or ``raw``, or None.
+
+    Raises:
+      ValueError: if it is damaged, or of a format that is not supported.
+    """
+    if path.is_dir():
+        return _directory(path, which)
+    if path.name.endswith(_INDEX):
+        return _sharded(path, which)
+    if path.name == torch_export.METADATA or path.suffix == ".distcp":
+        return _directory(path.parent, which)
+    index = tensor_bundle.index_of(path)
+    if index is not None:
+        return _bundle(index, which)
+    head = file_head(path)
+    if is_safetensors(head):
+        return _flat("safetensors", safetensors.read_arrays(path), which)
+    if head[:2] == b"PK":
+        return _zip(path, which)
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        return _pickle(path, head, which)
+    if path.suffix.lower() == ".eqx" or (head[:1] in b"{\x93" and npz.has_records(path)):
+        return ArrayFile("Equinox", npz.read_records(path), OIHW, ordered=True)
+    if darknet.is_darknet(path, head):
+        return _darknet(path)
+    if head[:6] == b"\x93NUMPY":
+        return ArrayFile("npy", npz.read_npy(path), ordered=True)
+    if head[:1] and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
+        tree = flax_msgpack.read_tree(path)
+        return _checkpoint("Flax msgpack", tree, "/", which, usual=HWIO)
+    raise ValueError(f"unknown format; {SUPPORTED}" if head else "the file is empty")
+
+
+def in_memory(source: Any, which: str | None) -> ArrayFile:
+    """Names the arrays of weights in memory.
+
+    Args:
+      source: see `weights.read`.
+      which: ``ema`` or ``raw``, or None.
+
+    Raises:
+      ValueError: if there are no arrays in it.
+    """
+    tree = containers.in_memory(source)
+    leaves = containers.leaves(tree)
+    if not leaves.arrays:
+        raise ValueError(
+            "no arrays in it; supported are state dicts, pytrees of parameters, TrainStates, and "
+            "modules with a state_dict or of flax.nnx"
+        )
+    kernels = checkpoint.kernel_leaves(leaves.arrays)
+    # A mapping with dotted names is a state dict, in the order of the network's definition.
+    flat = all("." in path[-1] for path, array in leaves.arrays.items() if len(array.shape) == 4)
+    rule = OIHW if flat and kernels == {"weight"} else None
+    file = _tree("in memory", leaves, "." if flat else "/", which, rule=rule, ordered=flat)
+    return dataclasses.replace(file, step=containers.step(tree))
+
+
+def existing(path: str | os.PathLike) -> pathlib.Path:
+    """Returns the path of a source; of the prefix of a TensorFlow checkpoint, that of its index."""
+    location = pathlib.Path(path)
+    if not location.exists():
+        index = tensor_bundle.index_of(location)
+        if index is not None:
+            return index
+        raise FileNotFoundError(f"{os.fspath(path)}: no such file or directory")
+    if not (location.is_file() or location.is_dir()):
+        raise ValueError("neither a file nor a directory")
+    return location
+
+
+def file_head(path: pathlib.Path) -> bytes:
+    """Returns the first bytes of a file."""
+    with open_regular(path) as file:
+        return file.read(16)
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Returns whether a file with these first bytes is a safetensors file."""
+    return head[6:9] == b"\0\0{"
+
+
+def _directory(path: pathlib.Path, which: str | None) -> ArrayFile:
+    if run_directory.is_run(path):
+        return _orbax(path / run_directory.CHECKPOINTS, "run directory", which)
+    if orbax.is_checkpoint(path):
+        return _orbax(path, "orbax", which)
+    if torch_export.is_distributed(path):
+        tree = torch_export.read_distributed(path)
+        return _checkpoint("PyTorch distributed", tree, ".", which, rule=OIHW, ordered=True)
+    index = tensor_bundle.index_of(path)
+    if index is not None:
+        return _bundle(index, which)
+    indices = sorted(path.glob(f"*{_INDEX}")) or sorted(path.glob("*.safetensors"))
+    if len(indices) == 1:
+        return read_array_file(indices[0], which)
+    weights = sorted(path.glob("*.weights"))
+    if len(weights) == 1:
+        return read_array_file(weights[0], which)
+    raise ValueError(f"a folder with no checkpoint in it; {SUPPORTED}")
+
+
+def _orbax(path: pathlib.Path, name: str, which: str | None) -> ArrayFile:
+    leaves = containers.Leaves(orbax.read_arrays(path, checkpoint.is_needed))
+    return _tree(name, leaves, "/", which, usual=HWIO)
+
+
+def _zip(path: pathlib.Path, which: str | None) -> ArrayFile:
+    names = ZipMembers(path).names
+    if torch_export.is_exported(names):
+        exported = torch_export.read_exported(path)
+        file = _checkpoint("torch.export", exported.tree, ".", which, rule=OIHW, ordered=True)
+        return dataclasses.replace(file, calls=_padded(exported.calls))
+    if any(name.endswith("data.pkl") for name in names):
+        script = any(name.endswith("constants.pkl") for name in names)
+        name = "TorchScript" if script else "PyTorch"
+        tree = pytorch.read_archive(path)
+        return _checkpoint(name, tree, ".", which, rule=OIHW, ordered=True)
+    if names and all(name.endswith(".npy") for name in names):
+        arrays, skipped = npz.read_npz(path)
+        # Names from A to Z come from a sorted tree and say nothing about the order of its layers.
+        ordered = list(arrays) != sorted(arrays)
+        file = _flat("npz", arrays, which, ordered=ordered)
+        return dataclasses.replace(file, skipped=skipped | file.skipped)
+    raise ValueError(f"a zip archive, but of no supported format; {SUPPORTED}")
+
+
+def _padded(calls: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Writes the paddings of PyTorch's convolutions as ours."""
+    named = {"same": "SAME", "valid": ((0, 0), (0, 0))}
+    padded = {}
+    for name, call in calls.items():
+        padding = call["padding"]
+        both = named.get(padding) if isinstance(padding, str) else [(n, n) for n in padding]
+        padded[name] = {**call, "padding": both}
+    return padded
+
+
+def _bundle(index: pathlib.Path, which: str | None) -> ArrayFile:
+    """Reads a checkpoint of TensorFlow."""
+    found = tensor_bundle.read_bundle(index)
+    arrays = _telling_names(found.arrays, found.ordered)
+    file = _flat("TensorFlow", arrays, which, rule=HWIO, ordered=found.ordered)
+    return dataclasses.replace(file, skipped=found.skipped | file.skipped)
+
+
+def _telling_names(arrays: Mapping[str, StoredArray], ordered: bool) -> dict[str, StoredArray]:
+    """Gives depthwise kernels and biases the names by which other formats tell them.
+
+    Keras 3 names the kernel of a depthwise convolution (kh, kw, in, 1) as that of a convolution to
+    one channel. Only behind the depthwise one follow an array of `in` numbers, or a kernel with so
+    many inputs.
+    """
+    names = list(arrays)
+    renamed: dict[str, StoredArray] = {}
+    for place, name in enumerate(names):
+        shape, (stem, _, leaf) = arrays[name].shape, name.rpartition("/")
+        if leaf == "depthwise_weights":
+            leaf = "depthwise_kernel"
+        elif leaf == "biases":
+            leaf = "bias"
+        elif leaf == "kernel" and len(shape) == 4 and shape[2] > 1 == shape[3]:
+            following = (arrays[each].shape for each in names[place + 1 :])
+            after = next((each for each in following if len(each) in (1, 4)), ())
+            told = after == (shape[2],) or (len(after) == 4 and after[2] == shape[2])
+            if "depthwise" in stem.lower() or (ordered and told):
+                leaf = "depthwise_kernel"
+        renamed[f"{stem}/{leaf}" if stem else leaf] = arrays[name]
+    return renamed
+
+
+def _darknet(path: pathlib.Path) -> ArrayFile:
+    found = darknet.read_darknet(path)
+    calls = {
+        f"{name}.weight": {
+            "stride": layer.stride,
+            "padding": ((layer.padding, layer.padding),) * 2,
+            "dilation": (layer.dilation, layer.dilation),
+            "groups": layer.groups,
+            "transposed": False,
+        }
+        for name, layer in found.layers.items()
+    }
+    cut = f"the file ends before the last {found.missing} layers of its configuration"
+    notes = (cut,) if found.missing else ()
+    return ArrayFile("Darknet", found.arrays, OIHW, ordered=True, notes=notes, calls=calls)
+
+
+def _pickle(path: pathlib.Path, head: bytes, which: str | None) -> ArrayFile:
+    """Reads PyTorch's old format, or a plain pickle of any framework's arrays."""
+    tree = pytorch.read_legacy(path)
+    if head.startswith(pytorch.LEGACY_HEAD):
+        return _checkpoint("PyTorch legacy", tree, ".", which, rule=OIHW, ordered=True)
+    leaves = containers.leaves(tree)
+    names = [path[-1] for path in leaves.arrays]
+    flat = bool(leaves.foreign) or any("." in name for name in names)
+    # JAX sorts the trees that it handles, so only a state dict keeps the order of definition.
+    ordered = flat or names != sorted(names)
+    return _checkpoint("pickle", tree, "." if flat else "/", which, ordered=ordered)
+
+
+def _sharded(path: pathlib.Path, which: str | None) -> ArrayFile:
+    """Reads a checkpoint in several files through its index."""
+    arrays: dict[str, StoredArray] = {}
+    shards: dict[str, Mapping[str, StoredArray]] = {}
+    weight_map = safetensors.read_weight_map(path)
+    for name, file in weight_map.items():
+        if file not in shards:
+            shards[file] = read_array_file(existing(path.parent / file)).arrays
+        if name not in shards[file]:
+            raise ValueError(f"{file} lacks the array {name!r}, which the index expects there")
+        arrays[name] = shards[file][name]
+    if all(file.endswith(".safetensors") for file in shards):
+        return _flat("safetensors, sharded", arrays, which)
+    return _flat("PyTorch, sharded", arrays, which, rule=OIHW, ordered=True)
+
+
+def _flat(
+    name: str,
+    arrays: Mapping[str, StoredArray],
+    which: str | None,
+    *,
+    rule: str | None = None,
+    ordered: bool = False,
+) -> ArrayFile:
+    """Finds the network among arrays whose whole names the file gives."""
+    leaves = containers.Leaves({tuple(key.split("/")): array for key, array in arrays.items()})
+    model = checkpoint.model_arrays(leaves.arrays, which=which, unwrap=False)
+    found = {"/".join(path): array for path, array in model.arrays.items()}
+    if not ordered:
+        found = {key: found[key] for key in sorted(found, key=natural_order)}
+    # Beside an optimizer's arrays, the name of the network's container tells the two apart.
+    alone = len(found) == len(arrays)
+    return ArrayFile(
+        name, found, rule, None, alone, ordered, skipped=model.skipped, notes=model.notes
+    )
+
+
+def _checkpoint(
+    name: str,
+    tree: Any,
+    separator: str,
+    which: str | None,
+    *,
+    rule: str | None = None,
+    usual: str | None = None,
+    ordered: bool = False,
+) -> ArrayFile:
+    leaves = containers.leaves(tree)
+    file = _tree(name, leaves, separator, which, rule=rule, usual=usual, ordered=ordered)
+    return dataclasses.replace(file, step=containers.step(tree))
+
+
+def _tree(
+    name: str,
+    leaves: containers.Leaves,
+    separator: str,
+    which: str | None,
+    *,
+    rule: str | None = None,
+    usual: str | None = None,
+    ordered: bool = False,
+) -> ArrayFile:
+    """Finds the network among the arrays of nested containers."""
+    model = checkpoint.model_arrays(leaves.arrays, leaves.optimizers, which)
+    arrays = {separator.join(path): array for path, array in model.arrays.items()}
+    if not ordered:
+        arrays = {key: arrays[key] for key in sorted(arrays, key=natural_order)}
+    skipped = model.skipped | {
+        kind: f"not run: {count} object{'s' if count > 1 else ''}, read as plain records"
+        for kind, count in list(leaves.foreign.items())[:_MOST_KINDS]
+    }
+    return ArrayFile(name, arrays, rule, usual, True, ordered, skipped, model.notes)

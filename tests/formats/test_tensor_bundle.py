@@ -1,0 +1,227 @@
+"""TensorFlow's checkpoints: real ones, tables written by hand, and hostile ones."""
+
+import shutil
+import struct
+
+import damage
+import network
+import numpy as np
+import pytest
+
+from kernsym_jax import weights
+from kernsym_jax.formats import tensor_bundle
+
+MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
+
+
+def varint(number):
+    made = b""
+    while number >= 0x80:
+        made += bytes([number & 0x7F | 0x80])
+        number >>= 7
+    return made + bytes([number])
+
+
+def field(number, value):
+    """A field of a protocol buffer: a number, or bytes."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def entry(shape, offset=0, size=None, dtype=1, shard=0):
+    dims = b"".join(field(2, field(1, n)) for n in shape)
+    size = 4 * int(np.prod(shape)) if size is None else size
+    return field(1, dtype) + field(2, dims) + field(3, shard) + field(4, offset) + field(5, size)
+
+
+def block(pairs, pack=None):
+    """A block of a table, with its compression and checksum; later keys share what they can."""
+    content, before = b"", b""
+    for key, value in pairs:
+        shared = 0
+        while shared < min(len(key), len(before)) and key[shared] == before[shared]:
+            shared += 1
+        content += varint(shared) + varint(len(key) - shared) + varint(len(value))
+        content += key[shared:] + value
+        before = key
+    content += struct.pack("<II", 0, 1)
+    return (pack(content) + b"\1" if pack else content + b"\0") + bytes(4)
+
+
+def table(path, pairs, pack=None):
+    """Writes the index of a checkpoint."""
+    data = block([(b"", field(1, 1)), *pairs], pack)
+    handle = varint(0) + varint(len(data) - 5)
+    index = block([(b"\xff", handle)])
+    footer = varint(0) + varint(0) + varint(len(data)) + varint(len(index) - 5)
+    path.write_bytes(data + index + footer.ljust(40, b"\0") + MAGIC)
+    return path
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Writes a checkpoint of float32 arrays; gives its index."""
+
+    def write(arrays, pack=None, **entries):
+        content = b"".join(array.tobytes() for array in arrays.values())
+        (tmp_path / "net.data-00000-of-00001").write_bytes(content)
+        pairs, offset = [], 0
+        for name, array in sorted(arrays.items()):
+            pairs.append((name.encode(), entry(array.shape, offset)))
+            offset += array.nbytes
+        pairs += [(name.encode(), value) for name, value in entries.items()]
+        return table(tmp_path / "net.index", sorted(pairs), pack)
+
+    return write
+
+
+def literals(content):
+    """Snappy's format without any copy."""
+    parts = [content[start : start + 60] for start in range(0, len(content), 60)]
+    return varint(len(content)) + b"".join(bytes([len(p) - 1 << 2]) + p for p in parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"), [("tensorflow", ""), ("saved model", ""), ("tensorflow 1", "Net/")]
+)
+def test_real_checkpoints_have_the_networks_kernels(files, name, prefix):
+    found = weights.read(files[name])
+    assert found.format == "TensorFlow"
+    by_layer = {layer.rsplit("/", 1)[-1]: kernel for layer, kernel in found.kernels.items()}
+    assert list(by_layer) == network.SPATIAL or prefix
+    assert set(by_layer) == set(network.SPATIAL)
+    for layer, kernel in by_layer.items():
+        np.testing.assert_array_equal(kernel.weight, network.KERNELS[layer])
+    assert (by_layer["layer2"].kind, by_layer["layer2"].groups) == ("depthwise", 4)
+
+
+def test_optimizers_and_averages_are_left_out_with_their_reasons(files):
+    assert weights.read(files["tensorflow"]).skipped["optimizer (optimizer state)"] == (
+        "optimizer state: 18 arrays"
+    )
+    skipped = weights.read(files["tensorflow 1"]).skipped
+    assert skipped["Net/layer1/weights/Momentum"] == "optimizer state: 1 array"
+    assert skipped["Net/layer1/weights/ExponentialMovingAverage"] == "moving average: 1 array"
+
+
+def test_layers_have_the_names_that_keras_gave_them(files):
+    layers = ["layer1", "layer2", "inner/layer10"]
+    for name in ("tensorflow", "saved model", "keras 3 keras"):
+        assert list(weights.read(files[name]).kernels) == layers
+
+
+def test_a_checkpoint_is_found_by_any_of_its_names(files, tmp_path):
+    wanted = weights.read(files["tensorflow"]).kernels
+    for end in ("net-1", "net-1.index", "net-1.data-00000-of-00001"):
+        assert set(weights.read(files["tensorflow"] / end).kernels) == set(wanted)
+    for number in (1, 2):
+        for file in files["tensorflow"].glob("net-1.*"):
+            shutil.copy(file, tmp_path / file.name.replace("net-1", f"net-{number}"))
+    with pytest.raises(ValueError, match="a folder with no checkpoint"):
+        weights.read(tmp_path)
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/far/away/net-2"\n')
+    assert tensor_bundle.index_of(tmp_path).name == "net-2.index"
+
+
+def test_names_in_the_tree_of_objects_lose_its_suffix(save):
+    kernel = np.arange(216, dtype=np.float32).reshape(3, 3, 3, 8)
+    attributes = "/.ATTRIBUTES/VARIABLE_VALUE"
+    slot = f"net/conv/kernel/.OPTIMIZER_SLOT/opt/m{attributes}"
+    path = save({f"net/conv/kernel{attributes}": kernel, slot: kernel})
+    found = weights.read(path)
+    assert list(found.kernels) == ["net/conv"]
+    np.testing.assert_array_equal(found.kernels["net/conv"].weight, kernel)
+    assert list(found.skipped.values()) == ["optimizer state: 1 array"]
+
+
+def test_blocks_packed_by_snappy_are_read(save):
+    arrays = {f"net/conv{n}/kernel": np.full((3, 3, 2, 4), n, np.float32) for n in range(9)}
+    found = weights.read(save(arrays, literals))
+    assert len(found.kernels) == 9
+    assert found.kernels["net/conv7"].weight.max() == 7
+
+
+@pytest.mark.parametrize(
+    ("packed", "wanted"),
+    [
+        (b"\x05\x10abcde", b"abcde"),
+        # "ab", then ten bytes from two back: by a copy of one byte and by one of two.
+        (b"\x0c\x04ab" + bytes([0b000_110_01, 2]), b"ab" * 6),
+        (b"\x0c\x04ab" + bytes([9 << 2 | 2, 2, 0]), b"ab" * 6),
+        (b"\x3d\xf0\x3c" + b"x" * 61, b"x" * 61),
+    ],
+)
+def test_snappys_literals_and_copies(packed, wanted):
+    assert tensor_bundle.unpack_snappy(packed, 1000) == wanted
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        b"\x05\x10abcd",
+        b"\x0c\x04ab" + bytes([0b000_110_01, 3]),
+        b"\x0c\x04ab" + bytes([0b000_110_01, 0]),
+        b"\x03\x04ab" + bytes([0b000_110_01, 2]),
+        b"\xff\xff\xff\xff\x0f\x04ab",
+        b"\x0c\x04ab",
+        b"\xff",
+    ],
+)
+def test_damaged_blocks_are_refused(packed):
+    with pytest.raises(ValueError, match=r"block|cut"):
+        tensor_bundle.unpack_snappy(packed, 1000)
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (entry((3, 3, 3, 8), size=4), "has 4 bytes for"),
+        (entry((3, 3, 3, 8), offset=1 << 40), "cut or damaged"),
+        (entry((1 << 40, 1 << 40, 3, 3), size=864), "has 864 bytes for"),
+        (entry(((1 << 63) - 1,), size=864), "of shape"),
+        (entry((3,) * 40, size=864), "cannot have the shape"),
+        (entry((3, 3, 3, 8), shard=1), "values in file 1 of 1"),
+        (b"\x12\xff\xff\xff\xff\x0f", "cut or damaged"),
+        (field(1, b"text"), "a field of another type"),
+    ],
+)
+def test_entries_that_claim_too_much_are_refused(save, value, says):
+    path = save({"conv/kernel": np.ones((3, 3, 3, 8), np.float32)}, bad=value)
+    assert damage.fault(path) is None
+    with pytest.raises(ValueError, match=says):
+        weights.read(path)
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+def test_a_long_key_that_many_entries_share_is_refused(tmp_path):
+    key = b"a" * 100_000
+    path = table(tmp_path / "net.index", [(key + bytes([n]), entry((1,))) for n in range(200)])
+    (tmp_path / "net.data-00000-of-00001").write_bytes(bytes(4))
+    assert damage.fault(path) is None
+    with pytest.raises(ValueError, match="beyond its block"):
+        weights.read(path)
+
+
+def test_objects_that_hold_one_another_end(save):
+    child = field(1, field(1, 0) + field(2, b"again"))
+    attribute = field(2, field(1, b"VARIABLE_VALUE") + field(3, b"k/.ATTRIBUTES/VARIABLE_VALUE"))
+    graph = field(1, child + attribute)
+    text = varint(len(graph)) + bytes(4) + graph
+    kernel = np.ones((3, 3, 3, 8), np.float32)
+    path = save({"k/.ATTRIBUTES/VARIABLE_VALUE": kernel})
+    values = path.with_name("net.data-00000-of-00001")
+    values.write_bytes(values.read_bytes() + text)
+    pairs = [
+        (b"_CHECKPOINTABLE_OBJECT_GRAPH", entry((), kernel.nbytes, len(text), 7)),
+        (b"k/.ATTRIBUTES/VARIABLE_VALUE", entry(kernel.shape)),
+    ]
+    assert len(tensor_bundle.read_bundle(table(path, pairs)).arrays) == 1
+
+
+def test_a_missing_file_of_values_is_named(save):
+    path = save({"conv/kernel": np.ones((3, 3, 3, 8), np.float32)})
+    path.with_name("net.data-00000-of-00001").unlink()
+    with pytest.raises(FileNotFoundError, match=r"net\.data-00000-of-00001"):
+        weights.read(path)

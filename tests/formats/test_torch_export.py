@@ -1,0 +1,194 @@
+"""What torch.export and torch.distributed.checkpoint save, real and hostile."""
+
+import json
+import pathlib
+import pickle
+import shutil
+import zipfile
+
+import damage
+import network
+import numpy as np
+import pytest
+
+from kernsym_jax import weights
+
+
+@pytest.mark.parametrize("name", ["torch.export", "torch.export of old", "torch distributed"])
+def test_real_files_have_the_networks_kernels(files, name):
+    found = weights.read(files[name])
+    assert list(found.kernels) == network.SPATIAL
+    for layer, kernel in found.kernels.items():
+        np.testing.assert_array_equal(kernel.weight, network.KERNELS[layer])
+    assert found.kernels["layer2"].kind == "depthwise"
+
+
+@pytest.mark.parametrize("name", ["torch.export", "torch.export of old"])
+def test_an_exported_program_tells_the_geometry(files, name):
+    found = weights.read(files[name])
+    assert found.order == "forward"
+    for layer, kernel in found.kernels.items():
+        pad, stride = network.PADS[layer], network.STRIDES[layer]
+        assert kernel.padding == ((pad, pad), (pad, pad))
+        assert (kernel.stride, kernel.dilation) == ((stride, stride), (1, 1))
+    assert [kernel.groups for kernel in found.kernels.values()] == [1, 4, 1]
+
+
+def test_batchnorm_of_an_exported_program_is_folded(files):
+    folded = weights.read(files["torch.export"], fold_batchnorm=True).kernels["layer1"].weight
+    np.testing.assert_allclose(folded, network.FOLDED, rtol=1e-5)
+
+
+def test_the_optimizer_of_a_distributed_checkpoint_is_left_out(files):
+    found = weights.read(files["torch distributed"])
+    assert found.skipped["optim"] == "optimizer state: 1 array"
+    assert set(weights.read(files["torch distributed"] / ".metadata").kernels) == set(found.kernels)
+
+
+def node(operator, weight, **arguments):
+    inputs = [{"name": "weight", "arg": {"as_tensor": {"name": weight}}}]
+    inputs += [{"name": name, "arg": {"value": value}} for name, value in arguments.items()]
+    target = f"torch.ops.aten.{operator}.default"
+    return {"target": target, "inputs": [{"name": "input", "arg": {}}, *inputs]}
+
+
+def save(path, arrays, nodes=(), **changes):
+    """Writes an archive of raw tensors with a program of some operators."""
+    config, specs = {}, []
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, (name, array) in enumerate(arrays.items()):
+            meta = {
+                "dtype": 7,
+                "sizes": [{"as_int": n} for n in array.shape],
+                "strides": [{"as_int": n // 4} for n in array.strides],
+                "storage_offset": {"as_int": 0},
+            } | changes
+            config[name] = {"path_name": f"w{number}", "use_pickle": False, "tensor_meta": meta}
+            archive.writestr(f"net/data/weights/w{number}", array.tobytes())
+            specs.append({"parameter": {"arg": {"name": f"p{number}"}, "parameter_name": name}})
+        listing = json.dumps({"config": config})
+        archive.writestr("net/data/weights/model_weights_config.json", listing)
+        graph = {"nodes": list(nodes)}
+        module = {"graph": graph, "signature": {"input_specs": specs}}
+        archive.writestr("net/models/model.json", json.dumps({"graph_module": module}))
+    return path
+
+
+def test_transposed_convolutions_are_told_by_the_program(tmp_path):
+    stored = network.values("up", (6, 2, 3, 5))
+    arrays = {"up.weight": stored, "a.weight": network.values("a", (6, 3, 3, 3))}
+    nodes = [
+        node("conv2d", "p1", padding="same"),
+        node("conv_transpose2d", "p0", stride=[2, 2], groups=2),
+    ]
+    nodes[0]["target"] = "torch.ops.aten.conv2d.padding"
+    found = weights.read(save(tmp_path / "net.pt2", arrays, nodes))
+    assert list(found.kernels) == ["a", "up"]
+    assert found.kernels["a"].padding == "SAME"
+    up = found.kernels["up"]
+    assert (up.kind, up.groups, up.shape, up.stride) == ("transposed", 2, (3, 5, 3, 4), (2, 2))
+    # Output channel 3 is the second of the second group, which reads the inputs 3 to 5.
+    np.testing.assert_array_equal(up.weight[:, :, 1, 3], stored[4, 1])
+
+
+@pytest.mark.usefixtures("within_a_gigabyte")
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sizes": [{"as_int": 1 << 40}] * 4}, "strides"),
+        ({"sizes": [{"as_int": -8}, *[{"as_int": 3}] * 3]}, "cannot have the shape"),
+        ({"strides": [{"as_int": 1 << 30}] * 4}, "does not fit its storage"),
+        ({"strides": [{"as_int": -1}] * 4}, "strides"),
+        ({"storage_offset": {"as_int": 1}}, "does not fit its storage"),
+        ({"storage_offset": {"as_expr": "s0"}}, "as_int"),
+        ({"dtype": 99}, "unknown type 99"),
+    ],
+)
+def test_tensors_that_claim_too_much_are_refused(tmp_path, changes, says):
+    array = np.ones((8, 3, 3, 3), np.float32)
+    path = save(tmp_path / "net.pt2", {"conv.weight": array}, **changes)
+    assert damage.fault(path) is None
+    with pytest.raises(ValueError, match=says):
+        weights.read(path)
+
+
+def test_a_missing_member_and_odd_arguments_are_refused(tmp_path):
+    arrays = {"conv.weight": np.ones((8, 3, 3, 3), np.float32)}
+    for arguments, says in (({"stride": "far"}, "two axes"), ({"groups": 0}, "in 0 groups")):
+        path = save(tmp_path / "net.pt2", arrays, [node("conv2d", "p0", **arguments)])
+        with pytest.raises(ValueError, match=says):
+            weights.read(path)
+    with zipfile.ZipFile(tmp_path / "cut.pt2", "w") as archive:
+        entry = {"path_name": "../w", "use_pickle": False}
+        listing = json.dumps({"config": {"conv.weight": entry}})
+        archive.writestr("net/data/weights/model_weights_config.json", listing)
+    with pytest.raises(ValueError, match="is missing from the archive"):
+        weights.read(tmp_path / "cut.pt2")
+
+
+@pytest.fixture
+def distributed(files, tmp_path):
+    """A copy of the distributed checkpoint with a pickle that replaces its metadata's text."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(files["torch distributed"], folder)
+
+    def change(old, new):
+        path = folder / ".metadata"
+        content = path.read_bytes()
+        assert old in content
+        assert len(old) == len(new)
+        path.write_bytes(content.replace(old, new))
+        return folder
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "name", [b"../secret.dct", b"/etc/hostname", b".............", b".\\b.distcpxxx"]
+)
+def test_files_outside_the_folder_are_refused(distributed, name):
+    folder = distributed(b"__1_0.distcp", name[:12])
+    assert damage.fault(folder) is None
+    with pytest.raises(
+        (ValueError, FileNotFoundError), match=r"outside its own folder|no such file"
+    ):
+        weights.read(folder)
+
+
+def test_a_link_in_place_of_a_file_of_values_is_refused(files, tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(files["torch distributed"], folder)
+    (folder / "__1_0.distcp").rename(tmp_path / "elsewhere")
+    (folder / "__1_0.distcp").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"__1_0\.distcp: no such file"):
+        weights.read(folder)
+
+
+def test_metadata_that_asks_for_code_is_refused(files, tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return pathlib.Path.write_text, (tmp_path / "ran", "it")
+
+    class Shell:
+        def __reduce__(self):
+            import os
+
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(files["torch distributed"], folder)
+    for thing, says in ((Shell(), "refused: the pickle asks for"), (Attack(), "holds no listing")):
+        (folder / ".metadata").write_bytes(pickle.dumps(thing, 4))
+        with pytest.raises(ValueError, match=says):
+            weights.read(folder)
+        assert not (tmp_path / "ran").exists()
+
+
+def test_parts_that_leave_gaps_or_reach_out_are_refused(distributed):
+    # The kernel of layer1 has the shape (4, 3, 3, 3), in two parts of (2, 3, 3, 3).
+    size = b"(K\x04K\x03K\x03K\x03t"
+    for other, says in ((5, "do not fill its shape"), (1, "reaches beyond its shape")):
+        folder = distributed(size, b"(K" + bytes([other]) + b"K\x03K\x03K\x03t")
+        with pytest.raises(ValueError, match=says):
+            weights.read(folder)
+        size = b"(K" + bytes([other]) + b"K\x03K\x03K\x03t"

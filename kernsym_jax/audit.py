@@ -6,7 +6,6 @@ python -m kernsym_jax.audit net.onnx --input_size=224
 
 import pathlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from absl import flags
@@ -49,7 +48,7 @@ def _network(paths: Sequence[str]) -> tuple[str, Any, list[Any], Callable[[Any],
     if paths and fields:
         raise ValueError(f"--{next(iter(fields))} goes with --model, not with {name}")
     if paths and not pathlib.Path(name).is_dir():
-        rows_of_file = partial(geometry.audit_file, name, trusted=_TRUSTED.value)
+        rows_of_file = geometry.FileAudits(name, trusted=_TRUSTED.value)
         return name, size, rows_of_file(size), rows_of_file
     from kernsym_jax import models
 

@@ -15,7 +15,7 @@ from kernsym_jax.geometry.arithmetic import (
     uneven_padding,
     windows,
 )
-from kernsym_jax.geometry.file import audit_file, audit_onnx
+from kernsym_jax.geometry.file import FileAudits, audit_file, audit_onnx
 from kernsym_jax.geometry.foveation import (
     PADDING_MODES,
     foveation,
@@ -42,6 +42,7 @@ __all__ = [
     "PADDING_MODES",
     "Advice",
     "FileAudit",
+    "FileAudits",
     "LayerGeometry",
     "NoGraphError",
     "Windows",

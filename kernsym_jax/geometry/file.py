@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import time
 from collections.abc import Sequence
+from typing import Any
 
 from kernsym_jax.formats import guard
 from kernsym_jax.formats.arrays import open_regular
@@ -11,6 +13,9 @@ from kernsym_jax.geometry import onnx
 from kernsym_jax.geometry.keras import audit_keras
 from kernsym_jax.geometry.layer import FileAudit, LayerGeometry, NoGraphError
 from kernsym_jax.geometry.tflite import audit_tflite
+
+MOST_TOGETHER = 16
+"""Distances from the middle whose two sizes `FileAudits` audits together at most."""
 
 
 def audit_file(
@@ -66,6 +71,84 @@ def audit_onnx(
       FileNotFoundError: if there is no such file.
     """
     return _audit("follow_onnx", path, input_size, trusted)
+
+
+class FileAudits:
+    """The audits of one file by input size, as advice asks for them: near one size, outwards.
+
+    A process of its own reads an untrusted file, and starting one takes longer than most audits. So
+    several sizes are audited together, as many as took less than a second before.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, trusted: bool = False):
+        """Opens no file yet.
+
+        Args:
+          path: as in `audit_file`.
+          trusted: as in `audit_file`.
+        """
+        self._path, self._trusted = path, trusted
+        self._known: dict[Any, FileAudit | str] = {}
+        self._middle: Any = None
+        self._together = 1
+
+    def __call__(self, size: int | Sequence[int] | None = None) -> FileAudit:
+        """Audits the file at an input size; arguments and errors are those of `audit_file`."""
+        key = tuple(size) if isinstance(size, Sequence) else size
+        if key not in self._known and None not in (key, self._middle) and not self._trusted:
+            self._audit_around(key)
+        found = self._known.get(key)
+        if isinstance(found, str):
+            raise ValueError(found)
+        if found is None:
+            found = self._known[key] = audit_file(self._path, key, trusted=self._trusted)
+            self._middle = self._middle or key
+        return found
+
+    def _audit_around(self, key: Any) -> None:
+        """Audits at a size and at those of the next distances from the middle."""
+        sizes = _outwards(self._middle, key, self._together)
+        records = (FileAudit, LayerGeometry, NoGraphError)
+        begin = time.monotonic()
+        try:
+            found = guard.call((__name__, "follow_sizes"), self._path, sizes, records=records)
+        except ValueError:  # all sizes together exceed a limit that each may keep
+            self._together = 1
+            return
+        self._known |= dict(zip(sizes, found, strict=True))
+        seconds = max(time.monotonic() - begin, 1e-3)
+        self._together = max(1, min(2 * self._together, int(len(sizes) / seconds), MOST_TOGETHER))
+
+
+def _outwards(middle: Any, size: Any, count: int) -> tuple[Any, ...]:
+    """The size, and others that lie as far from the middle, or up to `count` pixels farther."""
+    if type(size) is not type(middle):
+        return (size,)
+    if isinstance(size, int):
+        distance = abs(size - middle)
+        found = [size]
+        for d in range(distance, distance + count):
+            found += [n for n in (middle + d, middle - d) if n > 0 and n not in found]
+        return tuple(found)
+    changed = [i for i, (n, m) in enumerate(zip(size, middle, strict=False)) if n != m]
+    if len(changed) != 1 or len(size) != len(middle):
+        return (size,)
+    (i,) = changed
+    others = _outwards(middle[i], size[i], count)
+    return tuple((*size[:i], n, *size[i + 1 :]) for n in others)
+
+
+def follow_sizes(
+    path: str | os.PathLike, sizes: Sequence[int | tuple[int, ...]]
+) -> list[FileAudit | str]:
+    """Audits a file at several input sizes in this process; a message stands for an error."""
+    found: list[FileAudit | str] = []
+    for size in sizes:
+        try:
+            found.append(follow_file(path, size))
+        except ValueError as error:
+            found.append(str(error))
+    return found
 
 
 def _audit(

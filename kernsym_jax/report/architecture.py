@@ -60,7 +60,7 @@ def geometry_of(path: pathlib.Path | None, options: "Options") -> Geometry:
             return geometry.read_rows(run), rows_at
         return rows_at(options.input_size or models.default_input_size(fields["name"])), rows_at
     if path is not None:
-        rows_at = functools.partial(geometry.audit_file, path, trusted=options.trusted)
+        rows_at = geometry.FileAudits(path, trusted=options.trusted)
         try:
             return rows_at(options.input_size), rows_at
         except geometry.NoGraphError:

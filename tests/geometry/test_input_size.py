@@ -1,8 +1,11 @@
+import jax
+import jax.numpy as jnp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax import lax
 
-from kernsym_jax import geometry
+from kernsym_jax import geometry, models
 
 RESNET = [(7, 2, 3), (3, 2, 1), (3, 1, 1), (3, 2, 1), (3, 2, 1), (3, 2, 1)]
 CIFAR = [(3, 1, 1), (3, 2, 1), (3, 2, 1)]
@@ -190,3 +193,36 @@ def test_layers_of_one_tap_are_not_counted_but_do_move_the_advice():
     advice = geometry.advise(rows)
     assert (advice.strided, advice.uneven, advice.nearest) == (1, 0, None)
     assert not rows[1].even or rows[1].input_size == (5, 5)
+
+
+def test_a_function_is_only_advised_sizes_at_which_its_maps_fit():
+    # Down by a convolution and up by a transposed one: only even sizes come back to themselves.
+    axes = ("NHWC", "HWIO", "NHWC")
+
+    def unet(images):
+        down = lax.conv_general_dilated(
+            images, jnp.ones((3, 3, 3, 4)), (2, 2), ((1, 1), (1, 1)), dimension_numbers=axes
+        )
+        up = lax.conv_transpose(down, jnp.ones((2, 2, 4, 4)), (2, 2), "VALID")
+        whole = jnp.concatenate([up, images], -1)
+        return lax.conv_general_dilated(
+            whole, jnp.ones((3, 3, 7, 2)), (1, 1), "SAME", dimension_numbers=axes
+        )
+
+    def rows_at(size):
+        return geometry.audit(unet, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
+
+    rows = rows_at(32)
+    assert rows[0].uneven == (1, 1)
+    assert geometry.even_input_sizes(rows_at, 32) == geometry.even_input_sizes(rows, 32) == []
+
+
+def test_our_unet_runs_at_every_size_that_it_is_advised():
+    module = models.create("unet", num_classes=3)
+
+    def rows_at(size):
+        return geometry.audit_module(module, size)
+
+    assert geometry.advise(rows_at(32), rows_at, 32).nearest == 33
+    for size in geometry.even_input_sizes(rows_at, 32, count=2):
+        assert all(row.even for row in rows_at(size) if row.strided)

@@ -208,3 +208,25 @@ def test_open_sizes_are_asked_for(save):
         geometry.audit_file(path)
     (row,) = geometry.audit_file(path, 64)
     assert row.input_size == (64, 64)
+
+
+def test_audits_of_many_sizes_together_find_what_single_ones_find(save):
+    path = save(
+        {"image": (1, -1, -1, 3), "a": kernel(8, 3, 3), "b": kernel(8, 2, 8)},
+        [
+            (CONV, ["image", "a"], "x", SAME_2),
+            (CONV, ["x", "b"], "y", options(1, 3, 3)),
+        ],
+    )
+    for size in (64, (64, 48)):
+        together = geometry.FileAudits(path)
+        alone = geometry.FileAudits(path, trusted=True)
+        assert together(size) == alone(size) == geometry.audit_file(path, size)
+        found = geometry.even_input_sizes(together, size, count=4)
+        assert found == geometry.even_input_sizes(alone, size, count=4) != []
+        for even in found:
+            assert together(even) == geometry.audit_file(path, even)
+    with pytest.raises(ValueError, match="b: its kernel spans 2 pixels"):
+        together((1, 48))
+    with pytest.raises(ValueError, match="b: its kernel spans 2 pixels"):
+        geometry.FileAudits(path)(1)

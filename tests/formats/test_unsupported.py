@@ -17,7 +17,7 @@ from kernsym_jax import geometry, weights
         ),
         ("net.pth", b"\n<!DOCTYPE html><html><body>404</body></html>", "a web page"),
         ("net.pth", b"<html lang='en'>", "a web page"),
-        ("net.pth.gz", gzip.compress(b"weights"), "compressed by gzip: unpack it first"),
+        ("net.pth.gz", gzip.compress(b"weights", mtime=0), "compressed by gzip: unpack it first"),
         ("net.mat", b"MATLAB 5.0 MAT-file, Platform: GLNXA64" + bytes(600), r"MATLAB file \(v5\)"),
         ("net.mat", b"MATLAB 7.3 MAT-file, Platform" + bytes(600), r"MATLAB file \(v7\.3"),
         ("net.gguf", b"GGUF\3\0\0\0" + bytes(100), "GGUF"),

@@ -1,7 +1,7 @@
 """The `step` bench: a training step and its parts on one thread, beside PyTorch and other forms.
 
-Each side is a process of its own on the same core, and the sides take turns, so that a slow spell
-of the machine hits all of them. The tables hold medians.
+Each side is a process of its own, and the sides take turns, so that a slow spell of the machine
+hits all of them. The tables hold medians.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import optax
 from jax import lax
 
 from kernsym_jax import layers, models
-from kernsym_jax.layers.convolve import convolve
+from kernsym_jax.layers.conv import convolve
 
 BATCH = 128
 # Name in the table -> our network, its settings, and the pixels of its images.
@@ -96,7 +96,6 @@ def _in_turn(rounds: int, calls: Sequence[Callable[[], float]]) -> list[float]:
 @contextlib.contextmanager
 def _child(command: Sequence[str]) -> Iterator[Callable[[str], float]]:
     """Starts one side of the comparison; the result asks it for the seconds of a piece of work."""
-    core = max(os.sched_getaffinity(0))
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -104,7 +103,6 @@ def _child(command: Sequence[str]) -> Iterator[Callable[[str], float]]:
         text=True,
         env={**os.environ, "NPROC": "1", "OMP_NUM_THREADS": "1"},
     )
-    os.sched_setaffinity(process.pid, {core})
     assert process.stdin is not None
     assert process.stdout is not None
     stdin, stdout = process.stdin, process.stdout
@@ -309,7 +307,7 @@ def main(side: str) -> None:
             calls[line] = made(*(int(word) if word.isdecimal() else word for word in words))
             jax.block_until_ready(calls[line]())
         started, count = time.perf_counter(), 0
-        while count < 2 or time.perf_counter() - started < _SECONDS:
+        while count == 0 or time.perf_counter() - started < _SECONDS:
             jax.block_until_ready(calls[line]())
             count += 1
         print((time.perf_counter() - started) / count, flush=True)

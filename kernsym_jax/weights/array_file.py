@@ -24,8 +24,8 @@ from kernsym_jax.weights import checkpoint
 from kernsym_jax.weights.layout import HWIO, OIHW
 
 SUPPORTED = (
-    "supported are run directories, orbax, Flax msgpack, safetensors, npz, npy, Equinox, PyTorch, "
-    "ONNX, Keras, TensorFlow (checkpoints, SavedModel, Lite) and Darknet"
+    "supported are run directories, orbax, msgpack, safetensors, npz, npy, eqx, PyTorch, ONNX, "
+    "Keras, TensorFlow, TFLite, Darknet"
 )
 
 _INDEX = ".index.json"

@@ -1,5 +1,6 @@
 """Loads trained weights into one of our models."""
 
+import inspect
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -132,7 +133,10 @@ def _variable_shapes(model: "nn.Module", input_shape: Sequence[int]) -> dict[Pat
     import jax.numpy as jnp
 
     images = jax.ShapeDtypeStruct(tuple(input_shape), jnp.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    # A network of the user's own may need the argument, and another may not know it.
+    takes_train = "train" in inspect.signature(type(model).__call__).parameters
+    fixed: dict[str, Any] = {"train": False} if takes_train else {}
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, **fixed), images)
     leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
     return {tuple(str(key.key) for key in keys): leaf for keys, leaf in leaves}
 

@@ -9,6 +9,8 @@ import math
 import os
 import pathlib
 import re
+import stat
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 
 from kernsym_jax.formats.arrays import (
     DTYPES,
+    OPENED_FOLDER,
     Path,
     StoredArray,
     element_count,
@@ -140,6 +143,9 @@ def _item_arrays(folder: pathlib.Path, needed: Callable[[Path], bool]) -> dict[P
     """Opens the arrays of one tree."""
     import tensorstore
 
+    stored = _size_of_files(folder)
+    # The library opens files where no audit hook sees it.
+    sys.audit(OPENED_FOLDER, str(folder), stored)
     paths, zarr3 = _listed(folder) if (folder / _LISTING).is_file() else _found(folder)
     store_of = _store(folder)
     opened = {
@@ -147,6 +153,8 @@ def _item_arrays(folder: pathlib.Path, needed: Callable[[Path], bool]) -> dict[P
             {
                 "driver": "zarr3" if zarr3 else "zarr",
                 "kvstore": store_of(".".join(path)),
+                # Lost values would be read as zeros; orbax writes those that are zeros.
+                "fill_missing_data_reads": False,
             },
             open=True,
             read=True,
@@ -164,10 +172,30 @@ def _item_arrays(folder: pathlib.Path, needed: Callable[[Path], bool]) -> dict[P
             if needed(path):
                 claimed += elements * dtype.itemsize
             arrays[path] = StoredArray(tuple(store.shape), dtype, _reader(store, path))
-    stored = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if claimed > max(_FREE_SIZE, 8 * stored):
         raise ValueError(f"refused: {stored} bytes of files that claim {claimed} of arrays")
     return arrays
+
+
+def _size_of_files(folder: pathlib.Path) -> int:
+    """The bytes of a folder's files, which are regular and lie in it, links included."""
+    total = 0
+    for place in folder.rglob("*"):
+        if place.is_symlink() and not _leads_into(place, folder):
+            raise ValueError(f"refused: {place.name!r} is a link that leads out of the checkpoint")
+        status = place.stat()
+        if stat.S_ISREG(status.st_mode):
+            total += status.st_size
+        elif not stat.S_ISDIR(status.st_mode):
+            raise ValueError(f"refused: {place.name!r} is neither a file nor a folder")
+    return total
+
+
+def _leads_into(link: pathlib.Path, folder: pathlib.Path) -> bool:
+    try:
+        return link.resolve(strict=True).is_relative_to(folder)
+    except (OSError, RuntimeError):  # a link that leads nowhere, or to itself
+        return False
 
 
 def _store(folder: pathlib.Path) -> Callable[[str], dict[str, Any]]:

@@ -63,8 +63,8 @@ class ZipMembers:
           source: the file, or its bytes: uint8 (bytes,).
 
         Raises:
-          ValueError: if it is not a zip archive, or would inflate beyond `FREE_INFLATION` and eight
-            times its own size.
+          ValueError: if it is not a zip archive, would inflate beyond `FREE_INFLATION` and eight
+            times its own size, or names the same bytes several times.
         """
         self._data = source if isinstance(source, np.ndarray) else map_file(source)
         if _directory_size(self._data) > MAX_DIRECTORY:
@@ -80,6 +80,8 @@ class ZipMembers:
             OSError,
         ) as error:
             raise ValueError(f"a damaged zip archive ({error})") from error
+        if len({item.header_offset for item in items}) != len(items):
+            raise ValueError("refused: an archive with several members in one place")
         self._items = {item.filename: item for item in items}
         self.names = list(self._items)
         inflated = sum(item.file_size for item in items if item.compress_type != zipfile.ZIP_STORED)

@@ -85,6 +85,8 @@ def console() -> Any:
 
 def printable(text: str) -> str:
     """Returns the text with every character that controls a terminal replaced by its escape."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

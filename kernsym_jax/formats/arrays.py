@@ -316,7 +316,9 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith(f"{os.fspath(path)}: "):
-            raise
+            if len(str(error)) <= LONGEST_MESSAGE:
+                raise
+            raise type(error)(shortened(str(error), LONGEST_MESSAGE)) from error
         raise ValueError(_message(os.fspath(path), error)) from error
 
 

@@ -244,7 +244,8 @@ def _is_below(path: str, places: tuple[str, ...]) -> bool:
 
 
 def _outside(path: str) -> str:
-    return f"refused: {os.path.basename(path)!r} lies outside the folder of the source; --trusted reads it"
+    name = os.path.basename(path)
+    return f"refused: {name!r} lies outside the folder of the source; --trusted reads it"
 
 
 def _used_memory() -> int:

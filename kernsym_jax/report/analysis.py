@@ -34,6 +34,8 @@ from kernsym_jax.report.tables import (
 _MOST_DRAWN = 20
 # A layer-by-layer table of more networks than this is too wide for a terminal.
 _MOST_COLUMNS = 4
+# The largest networks have a few hundred spatial convolutions.
+_MOST_LAYERS = 400
 _SHOWN_FIGURES = ("score", "sig_x", "sig_y")
 # Figures of `summarize` and their headings.
 _SHOWN_MEANS = {
@@ -261,7 +263,7 @@ def _layer_table(table: NetworkTable) -> Any:
     for name in ("score", "null", "p", "centred", "odd"):
         grid.add_column(name, justify="right")
     grid.add_column("padding signature, asymmetry and notes")
-    for row in table.rows:
+    for row in table.rows[:_MOST_LAYERS]:
         kh, kw, *_ = row["shape"].split("×")
         words = "; ".join(filter(None, (in_words(row), row["note"])))
         beyond = row["score"] is not None and row["score"] > row["null_q95"]
@@ -280,6 +282,8 @@ def _layer_table(table: NetworkTable) -> Any:
             words,
         )
         grid.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
+    if len(table.rows) > _MOST_LAYERS:
+        grid.add_row("", f"… {len(table.rows) - _MOST_LAYERS} more in layers.csv")
     return grid
 
 

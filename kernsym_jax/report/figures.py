@@ -24,7 +24,7 @@ ROLE_COLORS = {
     None: "#4d6a8a",
 }
 """Colour by role; None if the stride is not known."""
-_MOST_PANELS = 400
+_MOST_PANELS = 120
 _MOST_NAMES = 12
 
 
@@ -97,7 +97,9 @@ def gallery(table: "NetworkTable") -> Any:
     axis.set(xlim=(-0.05, across * columns), ylim=(down * lines - 0.3, -0.32), aspect="equal")
     bar = figure.colorbar(image, ax=axis, shrink=0.7 if lines == 1 else 0.4, ticks=[-1, 0, 1])
     bar.set_label("of the largest cell", fontsize=7)
-    figure.suptitle(literal(f"Mean kernels of {printable(table.source)}"), fontsize=10)
+    few = len(shown) < len(table.rows)
+    title = f"First {len(shown)} mean kernels" if few else "Mean kernels"
+    figure.suptitle(literal(f"{title} of {printable(table.source)}"), fontsize=10)
     return figure
 
 

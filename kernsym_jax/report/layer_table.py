@@ -1,17 +1,16 @@
 """The rows of figures per layer, from which a whole report is drawn."""
 
-import collections
-import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from kernsym_jax import symmetry
 from kernsym_jax.geometry import LayerGeometry
+from kernsym_jax.report.kernel_figures import beside_chance, few_draws, measure_blocks
 from kernsym_jax.symmetry.signature import signature_figures
 from kernsym_jax.weights import ConvKernel, Weights
 
@@ -70,11 +69,6 @@ padding, that is whether both are at most `SIGNIFICANT` and neither axis leans t
 
 SIGNIFICANT = 0.01
 
-NULL_DRAWS = 20_000
-_NULL_SEED = 0
-# One compiled program per kernel shape measures kernels in pieces of this many cells, which fit the
-# processor's cache.
-_BATCH_CELLS = 36_864
 # Taps below this share of the middle tap count as vanished.
 _VANISHED = 1e-3
 # Axis of the signature and sign of its component.
@@ -119,7 +113,7 @@ def layer_rows(
             "predicted_skew": found.skew if found else None,
         }
         row |= _padding_test(row, kernel)
-        row["note"] = _note(row, finite=bool(np.isfinite(kernel.weight).all()))
+        row["note"] = _note(row, *kernel.shape[:2], finite=bool(np.isfinite(kernel.weight).all()))
         rows.append(row)
     _add_false_discovery_rates(rows)
     return [{key: row[key] for key in (*COLUMNS, *FURTHER)} for row in rows]
@@ -171,7 +165,7 @@ def measure_layers(weights: Weights) -> dict[str, dict[str, float | None]]:
     for shape, layers in by_shape.items():
         kernels = (weights.kernels[layer].weight for layer in layers)
         blocks = itertools.chain.from_iterable(map(_blocks_of, kernels))
-        figures = iter(_measure_blocks(blocks, *shape))
+        figures = iter(measure_blocks(blocks, *shape))
         for layer in layers:
             of_mean, of_neurons, of_singles = itertools.islice(figures, 3)
             row = dict(zip(symmetry.FIELDS, map(_number, of_mean[0]), strict=True))
@@ -191,10 +185,11 @@ def _size_figures(weight: np.ndarray) -> dict[str, float | None]:
         scaled = weight / (largest if 0 < largest < np.inf else 1)
         sums = scaled.sum(axis=(2, 3), dtype=np.float64)
         squares = np.einsum("hwio,hwio->hw", scaled, scaled, dtype=np.float64)
+        sums, squares = sums.astype(np.float32), squares.astype(np.float32)
     slices = channels_in * channels_out
     figures = _signature_figures(
-        sums.astype(np.float32),
-        squares.astype(np.float32),
+        sums,
+        squares,
         np.float32(slices),
         np.array(symmetry.signature_sd(kh, kw, slices), np.float32),
     )
@@ -256,68 +251,6 @@ def averaged(weight: np.ndarray) -> np.ndarray:
         return weight.mean(axis=(2, 3), dtype=np.float64).astype(np.float32)
 
 
-@functools.lru_cache(maxsize=64)
-def chance_scores(kh: int, kw: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the scores of `NULL_DRAWS` random kernels, plain and centred; always the same ones.
-
-    Args:
-      kh: rows.
-      kw: columns.
-
-    Returns:
-      Two sorted float32 arrays.
-    """
-    kernels = np.random.default_rng(_NULL_SEED).normal(size=(NULL_DRAWS, kh, kw))
-    block = kernels.astype(np.float32), len(symmetry.FIELDS)
-    (figures,) = _measure_blocks([block], kh, kw)
-    names = ("score", "score_centered")
-    plain, centred = (np.sort(figures[:, symmetry.FIELDS.index(name)]) for name in names)
-    return plain, centred
-
-
-class ChanceLevels(NamedTuple):
-    """Levels of the scores of random kernels.
-
-    Attributes:
-      mean: mean score.
-      q95: 95 % point of the score.
-      centred_q95: 95 % point of the centred score.
-    """
-
-    mean: float
-    q95: float
-    centred_q95: float
-
-
-@functools.lru_cache(maxsize=64)
-def chance_levels(kh: int, kw: int) -> ChanceLevels:
-    """Returns the levels of `chance_scores` for kernels of kh rows and kw columns."""
-    plain, centred = chance_scores(kh, kw)
-    quantiles = (float(np.quantile(scores, 0.95)) for scores in (plain, centred))
-    return ChanceLevels(float(plain.mean()), *quantiles)
-
-
-def beside_chance(score: float | None, kh: int, kw: int) -> dict[str, float | None]:
-    """Describes the null of a kernel shape, and computes the p-value of a score under it.
-
-    Args:
-      score: score of a mean kernel; None if undefined.
-      kh: rows.
-      kw: columns.
-
-    Returns:
-      ``null_mean``, ``null_q95`` and ``p_value``.
-    """
-    (null, _), levels = chance_scores(kh, kw), chance_levels(kh, kw)
-    # The draws are sorted, so a search counts those below the score.
-    below = None if score is None else int(np.searchsorted(null, np.float32(score)))
-    return {
-        "null_mean": levels.mean,
-        "null_q95": levels.q95,
-        "p_value": None if below is None else (1 + len(null) - below) / (1 + len(null)),
-    }
-
-
 def _blocks_of(weight: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
     """The mean kernel, the kernels averaged over inputs and the single kernels, each (n, kh, kw).
 
@@ -325,45 +258,10 @@ def _blocks_of(weight: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
     kernel, only the score for the others.
     """
     yield averaged(weight)[None], len(symmetry.FIELDS)
-    yield np.moveaxis(weight.mean(axis=2, dtype=np.float32), -1, 0), 1
+    with np.errstate(invalid="ignore", over="ignore"):
+        over_inputs = weight.mean(axis=2, dtype=np.float32)
+    yield np.moveaxis(over_inputs, -1, 0), 1
     yield np.moveaxis(weight, (2, 3), (1, 0)).reshape(-1, *weight.shape[:2]), 1
-
-
-def _measure_blocks(
-    blocks: Iterable[tuple[np.ndarray, int]], kh: int, kw: int
-) -> Iterator[np.ndarray]:
-    """Measures blocks of kernels (n, kh, kw), giving (n, wanted) leading fields for each."""
-    size = max(64, _BATCH_CELLS // (kh * kw))
-    batch, filled = np.zeros((size, kh, kw), np.float32), 0
-    # Unfinished blocks: number of missing rows, wanted fields, and the rows so far.
-    waiting: collections.deque[list[Any]] = collections.deque()
-
-    def measure_batch() -> Iterator[np.ndarray]:
-        rows, start = np.asarray(_figure_rows(batch)), 0
-        while waiting and start < filled:
-            missing, wanted, parts = waiting[0]
-            taken = min(missing, filled - start)
-            parts.append(rows[start : start + taken, :wanted].copy())
-            start, waiting[0][0] = start + taken, missing - taken
-            if taken == missing:
-                yield np.concatenate(waiting.popleft()[2])
-
-    for block, wanted in blocks:
-        waiting.append([len(block), wanted, []])
-        while len(block):
-            taken = min(size - filled, len(block))
-            batch[filled : filled + taken] = block[:taken]
-            filled, block = filled + taken, block[taken:]
-            if filled == size:
-                yield from measure_batch()
-                filled = 0
-    if filled:
-        yield from measure_batch()
-
-
-@jax.jit
-def _figure_rows(kernels: jax.Array) -> jax.Array:
-    return symmetry.kernel_symmetry(kernels).row
 
 
 _signature_figures = jax.jit(signature_figures)
@@ -410,7 +308,7 @@ def _only_middle_tap(weight: np.ndarray) -> bool:
     return bool(middle > 0 and norms.max() <= _VANISHED * middle)
 
 
-def _note(row: dict[str, Any], *, finite: bool) -> str:
+def _note(row: dict[str, Any], kh: int, kw: int, *, finite: bool) -> str:
     if not finite:
         return "undefined: the weights are not finite"
     if row["score"] is None:
@@ -419,7 +317,7 @@ def _note(row: dict[str, Any], *, finite: bool) -> str:
         return "only the middle tap is left"
     if row["score_centered"] is None:
         return "constant: no shape beside the offset"
-    return ""
+    return few_draws(kh, kw)
 
 
 def _pair(value: tuple[int, int] | None) -> str | None:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kernsym_jax import symmetry
 from kernsym_jax.cli import printable
 from kernsym_jax.evaluation.figures import svg
@@ -74,6 +76,8 @@ _HEADINGS = (
 )
 # Signatures are a few hundredths of a cell; an arrow shows them at this many times their length.
 _ARROW = 15
+# Cells along an axis of a kernel's picture.
+_MOST_CELLS = 64
 # A layer-by-layer table of more networks than this is too wide to read.
 _MOST_COMPARED = 6
 
@@ -299,7 +303,8 @@ def _y(score: float) -> float:
 
 
 def _layer(row: dict[str, Any], table: "NetworkTable") -> dict[str, Any]:
-    kernel = table.mean_kernels[row["layer"]]
+    whole = table.mean_kernels[row["layer"]]
+    kernel = _coarse(whole)
     unit = figures.unit_kernel(kernel)
     values = {key: row.get(key) for key, _, _ in _TABLE}
     return {
@@ -317,8 +322,20 @@ def _layer(row: dict[str, Any], table: "NetworkTable") -> dict[str, Any]:
         "size": kernel.shape,
         "beyond": row["score"] is not None and row["score"] > row["null_q95"],
         "energies": [(name, row[name] or 0.0) for name in symmetry.IRREPS],
-        "arrow": _arrow(row, kernel.shape),
+        "arrow": _arrow(row, kernel.shape) if kernel is whole else None,
     }
+
+
+def _coarse(kernel: np.ndarray) -> np.ndarray:
+    """The kernel, or means of blocks of its cells if it has too many for a page."""
+    for axis, size in enumerate(kernel.shape):
+        if size > _MOST_CELLS:
+            edges = np.linspace(0, size, _MOST_CELLS, endpoint=False).astype(int)
+            with np.errstate(over="ignore", invalid="ignore"):
+                sums = np.add.reduceat(kernel, edges, axis=axis)
+            counts = np.diff(edges, append=size)
+            kernel = sums / np.expand_dims(counts, 1 - axis).astype(kernel.dtype)
+    return kernel
 
 
 def _drift(drift: list[float] | None) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from kernsym_jax import run_directory
 from kernsym_jax.cli import path_name
-from kernsym_jax.formats.arrays import natural_order
+from kernsym_jax.formats.arrays import naming, natural_order
 from kernsym_jax.formats.safetensors import read_weight_map
 from kernsym_jax.formats.tensor_bundle import index_of
 from kernsym_jax.geometry import LayerGeometry
@@ -201,12 +201,13 @@ def read_table(path: str | pathlib.Path, options: Options | None = None) -> Netw
     from kernsym_jax import weights
 
     path, options = pathlib.Path(path), options or Options()
-    found = weights.read(path, **_reading(options))
-    _require_kernels(found, path_name(path))
-    history = _symmetry_lines(path) if run_directory.is_run(path) else []
-    geometry = architecture.geometry_of(path, options)
-    more = {"history": history, "consistency": _evaluation(path)}
-    return _table(found, str(path), geometry, options, **more)
+    with naming(path):
+        found = weights.read(path, **_reading(options))
+        _require_kernels(found, path_name(path))
+        history = _symmetry_lines(path) if run_directory.is_run(path) else []
+        geometry = architecture.geometry_of(path, options)
+        more = {"history": history, "consistency": _evaluation(path)}
+        return _table(found, str(path), geometry, options, **more)
 
 
 def _in_memory(source: Any, options: Options) -> NetworkTable:

@@ -9,7 +9,8 @@ import numpy as np
 
 from kernsym_jax import geometry as audits
 from kernsym_jax import symmetry
-from kernsym_jax.report.layer_table import SIGNIFICANT, chance_levels
+from kernsym_jax.report.kernel_figures import chance_levels
+from kernsym_jax.report.layer_table import SIGNIFICANT
 
 if TYPE_CHECKING:
     from kernsym_jax.report.tables import NetworkTable

@@ -339,10 +339,14 @@ def _tensor(
     def read() -> np.ndarray:
         if len(parts) == 1:
             return _part(name, values.part(parts[0][2]), shape, dtype)
-        whole = np.zeros(shape, dtype)
+        whole, known = np.zeros(shape, dtype), np.zeros(shape, bool)
         for offsets, sizes, place in parts:
             inside = tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))
             whole[inside] = _part(name, values.part(place), sizes, dtype)
+            known[inside] = True
+        # Parts that overlap leave zeros elsewhere.
+        if not known.all():
+            raise ValueError(f"the parts of {name!r} do not fill its shape {shape}")
         return whole
 
     return StoredArray(shape, dtype, read)

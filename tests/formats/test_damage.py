@@ -58,6 +58,12 @@ def test_audits_of_damaged_graphs_end_in_one_clear_error(files, tmp_path, name, 
     assert damage.faults(files[name], copies, seed=0, folder=tmp_path, read=read) == []
 
 
+@pytest.mark.parametrize("name", ["tar", "tar.gz"])
+def test_damaged_archives_of_images_end_in_one_clear_error(tmp_path, name):
+    source = damage.image_archives(tmp_path)[name]
+    assert damage.faults(source, 150, seed=0, folder=tmp_path, read=damage.read_images) == []
+
+
 def test_more_than_two_thousand_damaged_files_are_read():
     assert sum(COPIES.values()) >= 2000
 

@@ -192,3 +192,10 @@ def test_parts_that_leave_gaps_or_reach_out_are_refused(distributed):
         with pytest.raises(ValueError, match=says):
             weights.read(folder)
         size = b"(K" + bytes([other]) + b"K\x03K\x03K\x03t"
+
+
+def test_parts_that_overlap_and_so_leave_gaps_are_refused(distributed):
+    # The second part of the kernel of layer1 begins at (2, 0, 0, 0).
+    folder = distributed(b"(K\x02K\x00K\x00K\x00t", b"(K\x01K\x00K\x00K\x00t")
+    with pytest.raises(ValueError, match="do not fill its shape"):
+        weights.read(folder)

@@ -289,8 +289,8 @@ def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
     )
 
 
-LONGEST_MESSAGE = 300
-"""Characters of a message about a source."""
+LONGEST_MESSAGE = 280
+"""Characters of a message about a source; a line of 300 has room for the program's name too."""
 
 _LONGEST_NAME = 200
 
@@ -303,9 +303,9 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
       path: the file or directory that is read inside the context.
 
     Raises:
-      ValueError: of at most 300 characters, for any error of damaged data. The libraries that
-        parse files have many kinds of errors, so every kind counts but those of missing files,
-        permissions and libraries.
+      ValueError: of at most `LONGEST_MESSAGE` characters, for any error of damaged data. The
+        libraries that parse files have many kinds of errors, so every kind counts but those of
+        missing files, permissions and libraries.
     """
     try:
         # Python's own parsers warn about odd escapes in what they read.
@@ -315,7 +315,8 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
     except (FileNotFoundError, PermissionError, ImportError):
         raise
     except Exception as error:
-        if isinstance(error, ValueError) and str(error).startswith(f"{os.fspath(path)}: "):
+        named = str(error).startswith((f"{os.fspath(path)}: ", f"{os.fspath(path)}{os.sep}"))
+        if isinstance(error, ValueError) and named:
             if len(str(error)) <= LONGEST_MESSAGE:
                 raise
             raise type(error)(shortened(str(error), LONGEST_MESSAGE)) from error

@@ -166,7 +166,7 @@ def call(
       What the reader returns. Its arrays are read-only views of files and of shared memory.
 
     Raises:
-      ValueError: of at most 300 characters that name the source, if the reader raises one, crashes
+      ValueError: of at most 280 characters that name the source, if the reader raises one, crashes
         or exceeds its limits.
       OSError: if the reader cannot open a file.
       ImportError: if a library is missing.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kernsym_jax import cli
+from kernsym_jax.formats.arrays import LONGEST_MESSAGE, shortened
 from kernsym_jax.report.figures import write_figures
 from kernsym_jax.report.layer_table import COLUMNS
 from kernsym_jax.report.page import write_page
@@ -89,7 +90,8 @@ def analyze(
             failed[cli.path_name(source)] = str(error)
     if not tables:
         reasons = "; ".join(failed.values()) or "none of them holds a network"
-        raise ValueError(f"none of {len(sources)} sources could be analyzed: {reasons}")
+        text = f"none of {len(sources)} sources could be analyzed: {reasons}"
+        raise ValueError(shortened(text, LONGEST_MESSAGE))
     print_tables(tables)
     write_results(tables, folder)
     return tables, failed

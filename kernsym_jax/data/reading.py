@@ -124,7 +124,6 @@ def decode_all(encoded: EncodedSet, view: View, on_broken: str) -> Decoded:
 
 def _decoded(files: Files, view: View) -> Iterator[tuple[np.ndarray | BrokenImage, np.ndarray]]:
     """Yields every image, or why it cannot be read, and its label."""
-    first = 0
     size: tuple[int, ...] | None = None
 
     def one(index: int) -> tuple[np.ndarray | BrokenImage, np.ndarray]:
@@ -135,7 +134,7 @@ def _decoded(files: Files, view: View) -> Iterator[tuple[np.ndarray | BrokenImag
         except OtherSize as error:
             assert size is not None, "without a size, every size is right"
             raise ValueError(
-                f"{files.name(index)}: {error}, where {files.name(first)} has {size[1]}×{size[0]}; "
+                f"{files.name(index)}: {error}, where the first image has {size[1]}×{size[0]}; "
                 "images must have one size: set config.data.image_size or config.data.scale_to to "
                 "scale them as they are read, or config.data.crop_size and config.data.streaming "
                 "to crop them while training"
@@ -147,7 +146,7 @@ def _decoded(files: Files, view: View) -> Iterator[tuple[np.ndarray | BrokenImag
         while index < len(files):
             for image, label in pool.map(one, range(index, min(index + ahead, len(files)))):
                 if size is None and isinstance(image, np.ndarray):
-                    first, size = index, image.shape[:2]
+                    size = image.shape[:2]
                     per_image = max(image.nbytes + label.nbytes, 1)
                     ahead = max(1, min(_BYTES_AHEAD // per_image, _AHEAD * (os.cpu_count() or 1)))
                 index += 1

@@ -31,8 +31,10 @@ from kernsym_jax.report.tables import (
     find_trajectories,
 )
 
-# Drawing takes longer than measuring. More networks than this are drawn on the page only.
+# Drawing takes longer than measuring. More networks than this, and networks of more layers than
+# this, are drawn on the page only.
 _MOST_DRAWN = 20
+_MOST_DRAWN_LAYERS = 1000
 # A layer-by-layer table of more networks than this is too wide for a terminal.
 _MOST_COLUMNS = 4
 # The largest networks have a few hundred spatial convolutions.
@@ -129,7 +131,8 @@ def write_results(tables: Sequence[NetworkTable], out: pathlib.Path) -> None:
     with (out / "mean_kernels.npz").open("wb") as file:
         np.savez(file, **_file_names(kernels))
     for index, table in enumerate(shown if len(shown) <= _MOST_DRAWN else [], 1):
-        write_figures(table, out / "figures", prefix=f"{index}_" if len(shown) > 1 else "")
+        if len(table.rows) <= _MOST_DRAWN_LAYERS:
+            write_figures(table, out / "figures", prefix=f"{index}_" if len(shown) > 1 else "")
     write_page(shown, out / "report.html", comparison=comparison, trajectories=runs)
 
 

@@ -23,7 +23,7 @@ from kernsym_jax.weights.layout import (
     axes_to_hwio,
 )
 
-_PAD = 34
+_PAD, _SPACE_TO_BATCH = 34, 38
 
 
 def read(path: str | os.PathLike) -> Weights:
@@ -90,6 +90,9 @@ def _kernel(graph: Graph, operator: Operator, array: StoredArray) -> ConvKernel:
         if kind == CONV:
             dilation = operator.option(5, default=1), operator.option(4, default=1)
     multiplier = max(operator.option(3), 1) if depthwise else 1
+    block = _block(graph, operator)
+    if block is not None:
+        dilation = block
     return ConvKernel(
         weight,
         kind,
@@ -100,8 +103,25 @@ def _kernel(graph: Graph, operator: Operator, array: StoredArray) -> ConvKernel:
     )
 
 
+def _block(graph: Graph, operator: Operator) -> tuple[int, int] | None:
+    """Returns the dilation that SPACE_TO_BATCH_ND in front of a layer stands for."""
+    before = graph.makers.get(operator.inputs[0])
+    if before is None or before.code != _SPACE_TO_BATCH:
+        return None
+    sizes = graph.array(before.inputs[1])
+    if sizes is None or sizes.shape != (2,):
+        return None
+    rows, columns = sizes.read().tolist()
+    return int(rows), int(columns)
+
+
 def _padding(graph: Graph, operator: Operator) -> Padding | None:
-    """Returns the padding of a layer, including that of a PAD in front of it."""
+    """Returns the padding of a layer, including that of a PAD in front of it.
+
+    It is unknown if the layer reads blocks of a map: what is cut off behind it counts too.
+    """
+    if _block(graph, operator) is not None:
+        return None
     if operator.option(0, "<b") == 0:
         return "SAME"
     transposed = operator.code == TRANSPOSE_CONV

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import writers
 
-from kernsym_jax import geometry
+from kernsym_jax import geometry, weights
 
 CONV, DEPTHWISE, POOL, ADD, CONCATENATION, PAD, MEAN, UPSCALE = 3, 4, 17, 0, 2, 34, 40, 67
 TO_BLOCKS, FROM_BLOCKS, SHAPE, RELU = 38, 37, 77, 19
@@ -165,6 +165,8 @@ def test_blocks_of_a_map_stand_for_dilation(save):
     rows = geometry.audit_file(path)
     assert (rows[0].dilation, rows[0].padding) == ((3, 3), ((3, 3), (3, 3)))
     assert (rows[0].output_size, rows[1].output_size) == ((33, 33), (17, 17))
+    stored = weights.read(path).kernels["dilated"]
+    assert (stored.dilation, stored.padding) == ((3, 3), None)
 
 
 def test_an_unknown_operator_costs_only_the_layers_behind_it(save):

@@ -20,6 +20,12 @@ _PARALLEL = flags.DEFINE_string(
     "Runs at once, each a process with one of CUDA_VISIBLE_DEVICES; 0: in this one; auto: on a CPU "
     "one single-threaded process per core, if a measurement finds that faster.",
 )
+_PILOT = flags.DEFINE_integer(
+    "pilot",
+    0,
+    "Train this many seeds that do not count, from 100 on, and print the lines for the study file "
+    "from which the power is computed.",
+)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only list the runs, their state and their cost.")
 _EMIT = flags.DEFINE_enum(
     "emit", None, ["commands", "slurm", "skypilot"], "Only write the runs as jobs."
@@ -45,6 +51,9 @@ def main(argv: Sequence[str]) -> int:
     command = ["-m", "kernsym_jax.study", f"--study={_STUDY.value}", f"--size={_SIZE.value}"]
     command += [f"--workdir={_WORKDIR.value}"] + [f"--data={_DATA.value}"] * bool(_DATA.value)
     command += [f"--runs={_RUNS.value}"] * bool(_RUNS.value)
+    if _PILOT.value:
+        study = study.as_pilot(_PILOT.value)
+        command.append(f"--pilot={_PILOT.value}")
     if _DRY_RUN.value:
         print(studies.dry_run(study, _WORKDIR.value))
         return 0
@@ -61,6 +70,9 @@ def main(argv: Sequence[str]) -> int:
     except training.Preempted as stopped:
         print(stopped)
         return cli.PREEMPTED
+    if _PILOT.value:
+        print(studies.pilot_table(results))
+        return 0
     for claim, verdict in results.verdicts.items():
         print(f"{claim}: {verdict}. {study.claims[claim].text}")
     if _KEEP.value is not None:

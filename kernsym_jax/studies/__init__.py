@@ -1,7 +1,7 @@
 """Studies: each claim as runs, measures, one primary test and a rule, fixed before the runs."""
 
 from kernsym_jax.studies.claims_page import write_claims_page
-from kernsym_jax.studies.conduct import conduct, dry_run, gather, keep, train_one
+from kernsym_jax.studies.conduct import conduct, dry_run, gather, keep, pilot_table, train_one
 from kernsym_jax.studies.jobs import emit
 from kernsym_jax.studies.results import FinishedRun
 from kernsym_jax.studies.runs import load_study, pick_size
@@ -33,6 +33,7 @@ __all__ = [
     "keep",
     "load_study",
     "pick_size",
+    "pilot_table",
     "train_one",
     "write_claims_page",
 ]

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -332,6 +333,23 @@ def power_table(study: Study) -> str:
             text += ")"
         lines.append(text)
     return "\n".join(lines)
+
+
+def pilot_table(results: Results) -> str:
+    """Returns what a pilot says about each primary contrast, as lines of Python for the study file.
+
+    Args:
+      results: the results of `Study.as_pilot`.
+    """
+    seeds = results.study.seeds
+    source = f"seeds {seeds[0]} to {seeds[-1]} of size {results.study.size}"
+    lines = ["PILOTS = {"]
+    for test in results.tests:
+        found = list(test.differences.values())
+        if test.primary and test.name in results.study.contrasts and len(found) > 1:
+            mean, sd = statistics.mean(found), statistics.stdev(found)
+            lines.append(f'    "{test.name}": Pilot({mean:.3g}, {sd:.2g}, "{source}"),')
+    return "\n".join([*lines, "}"])
 
 
 def missing_file(run: PlannedRun) -> str:

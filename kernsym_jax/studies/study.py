@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DIRECTIONS = ("above", "below", "zero")
 _CHECKSUM_DIGITS = 8
+_FIRST_PILOT_SEED = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,6 +313,24 @@ class Study:
                     test.pilot, cases, level, test.expected, test.smallest
                 )
         return found
+
+    def as_pilot(self, count: int) -> "Study":
+        """Returns the same study with seeds that do not count in it, 100, 101 and so on.
+
+        Args:
+          count: number of seeds; two at least give a standard deviation.
+
+        Raises:
+          ValueError: if the study reads networks, has one of these seeds, or ``count`` is below 2.
+        """
+        if self.networks:
+            raise ValueError(f"study {self.name} reads trained networks: it has no pilot")
+        if count < 2:
+            raise ValueError(f"a pilot needs two seeds or more; got {count}")
+        seeds = tuple(range(_FIRST_PILOT_SEED, _FIRST_PILOT_SEED + count))
+        if set(seeds) & set(self.seeds):
+            raise ValueError(f"study {self.name} counts seeds from {_FIRST_PILOT_SEED} on itself")
+        return dataclasses.replace(self, seeds=seeds)
 
     def config(self, variant: str, seed: int) -> ml_collections.ConfigDict:
         """Returns the resolved config of one run.

@@ -10,6 +10,7 @@ import pytest
 from kernsym_jax import evaluation, studies, training
 from kernsym_jax.studies import load_study
 from kernsym_jax.studies import measures as m
+from kernsym_jax.studies.results import decide
 
 COMMAND = ["-m", "kernsym_jax.study", "--study=micro.py", "--size=smoke", "--workdir=runs"]
 TABLES = (
@@ -41,6 +42,24 @@ def tables(workdir):
 def rows(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_pilot_has_seeds_that_do_not_count_and_tells_their_spread(study, conducted):
+    pilot = study.as_pilot(3)
+    assert pilot.seeds == (100, 101, 102)
+    values = {
+        (variant, seed): dict.fromkeys(study.measures, 0.0) | {"E_strided": value}
+        for variant, found in (("even", (0.3, 0.5, 0.7)), ("odd", (0.1, 0.1, 0.1)))
+        for seed, value in zip(pilot.seeds, found, strict=True)
+    }
+    table = studies.pilot_table(decide(pilot, values))
+    assert (
+        table == 'PILOTS = {\n    "odd_part": Pilot(0.4, 0.2, "seeds 100 to 102 of size smoke"),\n}'
+    )
+    with pytest.raises(ValueError, match="two seeds or more"):
+        study.as_pilot(1)
+    with pytest.raises(ValueError, match="itself"):
+        dataclasses.replace(study, seeds=(100, 101)).as_pilot(2)
 
 
 def test_every_run_measure_and_layer_is_kept_raw(conducted, study):

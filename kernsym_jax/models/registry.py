@@ -1,25 +1,24 @@
-"""The networks by name: making one, and looking at the maps inside it."""
+"""The networks by name: making one of ours or of the user's own, and its intermediate maps."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict
 
-from kernsym_jax.models.alexnet import AlexNet
-from kernsym_jax.models.convnext import ConvNeXt
-from kernsym_jax.models.densenet import DenseNet
-from kernsym_jax.models.efficientnet import EfficientNet
+from kernsym_jax.models.depthwise import ConvNeXt, EfficientNet, MobileNetV2
 from kernsym_jax.models.inception_v3 import InceptionV3
-from kernsym_jax.models.mobilenet_v2 import MobileNetV2
-from kernsym_jax.models.own import create_own, is_own
-from kernsym_jax.models.resnet import CifarResNet, ResNet
-from kernsym_jax.models.small_cnn import SmallCNN
+from kernsym_jax.models.plain import VGG, AlexNet, SmallCNN
+from kernsym_jax.models.resnet import CifarResNet, DenseNet, ResNet
 from kernsym_jax.models.unet import UNet
 from kernsym_jax.models.variant import make_variant
-from kernsym_jax.models.vgg import VGG
 
 
 class Model(NamedTuple):
@@ -223,3 +222,96 @@ def _model(name: str) -> Model:
             f"unknown model {name!r}; wanted one of {NAMES}, or package.module:Class of your own"
         )
     return _MODELS[name]
+
+
+def is_own(name: str) -> bool:
+    """Returns whether a name is that of a user's class, not of a network of the registry."""
+    return ":" in name
+
+
+def create_own(
+    name: str, num_classes: int | None, choices: Mapping[str, Any], fields: Mapping[str, Any]
+) -> nn.Module:
+    """Makes a network of the user's own.
+
+    Args:
+      name: ``package.module:Class``.
+      num_classes: number of outputs, for a class with such a field.
+      choices: arguments of `make_variant`, for a class with a field ``variant: models.Variant``;
+        other classes accept only the defaults, and ``bn_axis_name`` if they have that field.
+      fields: fields of the class.
+
+    Returns:
+      The Linen module.
+
+    Raises:
+      ValueError: if there is no such class, it is no Linen module that takes ``train``, or it does
+        not have one of the fields.
+    """
+    module = _find_class(name)
+    types = {f.name: str(f.type) for f in dataclasses.fields(module) if f.init}
+    known = set(types) - {"parent", "name"}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise ValueError(f"{name}: unknown fields {unknown}; wanted some of {sorted(known)}")
+    given = dict(fields)
+    if num_classes is not None and "num_classes" in known:
+        given.setdefault("num_classes", num_classes)
+    variant, plain = make_variant(name, **choices), make_variant(name)
+    takes_variant = "Variant" in types.get("variant", "")
+    if takes_variant:
+        given.setdefault("variant", variant)
+    if "bn_axis_name" in known:
+        given.setdefault("bn_axis_name", variant.bn_axis_name)
+        plain = dataclasses.replace(plain, bn_axis_name=variant.bn_axis_name)
+    for key, value in choices.items():
+        if not takes_variant and getattr(variant, key) != getattr(plain, key):
+            raise ValueError(
+                f"{name}: {key}={value!r} needs a field `variant: models.Variant`, which the class "
+                "does not have; kwargs set its own fields"
+            )
+    try:
+        return module(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _find_class(name: str) -> type[nn.Module]:
+    place, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*place.split("."), attribute)):
+        raise ValueError(f"unknown model {name!r}; a class of your own is package.module:Class")
+    with _current_directory_first():
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"{name}: there is no module {error.name!r} in the current directory or among the "
+                "installed packages"
+            ) from error
+        # The user's code runs here and may raise anything.
+        except Exception as error:
+            kind = type(error).__name__
+            raise ValueError(f"{name}: importing {place} fails: {kind}: {error}") from error
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise ValueError(f"{name}: {place} has no class {attribute!r}")
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(f"{name}: {attribute} is not a class of flax.linen.Module")
+    parameters = inspect.signature(found.__call__).parameters.values()
+    if not any(p.name == "train" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise ValueError(f"{name}: its call does not take train; wanted (images, train=…)")
+    return found
+
+
+@contextlib.contextmanager
+def _current_directory_first() -> Iterator[None]:
+    """Makes imports find modules in the current directory, as ``python -m`` does."""
+    folder = os.getcwd()
+    importlib.invalidate_caches()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        # The imported module may have changed the list itself.
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)

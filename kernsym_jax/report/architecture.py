@@ -36,7 +36,6 @@ def geometry_of(path: pathlib.Path | None, options: "Options") -> Geometry:
       ValueError: if it cannot be audited at the size that the options name.
     """
     from kernsym_jax import geometry, models
-    from kernsym_jax.models.own import is_own
 
     run = None if path is None else run_directory.run_of(path)
     fields: dict[str, Any] | None = None
@@ -44,6 +43,8 @@ def geometry_of(path: pathlib.Path | None, options: "Options") -> Geometry:
         fields = {"name": options.model, "padding": options.padding}
         fields["downsample"] = options.downsample
     elif run is not None and (run / run_directory.LAYERS).exists():
+        from kernsym_jax.models.registry import is_own
+
         fields = run_directory.read_config(run)["model"]
         # Reading a run runs no code that its files name.
         if is_own(fields["name"]):

@@ -29,9 +29,11 @@ from kernsym_jax.geometry.layer import (
     FileAudit,
     LayerGeometry,
     NoGraphError,
+    audit_json,
+    layer_table,
+    print_audit,
     read_rows,
 )
-from kernsym_jax.geometry.table import audit_json, layer_table, print_audit
 
 if TYPE_CHECKING:
     from kernsym_jax.geometry.jaxpr import audit, audit_module

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from kernsym_jax.geometry import jaxpr_value, primitives, weight_path
+from kernsym_jax.geometry import jaxpr_value, primitives
 from kernsym_jax.geometry.axis import Axis, Source, unknown, whole
-from kernsym_jax.geometry.jaxpr_value import Value
+from kernsym_jax.geometry.jaxpr_value import Leaf, Value
 from kernsym_jax.geometry.layer import LayerGeometry
 from kernsym_jax.geometry.network import Network, Sliding
-from kernsym_jax.geometry.weight_path import Leaf
 
 _POOLS = {
     "reduce_window_max": "max_pool",
@@ -56,14 +55,14 @@ def audit(fn: Callable[..., Any], *example_args: Any) -> list[LayerGeometry]:
       ValueError: if a map is empty or a kernel is larger than its padded input; the message names
         the layer.
     """
-    leaves, arrays, call = weight_path.arguments(fn, example_args)
+    leaves, arrays, call = jaxpr_value.arguments(fn, example_args)
     jaxpr = jax.make_jaxpr(call)(*arrays)
     inputs = []
     for number, (leaf, array) in enumerate(zip(leaves, arrays, strict=True), start=1):
         axes = tuple(whole(Source(size, frozenset({-number}))) for size in array.shape)
         inputs.append(Value(axes, array.shape, depends=True, leaf=leaf))
     network = Network()
-    for value in _Follower(network, weight_path.closed_over(fn)).follow(jaxpr, inputs):
+    for value in _Follower(network, jaxpr_value.closed_over(fn)).follow(jaxpr, inputs):
         network.leave(value.axes)
     return network.rows()
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kernsym_jax.geometry import weight_path
+from kernsym_jax.geometry import jaxpr_value
 from kernsym_jax.geometry.axis import (
     CONSTANT,
     OTHER,
@@ -43,7 +43,7 @@ def apply(network: Network, equation: Any, inputs: list[Value]) -> list[Value]:
     name, params = equation.primitive.name, equation.params
     shapes = [tuple(getattr(out.aval, "shape", ())) for out in equation.outvars]
     if not any(value.depends for value in inputs):
-        leaf = weight_path.origin([value.leaf for value in inputs])
+        leaf = jaxpr_value.origin([value.leaf for value in inputs])
         known = [value.const for value in inputs]
         return [
             Value(
@@ -56,7 +56,7 @@ def apply(network: Network, equation: Any, inputs: list[Value]) -> list[Value]:
             for shape, out in zip(shapes, equation.outvars, strict=True)
         ]
     # The product of two matrices is neither of them.
-    leaf = None if name == "dot_general" else weight_path.origin([value.leaf for value in inputs])
+    leaf = None if name == "dot_general" else jaxpr_value.origin([value.leaf for value in inputs])
     if name in _HANDLERS:
         results = _HANDLERS[name](network, params, inputs, shapes[0])
         axes = results if isinstance(results, list) else [results]

@@ -4,7 +4,7 @@ Maps are (batch, height, width, channels) and kernels (kh, kw, in / groups, out)
 BatchNorm statistics are float32; ``dtype`` sets the type of the computation.
 """
 
-from kernsym_jax.layers.conv import Conv
+from kernsym_jax.layers.conv import BatchNorm, Conv
 from kernsym_jax.layers.downsample import (
     DOWNSAMPLINGS,
     Downsample,
@@ -16,13 +16,14 @@ from kernsym_jax.layers.downsample import (
     lps_weights,
     mix,
     polyphase,
+    upsample,
 )
-from kernsym_jax.layers.norm import BatchNorm
 from kernsym_jax.layers.padding import PADDINGS, check_padding, layer_padding, pad_map, window_scale
-from kernsym_jax.layers.pool import AvgPool, MaxPool, adaptive_average_pool
-from kernsym_jax.layers.upsample import upsample
 from kernsym_jax.layers.window import (
+    AvgPool,
+    MaxPool,
     Position,
+    adaptive_average_pool,
     corner,
     crop,
     crop_to_common,

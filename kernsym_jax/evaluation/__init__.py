@@ -1,21 +1,33 @@
 """Accuracy of a network's answers, and their consistency under shifts, flips and rotations."""
 
-from kernsym_jax.evaluation.answers import Answers, Flips, MaskAnswers, MaskFlips
-from kernsym_jax.evaluation.confusion import class_iou, confusion_matrix, margins
-from kernsym_jax.evaluation.console import print_consistency
+from kernsym_jax.evaluation.answers import (
+    Answers,
+    Flips,
+    MaskAnswers,
+    MaskFlips,
+    confusion_matrix,
+)
 from kernsym_jax.evaluation.estimates import (
     Estimate,
     accuracy,
     agreement_map,
     bootstrap,
+    class_iou,
     flip_consistency,
+    margins,
     mean_iou,
     share,
     shift_consistency,
     summarize,
     wilson,
 )
-from kernsym_jax.evaluation.figures import example, write_map, write_picture, write_results
+from kernsym_jax.evaluation.figures import (
+    example,
+    print_consistency,
+    write_map,
+    write_picture,
+    write_results,
+)
 from kernsym_jax.evaluation.measure import HostFunction, measure
 from kernsym_jax.evaluation.onnx_network import OnnxNetwork
 from kernsym_jax.evaluation.subject import (

@@ -18,7 +18,6 @@ import numpy as np
 from jax.tree_util import Partial
 
 from kernsym_jax.data import VOID
-from kernsym_jax.evaluation.confusion import confusion_matrix
 from kernsym_jax.evaluation.transforms import Shifts, shift_maps, unflip
 
 Answer = Mapping[str, jax.Array]
@@ -366,3 +365,23 @@ def _by_class(values: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
     """Sums of values (batch, height, width) over the pixels of each label from 1 on."""
     of_class = labels[..., None] == jnp.arange(1, classes + 1).reshape(1, 1, 1, -1)
     return jnp.sum(jnp.where(of_class, values[..., None], 0), (1, 2))
+
+
+def confusion_matrix(answers: jax.Array, masks: jax.Array, classes: int) -> jax.Array:
+    """Counts the pixels of each true class by the class of the answer.
+
+    Args:
+      answers: (batch, height, width) integers, classes.
+      masks: (batch, height, width) uint8, true classes; ``data.VOID`` for pixels without a label.
+      classes: number of classes, at most 255.
+
+    Returns:
+      (batch, classes, classes) int32, true classes in rows.
+    """
+    count = answers.shape[0]
+    # The one-hot row of a label beyond the classes, such as void, is 0, so it is not counted.
+    true, answered = (
+        jax.nn.one_hot(labels.reshape(count, -1), classes, dtype=jnp.float32)
+        for labels in (masks, answers)
+    )
+    return jnp.einsum("npi,npj->nij", true, answered).astype(jnp.int32)

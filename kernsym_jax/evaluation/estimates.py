@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from kernsym_jax.evaluation import confusion
 from kernsym_jax.evaluation.answers import Answers, Flips, MaskAnswers, MaskFlips
 
 CONFIDENCE = 0.95
@@ -153,7 +152,7 @@ def accuracy(answers: Answers | MaskAnswers) -> Estimate:
       over images, because pixels of an image do not err independently.
     """
     if isinstance(answers, MaskAnswers):
-        return _from_margins(answers, lambda counts: confusion.pixel_accuracy(counts)[:, None])[0]
+        return _from_margins(answers, lambda counts: pixel_accuracy(counts)[:, None])[0]
     return share(answers.correct)
 
 
@@ -167,7 +166,7 @@ def mean_iou(answers: MaskAnswers) -> Estimate:
       The intersection over union of the pixels of all images together, averaged over the classes
       that appear in masks or answers.
     """
-    return _from_margins(answers, lambda counts: confusion.mean_class_iou(counts)[:, None])[0]
+    return _from_margins(answers, lambda counts: mean_class_iou(counts)[:, None])[0]
 
 
 def shift_consistency(answers: Answers | MaskAnswers) -> Estimate:
@@ -304,10 +303,10 @@ def _pixels_by_class(answers: MaskAnswers, classes: Sequence[str]) -> dict[str, 
     ``accuracy``, ``shift_consistency`` and ``flip_consistency``: shares of the pixels of all images
     together, with the bootstrap's interval over images.
     """
-    pixels = confusion.margins(answers.confusion)[:, 1]
+    pixels = margins(answers.confusion)[:, 1]
     estimates: dict[tuple[str, ...], list[Estimate]] = {
-        ("iou",): _from_margins(answers, confusion.class_iou),
-        ("accuracy",): _ratios(confusion.margins(answers.confusion)[:, 0], pixels),
+        ("iou",): _from_margins(answers, class_iou),
+        ("accuracy",): _ratios(margins(answers.confusion)[:, 0], pixels),
     }
     if answers.shifts is not None:
         agreeing, compared = np.moveaxis(answers.shift_by_class, 1, 0)
@@ -333,7 +332,7 @@ def _pixels_by_class(answers: MaskAnswers, classes: Sequence[str]) -> dict[str, 
 
 
 def _from_margins(answers: MaskAnswers, of: Any) -> list[Estimate]:
-    counts = confusion.margins(answers.confusion)
+    counts = margins(answers.confusion)
     shape = counts.shape[1:]
     return bootstrap(
         counts.reshape(len(counts), -1), of=lambda means: of(means.reshape(-1, *shape))
@@ -349,3 +348,67 @@ def _ratios(part: np.ndarray, whole: np.ndarray) -> list[Estimate]:
             return means[:, :classes] / means[:, classes:]
 
     return bootstrap(np.concatenate([part, whole], axis=1), of=ratio)
+
+
+def margins(confusion: Any) -> np.ndarray:
+    """Reduces confusion matrices to the counts that accuracy and intersection over union need.
+
+    Args:
+      confusion: (…, classes, classes), true classes in rows.
+
+    Returns:
+      (…, 3, classes): for each class the correct pixels, the pixels in the masks, and the pixels in
+      the answers.
+    """
+    matrix = np.asarray(confusion)
+    hits = np.diagonal(matrix, axis1=-2, axis2=-1)
+    return np.stack([hits, matrix.sum(-1), matrix.sum(-2)], axis=-2)
+
+
+def pixel_accuracy(counts: Any) -> np.ndarray:
+    """Computes the share of correct pixels.
+
+    Args:
+      counts: (…, 3, classes) from `margins`.
+
+    Returns:
+      (…) float64; NaN without pixels.
+    """
+    hits, true, _ = np.moveaxis(np.asarray(counts, np.float64), -2, 0)
+    with np.errstate(invalid="ignore"):
+        return hits.sum(-1) / true.sum(-1)
+
+
+def class_iou(counts: Any) -> np.ndarray:
+    """Computes the intersection over union of each class.
+
+    Args:
+      counts: (…, 3, classes) from `margins`.
+
+    Returns:
+      (…, classes) float64; NaN for a class that appears neither in masks nor in answers.
+
+    Reference: Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective",
+    IJCV 2015, section 4.3.
+    """
+    hits, true, answered = np.moveaxis(np.asarray(counts, np.float64), -2, 0)
+    with np.errstate(invalid="ignore"):
+        return hits / (true + answered - hits)
+
+
+def mean_class_iou(counts: Any) -> np.ndarray:
+    """Averages `class_iou` over the classes that appear in masks or answers.
+
+    Args:
+      counts: (…, 3, classes) from `margins`.
+
+    Returns:
+      (…) float64; NaN without pixels.
+
+    >>> print(mean_class_iou(margins([[3, 1, 0], [0, 4, 0], [0, 0, 0]])))
+    0.775
+    """
+    shares = class_iou(counts)
+    known = ~np.isnan(shares)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, shares, 0).sum(-1) / known.sum(-1)

@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from kernsym_jax import json_file, run_directory, symmetry
-from kernsym_jax.evaluation import confusion
+from kernsym_jax.evaluation.estimates import margins, mean_class_iou, pixel_accuracy
 from kernsym_jax.training import config as configuration
 from kernsym_jax.training import processes
 from kernsym_jax.training.checkpoints import Checkpoints
@@ -283,11 +283,11 @@ def _evaluated(sums: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     if f"{prefix}correct" in sums:
         images = sums["images"]
         return {"loss": loss / images, "accuracy": sums[f"{prefix}correct"] / images}
-    counts = confusion.margins(sums[f"{prefix}confusion"])
+    counts = margins(sums[f"{prefix}confusion"])
     return {
         "loss": loss / max(counts[1].sum(), 1),
-        "accuracy": confusion.pixel_accuracy(counts),
-        "mean_iou": confusion.mean_class_iou(counts),
+        "accuracy": pixel_accuracy(counts),
+        "mean_iou": mean_class_iou(counts),
     }
 
 

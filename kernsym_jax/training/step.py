@@ -9,7 +9,7 @@ import optax
 
 from kernsym_jax import symmetry
 from kernsym_jax.data import VOID, augment, normalize
-from kernsym_jax.evaluation.confusion import confusion_matrix
+from kernsym_jax.evaluation.answers import confusion_matrix
 from kernsym_jax.training.loss import counted, cross_entropy, label_weights
 from kernsym_jax.training.state import NEVER, Meter, Recipe, TrainState, optimizer
 

@@ -11,7 +11,7 @@ from typing import Any
 from kernsym_jax import run_directory
 from kernsym_jax.cli import path_name
 from kernsym_jax.formats.arrays import naming, natural_order
-from kernsym_jax.formats.safetensors import read_weight_map
+from kernsym_jax.formats.named_arrays import read_weight_map
 from kernsym_jax.formats.tensor_bundle import index_of
 from kernsym_jax.geometry import LayerGeometry
 from kernsym_jax.report import architecture

@@ -10,11 +10,9 @@ from kernsym_jax import run_directory
 from kernsym_jax.formats import (
     containers,
     darknet,
-    flax_msgpack,
-    npz,
+    named_arrays,
     orbax,
     pytorch,
-    safetensors,
     tensor_bundle,
     torch_export,
 )
@@ -83,19 +81,19 @@ def read_array_file(path: pathlib.Path, which: str | None = None) -> ArrayFile:
         return _bundle(index, which)
     head = file_head(path)
     if is_safetensors(head):
-        return _flat("safetensors", safetensors.read_arrays(path), which)
+        return _flat("safetensors", named_arrays.read_safetensors(path), which)
     if head[:2] == b"PK":
         return _zip(path, which)
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         return _pickle(path, head, which)
-    if path.suffix.lower() == ".eqx" or (head[:1] in b"{\x93" and npz.has_records(path)):
-        return ArrayFile("Equinox", npz.read_records(path), OIHW, ordered=True)
+    if path.suffix.lower() == ".eqx" or (head[:1] in b"{\x93" and named_arrays.has_records(path)):
+        return ArrayFile("Equinox", named_arrays.read_records(path), OIHW, ordered=True)
     if darknet.is_darknet(path, head):
         return _darknet(path)
     if head[:6] == b"\x93NUMPY":
-        return ArrayFile("npy", npz.read_npy(path), ordered=True)
+        return ArrayFile("npy", named_arrays.read_npy(path), ordered=True)
     if head[:1] and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
-        tree = flax_msgpack.read_tree(path)
+        tree = named_arrays.read_msgpack(path)
         return _checkpoint("Flax msgpack", tree, "/", which, usual=HWIO)
     raise ValueError(f"unknown format; {SUPPORTED}" if head else "the file is empty")
 
@@ -186,7 +184,7 @@ def _zip(path: pathlib.Path, which: str | None) -> ArrayFile:
         tree = pytorch.read_archive(path)
         return _checkpoint(name, tree, ".", which, rule=OIHW, ordered=True)
     if names and all(name.endswith(".npy") for name in names):
-        arrays, skipped = npz.read_npz(path)
+        arrays, skipped = named_arrays.read_npz(path)
         # Names from A to Z come from a sorted tree and say nothing about the order of its layers.
         ordered = list(arrays) != sorted(arrays)
         file = _flat("npz", arrays, which, ordered=ordered)
@@ -272,7 +270,7 @@ def _sharded(path: pathlib.Path, which: str | None) -> ArrayFile:
     """Reads a checkpoint in several files through its index."""
     arrays: dict[str, StoredArray] = {}
     shards: dict[str, Mapping[str, StoredArray]] = {}
-    weight_map = safetensors.read_weight_map(path)
+    weight_map = named_arrays.read_weight_map(path)
     for name, file in weight_map.items():
         if file not in shards:
             shards[file] = read_array_file(existing(path.parent / file)).arrays

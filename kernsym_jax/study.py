@@ -32,7 +32,9 @@ _EMIT = flags.DEFINE_enum(
 )
 _ONLY = flags.DEFINE_string("only", None, "Only train this run, variant/seed_003.")
 _GATHER = flags.DEFINE_bool("gather", False, "Only gather what is finished.")
-_KEEP = flags.DEFINE_string("keep", None, "Copy the small results into this folder afterwards.")
+_KEEP = flags.DEFINE_string(
+    "keep", None, "Copy tables, claims and figures into this folder afterwards."
+)
 _REPORT = flags.DEFINE_string("report", None, "Only write this table of all claims kept.")
 
 

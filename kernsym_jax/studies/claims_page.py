@@ -1,4 +1,8 @@
-"""The page of all claims, generated from the ``claims.json`` of every study that was run."""
+"""The page of all claims, generated from the ``claims.json`` of every study that was run.
+
+Beside it, in the folder ``claims``, every claim of the paper may have a page of its own, written by
+hand. Its results are generated: they fill the space between two marks.
+"""
 
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +31,8 @@ PAPER = {
 }
 """Alsallakh, Wroge, Miglani and Kokhlikyan, "On Symmetries in Convolutional Weights", 2025."""
 
+BEGIN, END = "<!-- results: generated, do not edit -->", "<!-- end of the results -->"
+
 _HEADING = """# The claims, and what came of them
 
 `python -m kernsym_jax.study --report={path}` generates this page from `claims.json` files; do not
@@ -47,6 +53,8 @@ def write_claims_page(
 ) -> int:
     """Writes the page of claims: one table of verdicts, then the details of every study.
 
+    Every page ``claims/<number>.md`` beside it gets its results, too.
+
     Args:
       path: the Markdown file.
       results: folder with the ``claims.json`` files; None for ``results`` beside the page.
@@ -57,7 +65,7 @@ def write_claims_page(
 
     Raises:
       FileNotFoundError: if there is no ``claims.json``.
-      ValueError: if one of them, or a study file, cannot be used.
+      ValueError: if one of them, a study file, or the page of a claim cannot be used.
     """
     path = pathlib.Path(path)
     folder = path.parent / "results" if results is None else pathlib.Path(results)
@@ -66,24 +74,49 @@ def write_claims_page(
         raise FileNotFoundError(f"{folder}: no {CLAIMS_FILE} below it")
     found = [json_file.read_json(file) for file in files]
     found.sort(key=lambda one: (one["study"], _rank(one["size"])))
-    text = _HEADING.format(path=path) + _verdicts(found) + _meanings()
+    pages = [number for number in PAPER if _own_page(path, number).exists()]
+    text = _HEADING.format(path=path) + _verdicts(found, pages) + _meanings()
     text += "".join(map(_details, found)) + _not_run(found, pathlib.Path(studies))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+    for number in pages:
+        _fill(_own_page(path, number), number, found)
     return len(found)
 
 
-def _verdicts(found: Sequence[Mapping[str, Any]]) -> str:
+def _own_page(path: pathlib.Path, number: str) -> pathlib.Path:
+    return path.parent / "claims" / f"{number}.md"
+
+
+def _fill(page: pathlib.Path, number: str, found: Sequence[Mapping[str, Any]]) -> None:
+    """Replaces the results on the page of one claim."""
+    text = page.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{page}: no space for the results between {BEGIN!r} and {END!r}")
+    lines = ""
+    for one in found:
+        claims = [claim for claim in one["claims"] if claim["of"] == number]
+        if claims:
+            link = f"../claims.md#{_anchor(one)}"
+            lines += f"\n[{_title(one)}]({link}): {one['data']}, {one['runs']} runs.\n"
+            lines += _tests(claims)
+    page.write_text(f"{before}{begin}\n{lines or 'Not run.'}\n{end}{after}", encoding="utf-8")
+
+
+def _verdicts(found: Sequence[Mapping[str, Any]], pages: Sequence[str]) -> str:
     rows: list[tuple[Any, ...]] = []
     for number, text in PAPER.items():
+        name = f"[{number}](claims/{number}.md)" if number in pages else number
         parts = [(one, claim) for one in found for claim in one["claims"] if claim["of"] == number]
         if not parts:
-            rows.append((number, text, "", "", "", "", "not run"))
+            rows.append((name, text, "", "", "", "", "not run"))
         for one, claim in parts:
             test = _primary(claim)
             rows.append(
                 (
-                    number,
+                    name,
                     claim["text"],
                     _effect(test, "corrected_low", "corrected_high"),
                     _detectable(test),
@@ -109,8 +142,14 @@ def _details(one: Mapping[str, Any]) -> str:
         lines.append(f"\nIncomplete: {len(one['missing'])} runs are missing.\n")
     if one["plan_changed"]:
         lines.append(f"\nChanged after the first run: {', '.join(one['plan_changed'])}.\n")
+    lines.append(_tests(one["claims"]))
+    return "".join(lines)
+
+
+def _tests(claims: Iterable[Mapping[str, Any]]) -> str:
+    """Returns the primary tests of claims as a table, and the secondary ones as another."""
     primary, secondary = [], []
-    for claim in one["claims"]:
+    for claim in claims:
         for test in claim["tests"]:
             if test is _primary(claim):
                 ends = "corrected_low", "corrected_high"
@@ -121,11 +160,11 @@ def _details(one: Mapping[str, Any]) -> str:
                 effect = _effect(test, "low", "high")
                 secondary.append((claim["claim"], test["meaning"], effect, test["n"]))
     columns = ("claim", "primary test", "effect", "matters from", "detectable", "p (Holm)", "n")
-    lines.append("\n" + _table((*columns, "verdict"), primary))
+    text = "\n" + _table((*columns, "verdict"), primary)
     if secondary:
-        lines.append("\nSecondary, uncorrected; these describe and decide nothing:\n\n")
-        lines.append(_table(("claim", "test", "effect", "n"), secondary))
-    return "".join(lines)
+        text += "\nSecondary, uncorrected; these describe and decide nothing:\n\n"
+        text += _table(("claim", "test", "effect", "n"), secondary)
+    return text
 
 
 def _primary(claim: Mapping[str, Any]) -> Mapping[str, Any]:

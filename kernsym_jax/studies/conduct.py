@@ -131,7 +131,7 @@ def gather(study: Study, workdir: str | pathlib.Path, command: Sequence[str]) ->
 
 
 def keep(study: Study, workdir: str | pathlib.Path, folder: str | pathlib.Path) -> pathlib.Path:
-    """Copies the small files of a gathered study to a folder of results.
+    """Copies the tables, claims and figures of a gathered study to a folder of results.
 
     Args:
       study: the study.
@@ -142,8 +142,9 @@ def keep(study: Study, workdir: str | pathlib.Path, folder: str | pathlib.Path) 
       The copy's folder, ``name/size`` below it.
     """
     target = pathlib.Path(folder) / study.name / study.size
-    target.mkdir(parents=True, exist_ok=True)
-    for name in (PLAN, RESULTS, LAYERS, CLAIMS):
+    (target / "figures").mkdir(parents=True, exist_ok=True)
+    figures = [f"figures/{one.name}" for one in pathlib.Path(workdir).glob("figures/*.svg")]
+    for name in (PLAN, RESULTS, LAYERS, CLAIMS, *figures):
         shutil.copyfile(pathlib.Path(workdir) / name, target / name)
     return target
 

@@ -10,6 +10,7 @@ import pytest
 from kernsym_jax import evaluation, studies, training
 from kernsym_jax.studies import load_study
 from kernsym_jax.studies import measures as m
+from kernsym_jax.studies.claims_page import BEGIN, END
 from kernsym_jax.studies.results import decide
 
 COMMAND = ["-m", "kernsym_jax.study", "--study=micro.py", "--size=smoke", "--workdir=runs"]
@@ -270,8 +271,9 @@ def test_small_results_are_kept_and_make_the_table_of_claims(conducted, study, t
     kept = studies.keep(study, conducted[0], tmp_path / "results")
     assert kept == tmp_path / "results" / "micro" / "smoke"
     assert sorted(path.name for path in kept.iterdir()) == [
-        "claims.json", "layers.csv", "results.csv", "study.json",
+        "claims.json", "figures", "layers.csv", "results.csv", "study.json",
     ]  # fmt: skip
+    assert (kept / "figures" / "effects.svg").stat().st_size < 100_000
     configs = tmp_path / "configs"
     configs.mkdir()
     shutil.copy(__file__.replace("test_conduct", "micro_study"), configs / "micro.py")
@@ -289,3 +291,25 @@ def test_small_results_are_kept_and_make_the_table_of_claims(conducted, study, t
     assert "--size=smoke --workdir=runs/micro" not in page
     with pytest.raises(FileNotFoundError, match=r"no claims.json below"):
         studies.write_claims_page(tmp_path / "empty" / "claims.md")
+
+
+def test_the_page_of_a_claim_gets_its_results_and_keeps_its_words(conducted, study, tmp_path):
+    studies.keep(study, conducted[0], tmp_path / "results")
+    own = tmp_path / "claims" / "E4.md"
+    own.parent.mkdir()
+    own.write_text(f"# E4\n\nBefore.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n")
+    studies.write_claims_page(tmp_path / "claims.md", studies=tmp_path)
+    first = own.read_text()
+    assert first.startswith(
+        f"# E4\n\nBefore.\n\n{BEGIN}\n\n[micro, smoke](../claims.md#micro-smoke)"
+    )
+    assert first.endswith(f"\n{END}\n\nAfter.\n")
+    assert "old" not in first
+    assert "| E4 | odd part |" in first
+    assert "| E6 |" not in first
+    assert "| [E4](claims/E4.md) | Uneven padding skews. |" in (tmp_path / "claims.md").read_text()
+    studies.write_claims_page(tmp_path / "claims.md", studies=tmp_path)
+    assert own.read_text() == first
+    own.write_text("# E4\n")
+    with pytest.raises(ValueError, match="no space for the results"):
+        studies.write_claims_page(tmp_path / "claims.md", studies=tmp_path)

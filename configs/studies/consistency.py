@@ -110,8 +110,7 @@ def get_study(size: str) -> Study:
         base.data.source, base.epochs = "digits", 60.0
         base.eval_every_epochs = base.checkpoint_every_epochs = 60.0
     elif size == "cpu":
-        base.data.source, base.data.shift, base.epochs = CIFAR, 1, 4.0
-        base.eval_every_epochs = base.checkpoint_every_epochs = 4.0
+        base.data.source, base.data.shift = CIFAR, 1
     else:
         base.data.flip = "none"
         blocks = [f"layer{stage}_{block}" for stage in (1, 2, 3) for block in range(3)]

@@ -21,6 +21,7 @@ from kernsym_jax.formats.arrays import (
     element_count,
     map_file,
     parse_json,
+    shortened,
     view,
 )
 from kernsym_jax.formats.zip_archive import ZipMembers
@@ -69,14 +70,17 @@ _CHUNKED = "__msgpack_chunked_array__"
 _LONGEST_DTYPE = 64
 
 
-def read_safetensors(path: str | os.PathLike) -> dict[str, StoredArray]:
+def read_safetensors(
+    path: str | os.PathLike,
+) -> tuple[dict[str, StoredArray], dict[str, str]]:
     """Reads the header of a safetensors file.
 
     Args:
       path: the file.
 
     Returns:
-      name -> array, in the order of the file.
+      name -> array, in the order of the file; and name -> reason for arrays of element types that
+      are not read, such as numbers of 4 bits.
 
     Raises:
       ValueError: if the header is damaged, or its arrays overlap, leave gaps or reach outside the
@@ -93,18 +97,25 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, StoredArray]:
         raise ValueError("a safetensors header that is not a JSON object")
     header.pop("__metadata__", None)
     content = data[8 + length :]
-    arrays = {}
+    arrays: dict[str, StoredArray] = {}
+    skipped: dict[str, str] = {}
     position = 0
-    for name, (begin, end), dtype, shape in sorted(
+    for name, (begin, end), kind, shape in sorted(
         map(_safetensors_entry, header.items()), key=_place
     ):
-        if begin != position or end - begin != element_count(shape) * dtype.itemsize:
+        dtype = DTYPES.get(_SAFETENSORS_DTYPES.get(kind, ""))
+        # How many bits an unknown type has is unknown too.
+        size = end - begin if dtype is None else element_count(shape) * dtype.itemsize
+        if begin != position or end - begin != size or size < 0:
             raise ValueError(f"{name!r} at bytes {begin} to {end} overlaps, or leaves a gap")
-        arrays[name] = StoredArray.of(view(content, begin, dtype, shape))
+        if dtype is None:
+            skipped[name] = f"numbers of the type {shortened(kind, 20)}: not read"
+        else:
+            arrays[name] = StoredArray.of(view(content, begin, dtype, shape))
         position = end
     if position != content.size:
         raise ValueError(f"the arrays take {position} bytes of {content.size}: the file is cut")
-    return arrays
+    return arrays, skipped
 
 
 def read_weight_map(path: str | os.PathLike) -> dict[str, str]:
@@ -129,28 +140,25 @@ def read_weight_map(path: str | os.PathLike) -> dict[str, str]:
     return files
 
 
-def _safetensors_entry(item: tuple[str, Any]) -> tuple[str, tuple[int, int], np.dtype, list[int]]:
+_Entry = tuple[str, tuple[int, int], str, list[int]]
+"""Name, first byte and the one behind the last, element type, shape."""
+
+
+def _safetensors_entry(item: tuple[str, Any]) -> _Entry:
     name, entry = item
     known = isinstance(entry, dict) and entry.keys() >= {"dtype", "shape", "data_offsets"}
     if not known or not isinstance(entry["shape"], list):
         raise ValueError(f"{name!r} has no dtype, shape and data_offsets")
-    if (
-        entry["dtype"] not in _SAFETENSORS_DTYPES
-        or _SAFETENSORS_DTYPES[entry["dtype"]] not in DTYPES
-    ):
-        raise ValueError(f"{name!r} has the unknown dtype {entry['dtype']!r}")
+    if not isinstance(entry["dtype"], str):
+        raise ValueError(f"{name!r} has a dtype that is no text")
+    element_count(entry["shape"])
     offsets = entry["data_offsets"]
     if not isinstance(offsets, list) or [type(offset) for offset in offsets] != [int, int]:
         raise ValueError(f"{name!r} has the data_offsets {offsets!r}")
-    return (
-        name,
-        (offsets[0], offsets[1]),
-        DTYPES[_SAFETENSORS_DTYPES[entry["dtype"]]],
-        entry["shape"],
-    )
+    return name, (offsets[0], offsets[1]), entry["dtype"], entry["shape"]
 
 
-def _place(entry: tuple[str, tuple[int, int], np.dtype, list[int]]) -> tuple[int, int]:
+def _place(entry: _Entry) -> tuple[int, int]:
     return entry[1]
 
 

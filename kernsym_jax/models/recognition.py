@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kernsym_jax.weights import flax_layer
+from kernsym_jax.weights.load_into import without_blur
 
 _TABLES = pathlib.Path(__file__).with_name("layer_tables.json.gz")
 # The stored axes of a kernel, by the name of its array, as (kh, kw, in, out).
@@ -62,7 +63,7 @@ def recognise(shapes: Mapping[str, Sequence[int] | None]) -> list[Recognised]:
       larger than 1×1 is there with its shape (the image may have any number of channels), the known
       1×1 convolutions agree, and no container of its convolutions holds a layer that it lacks.
     """
-    names, downsample = _without_blur(list(shapes))
+    names, downsample = without_blur(list(shapes))
     layers: dict[str, _Layer] = {}
     for array, name in zip(shapes, names, strict=True):
         if name is None:
@@ -158,38 +159,6 @@ def _stored_prefix(stored: str, first: str) -> str:
     own = len(re.findall(r"/|_\d+(?=(?:_\d+)*(?:/|$))", first)) + 1
     parts = re.split(r"(?<=[./])", stored)
     return "".join(parts[: max(len(parts) - own, 0)])
-
-
-def _without_blur(names: Sequence[str]) -> tuple[list[str | None], str]:
-    """Takes the filters of BlurPool out of the numbering of the layers around them.
-
-    Networks of antialiased-cnns have ``downsample.0.filt`` before ``downsample.1.weight``, and
-    ``conv2.0.filt`` before ``conv2.1.weight``; without blur these are ``downsample.0.weight`` and
-    ``conv2.weight``.
-
-    Returns:
-      The new names, None for a filter; and the downsampling.
-    """
-    filters: dict[str, list[int]] = {}
-    for name in names:
-        match = re.fullmatch(r"(?:(.*)\.)?(\d+)\.filt", name)
-        if match:
-            filters.setdefault(match[1] or "", []).append(int(match[2]))
-    if not filters:
-        return list(names), "stride"
-
-    def renumbered(name: str) -> str | None:
-        if name.endswith(".filt"):
-            return None
-        for parent, removed in filters.items():
-            match = re.fullmatch(re.escape(parent) + r"\.(\d+)(\..*)", name)
-            if match:
-                number = int(match[1]) - sum(index < int(match[1]) for index in removed)
-                alone = re.search(r"(^|\.)conv\d$", parent) and number == 0
-                return f"{parent}{match[2]}" if alone else f"{parent}.{number}{match[2]}"
-        return name
-
-    return [renumbered(name) for name in names], "blur"
 
 
 def _renamer(rules: Sequence[tuple[str, str | Callable[[re.Match], str]]]) -> Callable[[str], str]:

@@ -8,7 +8,8 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kernsym_jax import run_directory
@@ -17,7 +18,10 @@ from kernsym_jax.report.tables import RowsAt
 from kernsym_jax.weights import Weights, flax_layer
 
 if TYPE_CHECKING:
+    from kernsym_jax.models.recognition import Recognised
     from kernsym_jax.report.sources import Options
+
+_FROM_TENSORFLOW = re.compile(r"(?<![a-z0-9])tf_efficientnet")
 
 Geometry = tuple[Sequence[LayerGeometry], RowsAt | None]
 
@@ -101,9 +105,12 @@ def join(
     """
     rows, rows_at = geometry
     if options.model is not None:
-        names = {_path(name): name for name in weights.kernels}
-        _require_same_layers(weights, rows, names, options.model)
+        names, prefix = _layers_of_model(weights, rows, options.model)
         weights, rows = _fit(weights, rows, names, options.model)
+        others = _besides(weights, names.values())
+        if others:
+            note = f"read as {options.model}{_behind(prefix)}{others}"
+            weights = dataclasses.replace(weights, notes=(note, *weights.notes))
     elif not rows and weights.order != "forward":
         return _recognised(weights, source, options)
     return weights, rows, rows_at
@@ -114,36 +121,110 @@ def _recognised(
 ) -> tuple[Weights, Sequence[LayerGeometry], RowsAt | None]:
     from kernsym_jax import models
 
-    shapes: dict[str, tuple[int, ...] | None] = dict.fromkeys(weights.skipped)
-    shapes |= {f"{name}.kernel": kernel.shape for name, kernel in weights.kernels.items()}
-    matches = models.recognise(shapes)
-    if len(matches) != 1:
+    matches = models.recognise(_shapes(weights))
+    stored = [name for match in matches for name in match.layers.values()]
+    # Networks of the same layers cannot be told apart; several of other layers are all there.
+    if not matches or len(set(stored)) < len(stored):
         return weights, (), None
-    (found,) = matches
     # TensorFlow's weights in timm have the names of the others.
-    padding = "same" if pathlib.Path(source).name.startswith("tf_") else "zero"
-    published = (padding, found.downsample, options.input_size) == ("zero", "stride", None)
-    rows_at: RowsAt | None = None
-    if published:
-        rows = [LayerGeometry.from_dict(row) for row in models.layer_rows(found.name)]
-    else:
-        fields = {"name": found.name, "padding": padding, "downsample": found.downsample}
-        rows_at = _auditor(json.dumps(fields))
-        rows = list(rows_at(options.input_size or models.default_input_size(found.name)))
-    weights, named = _fit(weights, rows, found.layers, found.name)
-    prefix = f" (prefix {found.prefix})" if found.prefix else ""
-    blur = " with blur pooling" if found.downsample == "blur" else ""
-    note = f"recognised as {found.name}{blur}{prefix}"
-    others = [name for name in weights.kernels if name not in found.layers.values()]
-    if others:
-        note += f"; besides it {', '.join(others[:3])}{', …' if len(others) > 3 else ''}"
-    return dataclasses.replace(weights, notes=(note, *weights.notes)), named, rows_at
+    padding = "same" if _FROM_TENSORFLOW.search(source) else "zero"
+    said: list[str] = []
+    rows: list[LayerGeometry] = []
+    rows_at = None
+    # Each network's kernels are put in front of all others.
+    for found in reversed(matches):
+        own, rows_at = _audit_of(found, padding, options)
+        weights, named = _fit(weights, own, found.layers, found.name)
+        rows = [*named, *_behind_others(rows, len(named))]
+        blur = " with blur pooling" if found.downsample == "blur" else ""
+        said.insert(0, f"{found.name}{blur}{_behind(found.prefix)}")
+    note = f"recognised as {' and '.join(said)}{_besides(weights, stored)}"
+    weights = dataclasses.replace(weights, notes=(note, *weights.notes))
+    # The sizes at which several networks are even are not looked for.
+    return weights, rows, rows_at if len(matches) == 1 else None
+
+
+def _audit_of(found: "Recognised", padding: str, options: "Options") -> Geometry:
+    """The audit of a recognised network."""
+    from kernsym_jax import models
+
+    if not found.name.startswith("efficientnet"):
+        padding = "zero"
+    if (padding, found.downsample, options.input_size) == ("zero", "stride", None):
+        return [LayerGeometry.from_dict(row) for row in models.layer_rows(found.name)], None
+    fields = {"name": found.name, "padding": padding, "downsample": found.downsample}
+    rows_at = _auditor(json.dumps(fields))
+    return rows_at(options.input_size or models.default_input_size(found.name)), rows_at
+
+
+def _behind_others(rows: Sequence[LayerGeometry], count: int) -> list[LayerGeometry]:
+    """Numbers the layers that a network's layers read if `count` rows stand before its own."""
+    return [
+        row
+        if row.reads is None
+        else dataclasses.replace(
+            row, reads=tuple(place if place < 0 else place + count for place in row.reads)
+        )
+        for row in rows
+    ]
+
+
+def _shapes(weights: Weights) -> dict[str, tuple[int, ...] | None]:
+    """The names of a source's arrays -> their shapes, as `models.recognise` takes them."""
+    shapes: dict[str, tuple[int, ...] | None] = dict.fromkeys(weights.skipped)
+    return shapes | {f"{name}.kernel": kernel.shape for name, kernel in weights.kernels.items()}
+
+
+def _behind(prefix: str) -> str:
+    return f" (prefix {prefix})" if prefix else ""
+
+
+def _besides(weights: Weights, known: Iterable[str]) -> str:
+    mine = set(known)
+    others = [name for name in weights.kernels if name not in mine]
+    more = ", …" if len(others) > 3 else ""
+    return f"; besides it {', '.join(others[:3])}{more}" if others else ""
+
+
+def _layers_of_model(
+    weights: Weights, rows: Sequence[LayerGeometry], model: str
+) -> tuple[dict[str, str], str]:
+    """Finds the layers of a model that the user names.
+
+    Returns:
+      path of a layer -> its name in the source; and what stands before the names.
+
+    Raises:
+      ValueError: if layers are missing, or others lie among them.
+    """
+    from kernsym_jax import models
+
+    for found in models.recognise(_shapes(weights)):
+        if found.name == model:
+            return found.layers, found.prefix
+    # Variants with layers of their own, and networks of the user's own, are in no table.
+    paths = {flax_layer(name): name for name in weights.kernels}
+    spatial = [row.layer for row in rows if max(row.kernel) > 1 and row.kind in CONVOLUTIONS]
+    prefixes = [
+        path.removesuffix(spatial[0])
+        for path in paths
+        if spatial and f"/{path}".endswith(f"/{spatial[0]}")
+    ]
+    before = max(
+        prefixes, key=lambda each: sum(each + layer in paths for layer in spatial), default=""
+    )
+    names = {path.removeprefix(before): name for path, name in paths.items()}
+    _require_same_layers(weights, rows, spatial, names, model)
+    return names, before
 
 
 def _require_same_layers(
-    weights: Weights, rows: Sequence[LayerGeometry], names: Mapping[str, str], model: str
+    weights: Weights,
+    rows: Sequence[LayerGeometry],
+    spatial: Sequence[str],
+    names: Mapping[str, str],
+    model: str,
 ) -> None:
-    spatial = [row.layer for row in rows if max(row.kernel) > 1 and row.kind in CONVOLUTIONS]
     layers = {row.layer for row in rows}
     missing = [layer for layer in spatial if layer not in names]
     extra = [name for path, name in names.items() if path not in layers]
@@ -181,7 +262,3 @@ def _fit(
         kernels[name] = dataclasses.replace(kernel, **facts)
     kernels |= {name: kernel for name, kernel in weights.kernels.items() if name not in kernels}
     return dataclasses.replace(weights, kernels=kernels, order="forward"), rows
-
-
-def _path(name: str) -> str:
-    return flax_layer(name.removeprefix("module."))

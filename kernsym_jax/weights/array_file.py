@@ -81,7 +81,8 @@ def read_array_file(path: pathlib.Path, which: str | None = None) -> ArrayFile:
         return _bundle(index, which)
     head = file_head(path)
     if is_safetensors(head):
-        return _flat("safetensors", named_arrays.read_safetensors(path), which)
+        arrays, skipped = named_arrays.read_safetensors(path)
+        return _flat("safetensors", arrays, which, skipped=skipped)
     if head[:2] == b"PK":
         return _zip(path, which)
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
@@ -187,8 +188,7 @@ def _zip(path: pathlib.Path, which: str | None) -> ArrayFile:
         arrays, skipped = named_arrays.read_npz(path)
         # Names from A to Z come from a sorted tree and say nothing about the order of its layers.
         ordered = list(arrays) != sorted(arrays)
-        file = _flat("npz", arrays, which, ordered=ordered)
-        return dataclasses.replace(file, skipped=skipped | file.skipped)
+        return _flat("npz", arrays, which, ordered=ordered, skipped=skipped)
     raise ValueError(f"a zip archive, but of no supported format; {SUPPORTED}")
 
 
@@ -207,8 +207,9 @@ def _bundle(index: pathlib.Path, which: str | None) -> ArrayFile:
     """Reads a checkpoint of TensorFlow."""
     found = tensor_bundle.read_bundle(index)
     arrays = _telling_names(found.arrays, found.ordered)
-    file = _flat("TensorFlow", arrays, which, rule=HWIO, ordered=found.ordered)
-    return dataclasses.replace(file, skipped=found.skipped | file.skipped)
+    return _flat(
+        "TensorFlow", arrays, which, rule=HWIO, ordered=found.ordered, skipped=found.skipped
+    )
 
 
 def _telling_names(arrays: Mapping[str, StoredArray], ordered: bool) -> dict[str, StoredArray]:
@@ -269,17 +270,36 @@ def _pickle(path: pathlib.Path, head: bytes, which: str | None) -> ArrayFile:
 def _sharded(path: pathlib.Path, which: str | None) -> ArrayFile:
     """Reads a checkpoint in several files through its index."""
     arrays: dict[str, StoredArray] = {}
-    shards: dict[str, Mapping[str, StoredArray]] = {}
+    skipped: dict[str, str] = {}
+    shards: dict[str, tuple[Mapping[str, StoredArray], Mapping[str, str]]] = {}
     weight_map = named_arrays.read_weight_map(path)
     for name, file in weight_map.items():
         if file not in shards:
-            shards[file] = read_array_file(existing(path.parent / file)).arrays
-        if name not in shards[file]:
+            shards[file] = _shard(existing(path.parent / file))
+        found, left_out = shards[file]
+        if name in found:
+            arrays[name] = found[name]
+        elif name in left_out:
+            skipped[name] = left_out[name]
+        else:
             raise ValueError(f"{file} lacks the array {name!r}, which the index expects there")
-        arrays[name] = shards[file][name]
-    if all(file.endswith(".safetensors") for file in shards):
-        return _flat("safetensors, sharded", arrays, which)
-    return _flat("PyTorch, sharded", arrays, which, rule=OIHW, ordered=True)
+    kinds = {pathlib.PurePath(file).suffix for file in shards}
+    if kinds == {".safetensors"}:
+        return _flat("safetensors, sharded", arrays, which, skipped=skipped)
+    if kinds == {".msgpack"}:
+        return _flat("Flax msgpack, sharded", arrays, which, usual=HWIO, skipped=skipped)
+    return _flat("PyTorch, sharded", arrays, which, rule=OIHW, ordered=True, skipped=skipped)
+
+
+def _shard(path: pathlib.Path) -> tuple[Mapping[str, StoredArray], Mapping[str, str]]:
+    """Returns all arrays of one file of several: name -> array, and name -> why it is not read."""
+    head = file_head(path)
+    if is_safetensors(head):
+        return named_arrays.read_safetensors(path)
+    if head[:2] != b"PK" and head[:1] != b"\x80":
+        return read_array_file(path).arrays, {}
+    tree = pytorch.read_archive(path) if head[:2] == b"PK" else pytorch.read_legacy(path)
+    return {".".join(place): array for place, array in containers.leaves(tree).arrays.items()}, {}
 
 
 def _flat(
@@ -288,9 +308,19 @@ def _flat(
     which: str | None,
     *,
     rule: str | None = None,
+    usual: str | None = None,
     ordered: bool = False,
+    skipped: Mapping[str, str] | None = None,
 ) -> ArrayFile:
-    """Finds the network among arrays whose whole names the file gives."""
+    """Finds the network among arrays whose whole names the file gives.
+
+    Args:
+      name: the format's name.
+      arrays: name -> array.
+      which: ``ema`` or ``raw``, or None.
+      rule, usual, ordered: as in `ArrayFile`.
+      skipped: name of an array that was not read -> why.
+    """
     leaves = containers.Leaves({tuple(key.split("/")): array for key, array in arrays.items()})
     model = checkpoint.model_arrays(leaves.arrays, which=which, unwrap=False)
     found = {"/".join(path): array for path, array in model.arrays.items()}
@@ -298,9 +328,8 @@ def _flat(
         found = {key: found[key] for key in sorted(found, key=natural_order)}
     # Beside an optimizer's arrays, the name of the network's container tells the two apart.
     alone = len(found) == len(arrays)
-    return ArrayFile(
-        name, found, rule, None, alone, ordered, skipped=model.skipped, notes=model.notes
-    )
+    left_out = {**(skipped or {}), **model.skipped}
+    return ArrayFile(name, found, rule, usual, alone, ordered, left_out, model.notes)
 
 
 def _checkpoint(

@@ -38,9 +38,10 @@ def load_into(
 ) -> dict[str, Any]:
     """Loads trained weights as the variables of a model.
 
-    The source has the names of torchvision's model or of akamaster's CIFAR ResNets
-    (``layer1.0.conv1.weight``, also behind ``module.``), with kernels (out, in, kh, kw) and dense
-    layers (out, in); or it has the names and layouts of our own models (``layer1_0/conv1/kernel``).
+    The source has the names of torchvision's model, of antialiased-cnns' model, or of akamaster's
+    CIFAR ResNets (``layer1.0.conv1.weight``), with kernels (out, in, kh, kw) and dense layers (out,
+    in); or it has the names and layouts of our own models (``layer1_0/conv1/kernel``). Any prefix
+    may stand before the names (``module.``, ``model.backbone.``).
 
     Args:
       model: a module of ``kernsym_jax.models``.
@@ -67,8 +68,8 @@ def load_into(
         label = "the mapping"
     else:
         arrays, label = read_arrays(source, trusted=trusted), os.fspath(source)
-    found = _renamed(arrays)
     wanted = _variable_shapes(model, input_shape or _IMAGES)
+    found = _without_prefix(_renamed(arrays), wanted)
     if input_shape is None:
         channels = _input_channels(wanted, found)
         if channels != _IMAGES[-1]:
@@ -90,8 +91,31 @@ def _renamed(arrays: Arrays) -> dict[Path, StoredArray]:
     arrays = {name: array for name, array in arrays.items() if array.shape}
     if any(re.search(r"(^|[./])kernel$", name) for name in arrays):
         return dict(_from_flax(name, array) for name, array in arrays.items())
-    prefix = "module." if all(name.startswith("module.") for name in arrays) else ""
-    return dict(_from_torch(name.removeprefix(prefix), array) for name, array in arrays.items())
+    # The filters of BlurPool are fixed.
+    names, _ = without_blur(list(arrays))
+    renamed = zip(names, arrays.values(), strict=True)
+    return dict(_from_torch(name, array) for name, array in renamed if name is not None)
+
+
+def _without_prefix(
+    found: Mapping[Path, StoredArray], wanted: Mapping[Path, Any]
+) -> dict[Path, StoredArray]:
+    """Takes off what stands before the names of all layers, such as ``model/backbone``."""
+    (collection, *first) = next(path for path, leaf in wanted.items() if len(leaf.shape) == 4)
+    prefixes = {
+        path[1 : len(path) - len(first)]
+        for path in found
+        if path[0] == collection and list(path[len(path) - len(first) :]) == first
+    }
+
+    def layers_behind(prefix: Path) -> int:
+        return sum((path[0], *prefix, *path[1:]) in found for path in wanted)
+
+    prefix = max(prefixes, key=layers_behind, default=())
+    return {
+        (path[0], *path[1 + len(prefix) :]) if path[1 : 1 + len(prefix)] == prefix else path: array
+        for path, array in found.items()
+    }
 
 
 def _from_flax(name: str, array: StoredArray) -> tuple[Path, StoredArray]:
@@ -126,6 +150,38 @@ def flax_layer(name: str) -> str:
     # torchvision's DenseNet files keep the names of its first version: ``norm.1`` for ``norm1``.
     name = re.sub(r"(denselayer[0-9]+\.(?:norm|conv))\.([12])(?=\.|$)", r"\1\2", name)
     return re.sub(r"\.([0-9]+)(?=\.|$)", r"_\1", name).replace(".", "/")
+
+
+def without_blur(names: Sequence[str]) -> tuple[list[str | None], str]:
+    """Takes the filters of BlurPool out of the numbering of the layers around them.
+
+    Networks of antialiased-cnns have ``downsample.0.filt`` before ``downsample.1.weight``, and
+    ``conv2.0.filt`` before ``conv2.1.weight``; without blur these are ``downsample.0.weight`` and
+    ``conv2.weight``.
+
+    Returns:
+      The new names, None for a filter; and the downsampling.
+    """
+    filters: dict[str, list[int]] = {}
+    for name in names:
+        match = re.fullmatch(r"(?:(.*)\.)?(\d+)\.filt", name)
+        if match:
+            filters.setdefault(match[1] or "", []).append(int(match[2]))
+    if not filters:
+        return list(names), "stride"
+
+    def renumbered(name: str) -> str | None:
+        if name.endswith(".filt"):
+            return None
+        for parent, removed in filters.items():
+            match = re.fullmatch(re.escape(parent) + r"\.(\d+)(\..*)", name)
+            if match:
+                number = int(match[1]) - sum(index < int(match[1]) for index in removed)
+                alone = re.search(r"(^|\.)conv\d$", parent) and number == 0
+                return f"{parent}{match[2]}" if alone else f"{parent}.{number}{match[2]}"
+        return name
+
+    return [renumbered(name) for name in names], "blur"
 
 
 def _variable_shapes(model: "nn.Module", input_shape: Sequence[int]) -> dict[Path, Any]:

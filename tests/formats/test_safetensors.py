@@ -1,5 +1,8 @@
 """safetensors, NumPy and msgpack files: every element type, views instead of copies."""
 
+import json
+import struct
+
 import ml_dtypes
 import network
 import numpy as np
@@ -119,3 +122,43 @@ def test_arrays_in_bfloat16_are_exact_in_every_format_that_keeps_them(tmp_path):
     ):
         for layer, kernel in weights.read(path).kernels.items():
             np.testing.assert_array_equal(kernel.weight, network.KERNELS[layer])
+
+
+def with_unknown_type(path, kind="F4"):
+    """A file with a kernel in float32 and an array of an unknown type."""
+    kernel = np.random.default_rng(0).normal(size=(16, 3, 3, 3)).astype(np.float32)
+    size = kernel.nbytes
+    header = {
+        "conv.weight": {"dtype": "F32", "shape": [16, 3, 3, 3], "data_offsets": [0, size]},
+        "fc.weight": {"dtype": kind, "shape": [16, 16], "data_offsets": [size, size + 128]},
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + kernel.tobytes() + bytes(128))
+    return kernel
+
+
+@pytest.mark.parametrize("kind", ["F4", "F6_E2M3", "NUMBER_OF_LATER"])
+def test_an_array_of_an_unknown_type_is_left_out_and_the_others_are_read(tmp_path, kind):
+    kernel = with_unknown_type(tmp_path / "net.safetensors", kind)
+    found = weights.read(tmp_path / "net.safetensors")
+    np.testing.assert_array_equal(found.kernels["conv"].weight, kernel.transpose(2, 3, 1, 0))
+    assert found.skipped == {"fc.weight": f"numbers of the type {kind}: not read"}
+
+
+def test_an_array_of_an_unknown_type_may_lie_in_a_shard(tmp_path):
+    with_unknown_type(tmp_path / "model-00001-of-00001.safetensors")
+    names = dict.fromkeys(("conv.weight", "fc.weight"), "model-00001-of-00001.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    found = weights.read(index)
+    assert list(found.kernels) == ["conv"]
+    assert "F4" in found.skipped["fc.weight"]
+
+
+def test_the_bytes_of_an_array_of_an_unknown_type_are_checked_too(tmp_path):
+    with_unknown_type(tmp_path / "net.safetensors")
+    data = (tmp_path / "net.safetensors").read_bytes()
+    (tmp_path / "net.safetensors").write_bytes(data[:-1])
+    with pytest.raises(ValueError, match="the file is cut"):
+        weights.read(tmp_path / "net.safetensors")

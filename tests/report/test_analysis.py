@@ -283,9 +283,60 @@ def test_an_auxiliary_branch_beside_a_recognised_network_is_measured_too():
     assert strides[table.rows[-1]["layer"]] in (None, "")
 
 
-def test_weights_from_tensorflow_in_timm_have_its_padding(tmp_path):
+def drawn_state_dict(name, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = recognised_shapes(name)
+    return {key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "module.", "_orig_mod.", "_orig_mod.module.", "model.", "net.", "a.b.0.", "conv1.layer1."],
+)
+def test_the_model_that_the_user_names_is_found_behind_any_prefix(prefix):
+    state_dict = {f"{prefix}{key}": array for key, array in drawn_state_dict("resnet18").items()}
+    table = report.table(state_dict, model="resnet18", padding="same")
+    # `weights.read` takes the prefix of DataParallel off itself.
+    conv1, *rows = table.rows
+    assert conv1["layer"] == f"{prefix.removeprefix('module.')}conv1"
+    assert (conv1["role"], conv1["stride"], conv1["padding"]) == ("first", "2", "2,3×2,3")
+    assert [row["stride"] for row in rows].count("2") == 3
+    assert table.weights.notes == ()
+    more = state_dict | {f"{prefix}neck.weight": np.ones((8, 512, 3, 3), np.float32)}
+    assert "besides it" in report.table(more, model="resnet18").weights.notes[0]
+    more = state_dict | {f"{prefix}layer1.2.conv1.weight": np.ones((64, 64, 3, 3), np.float32)}
+    with pytest.raises(ValueError, match="is no resnet18: 1 kernels are not of it"):
+        report.table(more, model="resnet18")
+
+
+def test_a_model_that_learns_its_steps_is_found_behind_a_prefix():
+    model = models.create("cifar_resnet20", downsample="lps")
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    params = {"encoder": {"net": variables["params"]}}
+    table = report.table(params, model="cifar_resnet20", downsample="lps")
+    assert table.rows[0]["layer"] == "encoder/net/conv1"
+    assert all(row["stride"] == "1" for row in table.rows)
+
+
+def test_two_networks_in_one_file_are_both_recognised():
+    state_dict = {f"eye.{key}": array for key, array in drawn_state_dict("cifar_resnet20").items()}
+    state_dict |= {f"ear.{key}": a for key, a in drawn_state_dict("cifar_resnet32", 1).items()}
+    table = report.table(state_dict)
+    said = "recognised as cifar_resnet20 (prefix eye.) and cifar_resnet32 (prefix ear.)"
+    assert table.weights.notes == (said,)
+    strided = [row["layer"] for row in table.rows if row["stride"] == "2"]
+    assert strided == [f"{net}.layer{stage}.0.conv1" for net in ("eye", "ear") for stage in (2, 3)]
+    assert report.verdict(table).startswith("0 of 4 strided layers show the padding")
+    assert table.geometry[-1].layer == "ear.layer3.4.conv2"
+    (last,) = table.geometry[-1].reads
+    assert table.geometry[last].layer == "ear.layer3.4.conv1"
+
+
+@pytest.mark.parametrize("place", ["tf_efficientnet_b0.npz", "timm--tf_efficientnet_b0.in1k/m.npz"])
+def test_weights_from_tensorflow_in_timm_have_its_padding(tmp_path, place):
     shapes = recognised_shapes("efficientnet_b0")
-    path = tmp_path / "tf_efficientnet_b0.npz"
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     np.savez(path, **{name: rng.normal(size=shape) for name, shape in shapes.items()})
     table = report.table(path)

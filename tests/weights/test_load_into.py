@@ -102,6 +102,30 @@ def test_every_file_that_keeps_names_loads_alike(small, tmp_path):
         _same(weights.load_into(model, source), torch)
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.module.", "model.backbone.", "0."])
+def test_any_prefix_before_the_names_is_taken_off(small, prefix):
+    model, _, torch = small
+    _same(
+        weights.load_into(model, {f"{prefix}{key}": array for key, array in torch.items()}), torch
+    )
+
+
+def test_names_of_antialiased_cnns_load_into_the_network_with_blur(fixtures):
+    arrays = {}
+    for name, array in _torchvision_arrays(fixtures, "resnet18").items():
+        parts = name.split(".")
+        if parts[0] in ("layer2", "layer3", "layer4") and parts[1] == "0":
+            if parts[2] == "conv2":
+                parts.insert(3, "1")
+            elif parts[2] == "downsample":
+                parts[3] = str(int(parts[3]) + 1)
+        arrays[".".join(parts)] = array
+    taps = np.full((64, 1, 4, 4), 1 / 16, np.float32)
+    blurs = [f"layer{n}.0.{part}.0.filt" for n in (2, 3, 4) for part in ("conv2", "downsample")]
+    arrays |= dict.fromkeys(["maxpool.1.filt", *blurs], taps)
+    _assert_fits(models.create("resnet18", num_classes=10, downsample="blur"), arrays)
+
+
 def test_our_own_variables_load_from_a_tree_msgpack_and_npz(small, tmp_path):
     model, variables, _ = small
     (tmp_path / "net.msgpack").write_bytes(serialization.to_bytes(variables))

@@ -4,7 +4,7 @@ Maps are (batch, height, width, channels) and kernels (kh, kw, in / groups, out)
 BatchNorm statistics are float32; ``dtype`` sets the type of the computation.
 """
 
-from kernsym_jax.layers.conv import BatchNorm, Conv
+from kernsym_jax.layers.conv import BatchNorm, Conv, by_products
 from kernsym_jax.layers.downsample import (
     DOWNSAMPLINGS,
     Downsample,
@@ -45,6 +45,7 @@ __all__ = [
     "aps_weights",
     "binomial",
     "blur_pool",
+    "by_products",
     "check_downsample",
     "check_padding",
     "corner",

@@ -11,6 +11,7 @@ XLA's CPU backend has two weak spots, of which accelerators have neither
 ``docs/results/cpu_step`` has the measurements behind the limits below.
 """
 
+import contextvars
 import functools
 import itertools
 import math
@@ -32,6 +33,30 @@ _PART_BYTES = 2**20
 
 _MOST_PARTS = 8
 """More parts take longer to compile and are hardly faster."""
+
+_BY_PRODUCTS = contextvars.ContextVar("by_products", default=False)
+
+
+def by_products(function: Callable) -> Callable:
+    """Returns the function with each of its convolutions as one matrix product.
+
+    The product is that of the pixels of all windows and the kernel. For many small networks under
+    ``vmap`` it is one batched product, where a convolution would become one with a group for each
+    network. Grouped convolutions stay as they are.
+
+    Args:
+      function: a function whose layers call `convolve`.
+    """
+
+    @functools.wraps(function)
+    def with_products(*args: Any, **kwargs: Any) -> Any:
+        token = _BY_PRODUCTS.set(True)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _BY_PRODUCTS.reset(token)
+
+    return with_products
 
 
 def convolve(
@@ -76,6 +101,8 @@ def convolve(
         (size[i] + sum(amounts[i]) - dilation[i] * (window[i] - 1) - 1) // stride[i] + 1
         for i in (0, 1)
     )
+    if _BY_PRODUCTS.get():
+        return _window_product(x, kernel, (rows, columns), stride, amounts, dilation)
     near = (amounts[0][0], amounts[1][0])
     product = functools.partial(
         _product, out=(rows, columns), stride=stride, near=near, dilation=dilation
@@ -157,6 +184,32 @@ def _product(
         window = maps[:, place_rows, place_columns].reshape(batch, -1)
         pixels.append(window @ weights[tap_rows, tap_columns].reshape(-1, features))
     return jnp.stack(pixels, axis=1).reshape(batch, *out, features).astype(x.dtype)
+
+
+def _window_product(
+    x: jax.Array, kernel: jax.Array, out: Pair, stride: Pair, amounts: Amounts, dilation: Pair
+) -> jax.Array:
+    """Multiplies the windows of all output pixels by the kernel, in one product."""
+    padded = jnp.pad(x, ((0, 0), *amounts, (0, 0)))
+    batch, channels, (height, width) = x.shape[0], x.shape[3], kernel.shape[:2]
+    reach = [(out[axis] - 1) * stride[axis] + 1 for axis in (0, 1)]
+    shifted = [
+        lax.slice(
+            padded,
+            (0, i * dilation[0], j * dilation[1], 0),
+            (batch, i * dilation[0] + reach[0], j * dilation[1] + reach[1], channels),
+            (1, *stride, 1),
+        )
+        for i, j in itertools.product(range(height), range(width))
+    ]
+    windows = jnp.concatenate(shifted, axis=3).reshape(-1, height * width * channels)
+    # As in convolutions, sums of short types are taken in float32.
+    pixels = jnp.matmul(
+        windows,
+        kernel.reshape(-1, kernel.shape[3]),
+        preferred_element_type=jnp.float32 if x.dtype.itemsize < 4 else None,
+    )
+    return pixels.reshape(batch, *out, -1).astype(x.dtype)
 
 
 def _on_map(start: int, size: int, taps: int, step: int) -> tuple[slice, slice]:

@@ -12,11 +12,23 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kernsym_jax.layers import by_products
 from kernsym_jax.training.state import Recipe, TrainState, initial_state
 from kernsym_jax.training.step import Batch, Logs, Sums, eval_step, train_step
 
 MEMBERS, DATA = "members", "data"
 """The axes of the mesh: networks that train as one program, and parts of a batch."""
+
+FASTEST_POPULATIONS = {
+    "cpu": ("turn", "2-core x86 server, jax 0.10.2, launch/bench.py population, 2026-11"),
+    "gpu": ("vmap", "not measured yet; launch/accelerator.sh --only=population prints a row"),
+    "tpu": ("vmap", "not measured yet"),
+}
+"""How the seeds of a population train fastest, and where that was measured.
+
+The keys are kinds of devices, such as ``NVIDIA H100 80GB HBM3``, or else platforms. The ways are
+``vmap``, ``products`` and ``turn`` of ``config.population``.
+"""
 
 TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Logs]]
 EvalStep = Callable[[TrainState, Batch], Sums]
@@ -41,12 +53,14 @@ class Backend:
         part of the batch).
       mesh: devices (members, data).
       members: number of networks that train as one program; 0 for one network without that axis.
+      products: whether convolutions of that program are batched matrix products.
       seeds: the seed of each network. Compiled steps do not depend on them.
     """
 
     kind: str
     mesh: Mesh
     members: int = 0
+    products: bool = False
     seeds: tuple[int, ...] = dataclasses.field(default=(0,), compare=False)
 
     @property
@@ -152,12 +166,15 @@ class Backend:
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), _STATE_SPECS)
 
 
-def choose_backend(config: ml_collections.ConfigDict, members: int = 0) -> Backend:
+def choose_backend(
+    config: ml_collections.ConfigDict, members: int = 0, *, products: bool = False
+) -> Backend:
     """Returns the backend that a config asks for.
 
     Args:
       config: the resolved config of the run, or of a population's first member.
       members: number of networks that train as one program; 0 for one network.
+      products: whether convolutions of that program are batched matrix products.
 
     Raises:
       ValueError: if there are too few devices, or if they cannot share a batch evenly.
@@ -166,7 +183,8 @@ def choose_backend(config: ml_collections.ConfigDict, members: int = 0) -> Backe
     side_by_side = math.gcd(members or 1, len(devices))
     mesh = Mesh(np.array(devices).reshape(side_by_side, -1), (MEMBERS, DATA))
     seeds = tuple(range(config.seed, config.seed + max(members, 1)))
-    backend = Backend("jit" if members else config.backend, mesh, members, seeds)
+    kind = "jit" if members else config.backend
+    backend = Backend(kind, mesh, members, products, seeds)
     shares = backend.parts * config.optimizer.accumulate
     if config.batch_size % shares:
         raise ValueError(
@@ -176,12 +194,12 @@ def choose_backend(config: ml_collections.ConfigDict, members: int = 0) -> Backe
     return backend
 
 
-def trains_as_one(config: ml_collections.ConfigDict) -> bool:
-    """Returns whether a population trains as one program, or one network after another.
+def choose_way(config: ml_collections.ConfigDict) -> str:
+    """Returns how the seeds of a population train: ``vmap``, ``products`` or ``turn``.
 
-    Under ``vmap`` convolutions become grouped convolutions. XLA runs these well on accelerators,
-    and on the CPU many times slower than one network after another (``launch/bench.py population``
-    measures it).
+    Under ``vmap`` convolutions become grouped convolutions, and with ``products`` batched matrix
+    products. Either may be many times slower than one network after another (``turn``):
+    ``launch/bench.py population`` and ``launch/accelerator.sh`` measure it.
 
     Args:
       config: the resolved config of the population.
@@ -189,12 +207,14 @@ def trains_as_one(config: ml_collections.ConfigDict) -> bool:
     Raises:
       ValueError: if the config asks for one program over several processes.
     """
-    several = jax.process_count() > 1
-    if config.population == "vmap" and several:
-        raise ValueError("config.population=vmap needs a single process; several take turn")
-    if config.population == "auto":
-        return not several and jax.default_backend() != "cpu"
-    return config.population == "vmap"
+    several, asked = jax.process_count() > 1, config.population
+    if asked in ("vmap", "products") and several:
+        raise ValueError(f"config.population={asked} needs a single process; several take turn")
+    if asked == "auto" and not several:
+        platform, kind = jax.default_backend(), jax.devices()[0].device_kind
+        known = FASTEST_POPULATIONS.get(kind) or FASTEST_POPULATIONS.get(platform)
+        return known[0] if known else "turn"
+    return asked if asked in ("vmap", "products") else "turn"
 
 
 def _devices(count: int) -> list[jax.Device]:
@@ -213,8 +233,9 @@ def _devices(count: int) -> list[jax.Device]:
 
 @functools.lru_cache(maxsize=16)
 def _compile_train(backend: Backend, recipe: Recipe) -> TrainStep:
-    step = functools.partial(train_step, recipe)
+    step: Callable = functools.partial(train_step, recipe)
     if backend.members:
+        step = by_products(step) if backend.products else step
         step = jax.vmap(step, in_axes=(_STATE_AXES, 0, 0), out_axes=(_STATE_AXES, 0))
         batch = PartitionSpec(MEMBERS, DATA)
         return _map(backend, step, (_STATE_SPECS, batch, _EACH), (_STATE_SPECS, _EACH), donate=0)
@@ -226,8 +247,9 @@ def _compile_train(backend: Backend, recipe: Recipe) -> TrainStep:
 
 @functools.lru_cache(maxsize=16)
 def _compile_eval(backend: Backend, recipe: Recipe) -> EvalStep:
-    step = functools.partial(eval_step, recipe)
+    step: Callable = functools.partial(eval_step, recipe)
     if backend.members:
+        step = by_products(step) if backend.products else step
         step = jax.vmap(step, in_axes=(_STATE_AXES, None))
         return _map(backend, step, (_STATE_SPECS, PartitionSpec(DATA)), _EACH)
     if backend.kind == "pmap":

@@ -33,7 +33,7 @@ _AT_LEAST = {
 }
 _WORDS = {
     "backend": ("jit", "pmap"),
-    "population": ("auto", "vmap", "turn", "processes"),
+    "population": ("auto", "vmap", "products", "turn", "processes"),
     "consistency.mode": ("circular", "zero"),
     "model.dtype": ("float32", "bfloat16"),
     "class_balance": ("none", "median"),
@@ -53,9 +53,10 @@ def default() -> ml_collections.ConfigDict:
     # Number of networks with the seeds seed, seed + 1, …; above 1 each gets a run directory of its
     # own, seed_000, seed_001, …, below the workdir.
     config.seeds = 1
-    # Training of several seeds: as one program (vmap), one after another (turn), or side by side in
-    # single-threaded child processes, one per core (processes). auto chooses the faster one: vmap
-    # on accelerators; on a CPU turn or processes, which it measures first if the runs are long.
+    # Training of several seeds: as one program whose convolutions are grouped (vmap) or batched
+    # matrix products (products), one after another (turn), or side by side in single-threaded child
+    # processes, one per core (processes). auto takes what was fastest on this kind of device (see
+    # `training.backend`); on a CPU turn or processes, which it measures first if runs are long.
     config.population = "auto"
     # Images per training step of one network, over all devices and processes together.
     config.batch_size = 128

@@ -18,7 +18,7 @@ import numpy as np
 
 from kernsym_jax import data, geometry, run_directory, symmetry
 from kernsym_jax.training import processes
-from kernsym_jax.training.backend import Backend, choose_backend, trains_as_one
+from kernsym_jax.training.backend import Backend, choose_backend, choose_way
 from kernsym_jax.training.checkpoints import newest_whole
 from kernsym_jax.training.children import choose_places, train_members
 from kernsym_jax.training.config import complete, member_configs, resolve
@@ -85,12 +85,12 @@ def _train_population(
     profile: str | None,
 ) -> Summary:
     """Trains the members of a population as one program, side by side or one after another."""
-    configs, as_one = member_configs(config), trains_as_one(config)
+    configs, way = member_configs(config), choose_way(config)
     folders = open_population(workdir, config)
     summaries: list[Summary] = []
-    if as_one:
+    if way != "turn":
         with contextlib.suppress(_MembersApart):
-            summaries = _train(configs, folders, stop, resume=resume, profile=profile, as_one=True)
+            summaries = _train(configs, folders, stop, resume=resume, profile=profile, way=way)
     if not summaries and profile is None:
         unfinished = [
             member
@@ -161,10 +161,11 @@ def _train(
     *,
     resume: bool,
     profile: str | None,
-    as_one: bool = False,
+    way: str = "turn",
 ) -> list[Summary]:
     """Trains one network, or the members of a population as one program."""
-    backend = choose_backend(configs[0], len(configs) if as_one else 0)
+    members = 0 if way == "turn" else len(configs)
+    backend = choose_backend(configs[0], members, products=way == "products")
     dataset = processes.together(lambda: data.open_dataset(configs[0], backend))
     configs = [complete(config, dataset) for config in configs]
     recipe = make_recipe(configs[0], dataset, backend.axis_name)

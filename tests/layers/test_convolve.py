@@ -8,7 +8,7 @@ from jax import lax
 from jax.test_util import check_grads
 
 from kernsym_jax import geometry
-from kernsym_jax.layers import PADDINGS, Conv
+from kernsym_jax.layers import PADDINGS, Conv, by_products
 from kernsym_jax.layers.conv import convolve
 
 ONE = ((1, 1), (1, 1))
@@ -65,11 +65,12 @@ def test_results_and_both_gradients_are_those_of_the_plain_convolution(size):
     for kernel, *rest in PLACES:
         place = dict(zip(("stride", "amounts", "dilation"), rest, strict=True))
         x, weight = arrays((2, *size, 3), (*kernel, 3, 4))
-        ours, wanted = (
+        ours, products, wanted = (
             jax.jit(all_three, static_argnums=0)(functools.partial(f, **place), x, weight)
-            for f in (convolve, plain)
+            for f in (convolve, by_products(convolve), plain)
         )
         close(ours, wanted, f"{kernel} {place}")
+        close(products, wanted, f"{kernel} {place}")
 
 
 @pytest.mark.parametrize("padding", PADDINGS)

@@ -1,5 +1,6 @@
 """Several seeds, as one program or one after another: each is as if it had trained alone."""
 
+import dataclasses
 import json
 import shutil
 
@@ -18,19 +19,21 @@ MEMBERS = ("seed_003", "seed_004", "seed_005", "seed_006")
 
 @pytest.fixture(scope="module")
 def populations(tmp_path_factory):
-    """Four seeds: as one program on eight devices, and one after another."""
+    """Four seeds: as one program of either kind on eight devices, and one after another."""
     folder = tmp_path_factory.mktemp("populations")
     four = {"seed": 3, "seeds": 4, **TWENTY}
-    training.train_and_evaluate(
-        tiny.config(**four, population="vmap", devices=8), folder / "together"
-    )
+    for folder_name, way in (("together", "vmap"), ("products", "products")):
+        training.train_and_evaluate(
+            tiny.config(**four, population=way, devices=8), folder / folder_name
+        )
     training.train_and_evaluate(tiny.config(**four), folder / "turn")
     return folder
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-def test_members_of_one_program_are_as_if_trained_alone(populations, member):
-    together, alone = populations / "together" / member, populations / "turn" / member
+@pytest.mark.parametrize("way", ["together", "products"])
+def test_members_of_one_program_are_as_if_trained_alone(populations, way, member):
+    together, alone = populations / way / member, populations / "turn" / member
     states = [saved_state(folder, tiny.config(**TWENTY)) for folder in (together, alone)]
     assert int(states[0].step) == 20
     require_close(states[0].params, states[1].params)
@@ -108,8 +111,19 @@ def test_members_with_no_step_in_common_go_on_one_after_another(populations, tmp
 
 
 def test_members_take_turn_on_the_cpu_unless_told_otherwise():
-    assert not backend.trains_as_one(training.resolve({"seeds": 8}))
-    assert backend.trains_as_one(training.resolve({"seeds": 8, "population": "vmap"}))
+    assert backend.choose_way(training.resolve({"seeds": 8})) == "turn"
+    for way in ("vmap", "products", "turn"):
+        assert backend.choose_way(training.resolve({"seeds": 8, "population": way})) == way
+
+
+def test_a_program_of_products_has_no_convolution():
+    for products in (False, True):
+        run = tiny.parts(tiny.config(), members=2)
+        one = dataclasses.replace(run.backend, products=products)
+        state = one.join([run.initial_state(seed) for seed in range(2)])
+        batch, keys = next(run.dataset.train.start(0)), one.keys(range(2))
+        program = str(jax.make_jaxpr(one.compile_train(run.recipe))(state, batch, keys))
+        assert ("conv_general_dilated" in program) != products
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path):

@@ -18,6 +18,7 @@ from kernsym_jax.formats.arrays import (
     strided_view,
     view,
 )
+from kernsym_jax.formats.containers import NUMPY_MAKERS, NumpyArray
 from kernsym_jax.formats.pickle_data import (
     Inert,
     Symbol,
@@ -25,7 +26,6 @@ from kernsym_jax.formats.pickle_data import (
     inert_symbol,
     load_pickle,
 )
-from kernsym_jax.formats.pickle_numpy import NUMPY_MAKERS, NumpyArray
 from kernsym_jax.formats.zip_archive import ZipMembers
 
 LEGACY_HEAD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."

@@ -11,7 +11,7 @@ from kernsym_jax.formats import guard, tensor_bundle
 from kernsym_jax.formats.arrays import StoredArray, layer_name, naming
 from kernsym_jax.formats.unsupported import what_it_is
 from kernsym_jax.formats.zip_archive import ZipMembers
-from kernsym_jax.weights import checkpoint, keras, onnx, tflite
+from kernsym_jax.weights import checkpoint, graph, keras
 from kernsym_jax.weights.array_file import (
     SUPPORTED,
     ArrayFile,
@@ -185,12 +185,12 @@ def _read_graph(
     # These two formats begin with an offset or a size, which may look like another format.
     if head[4:8] == b"TFL3":
         _check_options("TensorFlow Lite", OHWI, layout, which)
-        return tflite.read(path)
+        return graph.read_tflite(path)
     if is_safetensors(head):
         return None
     if head[:1] == b"\x08" or path.suffix.lower() == ".onnx":
         _check_options("ONNX", OIHW, layout, which)
-        return onnx.read(path, fold_batchnorm=fold_batchnorm)
+        return graph.read_onnx(path, fold_batchnorm=fold_batchnorm)
     if head[:8] == b"\x89HDF\r\n\x1a\n":
         _check_options("Keras", None, layout, which)
         return keras.read_hdf5(path, layout=layout, fold_batchnorm=fold_batchnorm)

@@ -44,6 +44,8 @@ CONSISTENCY = "consistency.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 POPULATION = "population.json"
+LOCK = ".lock"
+"""Lock of the process that writes a run, a population or a study, see `kernsym_jax.lock`."""
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "kernsym-jax")
 
@@ -116,6 +118,17 @@ def run_of(path: str | os.PathLike) -> pathlib.Path | None:
         return path
     folder = path.parent
     return folder.parent if folder.name == CHECKPOINTS and is_run(folder.parent) else None
+
+
+def is_vacant(workdir: pathlib.Path) -> bool:
+    """Returns whether a folder is empty, but for what a killed process left before its first file.
+
+    Args:
+      workdir: an existing folder.
+    """
+    leftovers = (f".{CONFIG}.", f".{POPULATION}.")
+    names = [path.name for path in workdir.iterdir()]
+    return all(name == LOCK or name.startswith(leftovers) for name in names)
 
 
 def has_config(workdir: pathlib.Path) -> bool:

@@ -1,10 +1,14 @@
-"""Kills a training run at random moments, and checks that its end is that of an undisturbed run.
+"""Kills training at random moments, and checks that its end is that of undisturbed training.
 
 python launch/kill_and_resume.py --kills=10 --workdir=/tmp/killed --config=configs/digits.py
+python launch/kill_and_resume.py --kills=10 --workdir=/tmp/killed -- --config.seeds=3
+python launch/kill_and_resume.py --kills=10 --workdir=/tmp/killed --study=configs/studies/emergence.py
 
-One run trains undisturbed. Another is killed (SIGKILL) and restarted several times; its final state
-must be bit-equal to that of the first run, and its metrics.jsonl the same, without a gap or a
-duplicate. The arguments after ``--`` are those of kernsym_jax.train.
+One run, population or study is never disturbed. Another is killed (SIGKILL) and started again
+several times: soon after a line of the metrics, and every fifth time while it starts. At the end
+all final states must be bit-equal and every metrics.jsonl the same, without a gap or a duplicate;
+of a study the tables too. The arguments after ``--`` are those of kernsym_jax.train or
+kernsym_jax.study.
 """
 
 import json
@@ -21,81 +25,136 @@ from absl import flags
 from kernsym_jax import cli, run_directory
 from kernsym_jax.formats import orbax
 
-_CONFIG = flags.DEFINE_string("config", "configs/digits.py", "The run's config, a Python file.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the two runs; it must not exist.")
-_KILLS = flags.DEFINE_integer("kills", 10, "Number of times that the run is killed.", lower_bound=1)
+_CONFIG = flags.DEFINE_string("config", "configs/digits.py", "The config, a Python file.")
+_STUDY = flags.DEFINE_string("study", None, "A study, a Python file, in place of a config.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for both results; it must not exist.")
+_KILLS = flags.DEFINE_integer("kills", 10, "Number of times that it is killed.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the random moments.")
+
+_TABLES = ("results.csv", "layers.csv", "claims.json")
+# Every so many kills, one comes before the first new line of the metrics.
+_WHILE_STARTING = 5
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs both and compares them."""
+    """Trains both and compares them."""
     if _WORKDIR.value is None:
         raise ValueError("--workdir is needed")
     folder = pathlib.Path(_WORKDIR.value)
     folder.mkdir(parents=True)
     whole, killed = folder / "whole", folder / "killed"
-    finish(start(whole, argv[1:]))
-    steps = run_directory.read_summary(whole)["step"]
+    started = time.monotonic()
+    process = start(whole, argv[1:])
+    while process.poll() is None and not runs_in(whole):
+        time.sleep(0.01)
+    seconds = time.monotonic() - started
+    finish(process)
+    steps = steps_of(whole)
     draw = random.Random(_SEED.value)
-    # Not up to the end, which the run may reach before the signal arrives.
+    # Not up to the end, which may be reached before the signal arrives.
     moments = sorted(draw.randrange(steps * 4 // 5) for _ in range(_KILLS.value))
-    deaths = [kill_after(killed, moment, draw.random(), argv[1:]) for moment in moments]
+    deaths = []
+    for number, moment in enumerate(moments, 1):
+        if number % _WHILE_STARTING:
+            deaths.append(kill_after(killed, moment, draw.random() / 10, argv[1:]))
+        else:
+            deaths.append(kill_while_starting(killed, draw.random() * seconds, argv[1:]))
     finish(start(killed, argv[1:]))
-    compare(killed, whole, steps)
+    compare(killed, whole)
     print(f"killed after steps {deaths} of {steps}: the same final state and metrics", flush=True)
 
 
 def start(workdir: pathlib.Path, arguments: Sequence[str]) -> subprocess.Popen:
-    """Starts or resumes a run."""
-    command = [sys.executable, "-m", "kernsym_jax.train", f"--config={_CONFIG.value}"]
+    """Starts or resumes the training."""
+    if _STUDY.value is None:
+        command = ["kernsym_jax.train", f"--config={_CONFIG.value}"]
+    else:
+        command = ["kernsym_jax.study", f"--study={_STUDY.value}"]
     return subprocess.Popen(
-        [*command, f"--workdir={workdir}", *arguments], stdout=subprocess.DEVNULL
+        [sys.executable, "-m", *command, f"--workdir={workdir}", *arguments],
+        stdout=subprocess.DEVNULL,
     )
 
 
 def finish(process: subprocess.Popen) -> None:
-    """Waits for a run, and raises `ValueError` unless its exit status is 0."""
+    """Waits for the training, and raises `ValueError` unless its exit status is 0."""
     if process.wait() != 0:
-        raise ValueError(f"a run ended with status {process.returncode}")
+        raise ValueError(f"the training ended with status {process.returncode}")
 
 
-def kill_after(workdir: pathlib.Path, step: int, share: float, arguments: Sequence[str]) -> int:
-    """Kills a run soon after a step, and returns the last step in its metrics.
+def kill_after(workdir: pathlib.Path, step: int, seconds: float, arguments: Sequence[str]) -> int:
+    """Kills the training soon after a step, and returns the steps in its metrics.
 
     Args:
-      workdir: the run directory.
+      workdir: its directory.
       step: the step to wait for in the metrics; if they are beyond it, any new line.
-      share: further time to wait, in tenths of a second, so that any moment may be hit.
-      arguments: further arguments of the run.
+      seconds: further time to wait, so that any moment may be hit.
+      arguments: further arguments of the training.
     """
-    process, before = start(workdir, arguments), last_step(workdir)
+    process, before = start(workdir, arguments), steps_of(workdir)
     while process.poll() is None:
-        now = last_step(workdir)
+        now = steps_of(workdir)
         if now >= step and now != before:
-            time.sleep(share / 10)
+            time.sleep(seconds)
             break
         time.sleep(0.001)
+    return kill(process, workdir)
+
+
+def kill_while_starting(workdir: pathlib.Path, seconds: float, arguments: Sequence[str]) -> int:
+    """Kills the training some time after its start, and returns the steps in its metrics."""
+    process = start(workdir, arguments)
+    time.sleep(seconds)
+    return kill(process, workdir)
+
+
+def kill(process: subprocess.Popen, workdir: pathlib.Path) -> int:
+    """Kills the training, and returns the steps in its metrics."""
     process.kill()
     if process.wait() == 0:
-        raise ValueError(f"the run ended before it could be killed after step {step}")
-    return last_step(workdir)
+        raise ValueError("the training ended before it could be killed")
+    return steps_of(workdir)
 
 
-def last_step(workdir: pathlib.Path) -> int:
-    """Returns the step of the last whole line of the metrics, -1 if there is none."""
+def runs_in(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the run directories in a directory, which may be one itself."""
+    return sorted(path.parent for path in workdir.glob(f"**/{run_directory.METRICS}"))
+
+
+def steps_of(workdir: pathlib.Path) -> int:
+    """Returns the sum of the last steps in the metrics of all runs."""
+    return sum(last_step(run) for run in runs_in(workdir))
+
+
+def last_step(run: pathlib.Path) -> int:
+    """Returns the step of the last whole line of the metrics, 0 if there is none."""
     # Only the last line is parsed, because this is asked every millisecond.
-    path = workdir / run_directory.METRICS
-    lines = path.read_text().splitlines(True) if path.exists() else []
+    lines = (run / run_directory.METRICS).read_text().splitlines(True)
     whole = [line for line in lines if line.endswith("\n")]
-    return json.loads(whole[-1])["step"] if whole else -1
+    return json.loads(whole[-1])["step"] if whole else 0
 
 
-def compare(one: pathlib.Path, other: pathlib.Path, step: int) -> None:
+def compare(one: pathlib.Path, other: pathlib.Path) -> None:
+    """Raises `ValueError` unless two directories have the same metrics, states and tables."""
+    places = [[run.relative_to(folder) for run in runs_in(folder)] for folder in (one, other)]
+    if places[0] != places[1]:
+        raise ValueError(f"{one} and {other} have other runs")
+    for place in places[0]:
+        compare_runs(one / place, other / place)
+    for name in _TABLES if _STUDY.value is not None else ():
+        # The command in the claims names the folder.
+        texts = [(folder / name).read_text().replace(str(folder), "") for folder in (one, other)]
+        if texts[0] != texts[1]:
+            raise ValueError(f"{one} and {other} have other numbers in {name}")
+
+
+def compare_runs(one: pathlib.Path, other: pathlib.Path) -> None:
     """Raises `ValueError` unless two runs have the same metrics and the same final state."""
     logs = [(folder / run_directory.METRICS).read_text() for folder in (one, other)]
     if logs[0] != logs[1]:
         raise ValueError(f"{one} and {other} have other lines in {run_directory.METRICS}")
-    checkpoints = [folder / run_directory.CHECKPOINTS / str(step) for folder in (one, other)]
+    step = str(run_directory.read_summary(other)["step"])
+    checkpoints = [folder / run_directory.CHECKPOINTS / step for folder in (one, other)]
     arrays = [orbax.read_arrays(checkpoint) for checkpoint in checkpoints]
     if arrays[0].keys() != arrays[1].keys():
         raise ValueError(f"{one} and {other} have saved different arrays")

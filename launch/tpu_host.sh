@@ -53,6 +53,8 @@ save() (
   # Fails if a file goes while it copies; then the next time is soon enough.
   cp -al "$WORKDIR" "$view" || return 0
   find "$view" -name '*.orbax-checkpoint-tmp*' -prune -exec rm -rf {} +
+  # The lock of this machine would keep another one from going on.
+  find "$view" -name .lock -delete
   "${copy[@]}" --exclude='^(.*/)?checkpoints/.*' && "${copy[@]}" &&
     "${copy[@]}" --delete-unmatched-destination-objects || status=$?
   rm -rf "$view"
@@ -75,7 +77,9 @@ train() {
     while sleep "$SYNC_SECONDS"; do save || true; done 8>&- &
     saver=$!
   fi
-  "${PYTHON:-.venv/bin/python}" -m kernsym_jax.train --config="$CONFIG" --workdir="$WORKDIR" \
+  # There is one slice of this name: what a lost one has locked belongs to its successor.
+  KERNSYM_JAX_JOB=${KERNSYM_JAX_JOB:-tpu_vm.sh $NAME} "${PYTHON:-.venv/bin/python}" \
+    -m kernsym_jax.train --config="$CONFIG" --workdir="$WORKDIR" \
     "${distributed[@]}" "${extra[@]}" "$@" &
   local trainer=$!
   # A signal to this script ends the wait, not the training, which takes its time to save.

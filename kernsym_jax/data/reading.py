@@ -1,7 +1,6 @@
 """Reading a set of images: whole into memory, through a cache on disk, or image by image."""
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 from absl import logging
 
+from kernsym_jax import lock
 from kernsym_jax.data.decode import BrokenImage, OtherSize, View, look_at, look_at_mask
 from kernsym_jax.data.image_set import EncodedSet, Files, ImageSet
 
@@ -204,7 +204,7 @@ def decode_cached(
     if time.monotonic() - started >= worth_seconds:
         try:
             _write(entry, encoded.place, result, replace=damaged)
-        except OSError as error:
+        except (OSError, lock.LockedElsewhere) as error:
             logging.warning("%s: not cached (%s)", encoded.place, error)
     return result
 
@@ -251,56 +251,39 @@ def _load(entry: pathlib.Path) -> Decoded:
 def _write(entry: pathlib.Path, source: str, result: Decoded, *, replace: bool) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
     subject = entry.name.partition("-")[0]
-    with _lock(entry.parent / f".{subject}.lock") as held:
-        if not held or (entry.exists() and not replace):
-            logging.info("%s: another process has written it to the cache or does so now", source)
-            return
-        # Of writers that were killed.
-        for old in entry.parent.glob(f".{subject}-*"):
+    try:
+        with lock.only_writer(entry.parent / f".{subject}.lock"):
+            if not entry.exists() or replace:
+                _write_entry(entry, source, result)
+    except lock.LockedElsewhere:
+        raise
+    except lock.Locked as error:
+        logging.info("%s: left to another process (%s)", source, error)
+
+
+def _write_entry(entry: pathlib.Path, source: str, result: Decoded) -> None:
+    subject = entry.name.partition("-")[0]
+    # Of writers that were killed.
+    for old in entry.parent.glob(f".{subject}-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    # Written beside its place and then renamed: a reader finds all of it or nothing.
+    fresh = pathlib.Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{subject}-"))
+    try:
+        arrays = {"images": result.images.images, "labels": result.images.labels}
+        for name, array in arrays.items():
+            np.save(fresh / f"{name}.npy", array)
+        about = {
+            "source": source,
+            "classes": result.images.classes,
+            "skipped": result.skipped,
+            "checksums": {name: _checksum(array) for name, array in arrays.items()},
+        }
+        (fresh / _ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+        for old in entry.parent.glob(f"{subject}-*"):
             shutil.rmtree(old, ignore_errors=True)
-        # Written beside its place and then renamed: a reader finds all of it or nothing.
-        fresh = pathlib.Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{subject}-"))
-        try:
-            arrays = {"images": result.images.images, "labels": result.images.labels}
-            for name, array in arrays.items():
-                np.save(fresh / f"{name}.npy", array)
-            about = {
-                "source": source,
-                "classes": result.images.classes,
-                "skipped": result.skipped,
-                "checksums": {name: _checksum(array) for name, array in arrays.items()},
-            }
-            (fresh / _ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
-            for old in entry.parent.glob(f"{subject}-*"):
-                shutil.rmtree(old, ignore_errors=True)
-            fresh.rename(entry)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[bool]:
-    """Holds a lock that the system takes back from a process that ends; False if another has it."""
-    import fcntl
-
-    with path.open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:
-            # This file system has no locks. Renaming alone keeps entries whole, too.
-            yield True
-            return
-        # A writer that has ended since the file was opened has removed it.
-        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            path.unlink(missing_ok=True)
+        fresh.rename(entry)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _checksum(array: np.ndarray) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from kernsym_jax import json_file, run_directory, training
+from kernsym_jax import json_file, lock, run_directory, training
 from kernsym_jax.studies import runs as planned
 from kernsym_jax.studies.jobs import job_command
 from kernsym_jax.studies.page import CLAIMS, LAYERS, RESULTS, write_outcome
@@ -23,6 +23,7 @@ from kernsym_jax.training.pace import duration
 from kernsym_jax.training.processes import stop_on_signal
 
 PLAN = "study.json"
+_GATHERING = ".gathering"
 
 
 def conduct(
@@ -44,12 +45,20 @@ def conduct(
       The results.
 
     Raises:
-      ValueError: if the study or the folder cannot be used, or a run fails; the other runs are
-        trained and gathered first.
+      ValueError: if the study or the folder cannot be used, another process conducts a study in
+        it, or a run fails; the other runs are trained and gathered first.
       Preempted: after SIGTERM or SIGINT, when the current runs are saved.
     """
     workdir = pathlib.Path(workdir)
-    _write_plan(study, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with lock.only_writer(workdir / run_directory.LOCK):
+        _write_plan(study, workdir)
+        return _conduct(study, workdir, command, parallel)
+
+
+def _conduct(
+    study: Study, workdir: pathlib.Path, command: Sequence[str], parallel: int | None
+) -> Results:
     everything = planned.plan_runs(study, workdir)
     missing = [run for run in everything if planned.state(run) != planned.FINISHED]
     there = f"{len(everything) - len(missing)} of {len(everything)}"
@@ -121,12 +130,15 @@ def gather(study: Study, workdir: str | pathlib.Path, command: Sequence[str]) ->
     """
     workdir = pathlib.Path(workdir)
     results = collect(study, workdir)
-    path, plan = workdir / PLAN, study.plan()
-    before = json_file.read_json(path) if path.exists() else plan
-    changed = sorted(k for k in before.keys() | plan.keys() if before.get(k) != plan.get(k))
-    if study.networks:
-        run_directory.add_session(workdir)
-    write_outcome(results, workdir, command, changed)
+    workdir.mkdir(parents=True, exist_ok=True)
+    # Not the lock of `conduct`: the finished runs can be gathered while the others train.
+    with lock.only_writer(workdir / _GATHERING, lambda: True):
+        path, plan = workdir / PLAN, study.plan()
+        before = json_file.read_json(path) if path.exists() else plan
+        changed = sorted(k for k in before.keys() | plan.keys() if before.get(k) != plan.get(k))
+        if study.networks:
+            run_directory.add_session(workdir)
+        write_outcome(results, workdir, command, changed)
     return results
 
 
@@ -265,17 +277,13 @@ def _logs(workdir: pathlib.Path) -> pathlib.Path:
 def _alone(run: PlannedRun) -> Iterator[None]:
     """Waits until no other process on this machine trains the run, as a killed study's child may.
 
-    The lock ends with the process that holds it, however that ends.
+    Raises:
+      ValueError: if a process on another machine trains it, or was killed there.
     """
-    import fcntl
-
     # Beside the runs, because other studies may share them.
     folder = run.path.parent.parent / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{run.variant}-{run.path.name}").open("w") as file:
-        # Shared folders and buckets may not support locks.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with lock.only_writer(folder / f"{run.variant}-{run.path.name}", lambda: True):
         yield
 
 

@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> int:
             _tell_speed(settings["config"])
             return 0
         threading.Thread(target=_stop_with_parent, daemon=True).start()
-        train_and_evaluate(settings["config"], rest[0], resume=settings["resume"])
+        # The child of a population that was killed may still save this run.
+        train_and_evaluate(settings["config"], rest[0], resume=settings["resume"], wait=True)
     except Preempted as stopped:
         print(stopped, flush=True)
         return cli.PREEMPTED

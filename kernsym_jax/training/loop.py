@@ -29,10 +29,11 @@ from kernsym_jax.training.run import (
     Run,
     ended_summary,
     finish_population,
+    only_writer,
     open_population,
     require_finite,
 )
-from kernsym_jax.training.state import Recipe, TrainState, make_recipe
+from kernsym_jax.training.state import Recipe, TrainState, make_recipe, require_fit
 from kernsym_jax.training.step import Logs
 
 Summary = dict[str, Any]
@@ -48,6 +49,7 @@ def train_and_evaluate(
     *,
     resume: bool = False,
     profile: str | None = None,
+    wait: bool = False,
 ) -> Summary:
     """Trains a network, or continues from the newest checkpoint of its run directory.
 
@@ -59,12 +61,14 @@ def train_and_evaluate(
       workdir: the run directory; it is made if it does not exist. Several processes share it.
       resume: whether a run with another config continues with this one.
       profile: folder for a profile of a few steps; None for no profile.
+      wait: whether to wait if another process writes the directory now.
 
     Returns:
       The content of ``summary.json``.
 
     Raises:
-      ValueError: if the config, the data or the directory cannot be used, or a loss is not finite.
+      ValueError: if the config, the data or the directory cannot be used, another process writes
+        the directory, or a loss is not finite.
       OSError: if the data are missing, or a file cannot be written.
       Preempted: after SIGTERM or SIGINT, once the state is saved.
     """
@@ -72,8 +76,9 @@ def train_and_evaluate(
     config = resolve(config)
     with stop_on_signal() as stop:
         if config.seeds == 1:
-            return _train([config], [workdir], stop, resume=resume, profile=profile)[0]
-        return _train_population(config, workdir, stop, resume=resume, profile=profile)
+            return _train([config], [workdir], stop, resume=resume, profile=profile, wait=wait)[0]
+        with only_writer(workdir, stop, wait=wait):
+            return _train_population(config, workdir, stop, resume=resume, profile=profile)
 
 
 def _train_population(
@@ -161,6 +166,7 @@ def _train(
     *,
     resume: bool,
     profile: str | None,
+    wait: bool = True,
     way: str = "turn",
 ) -> list[Summary]:
     """Trains one network, or the members of a population as one program."""
@@ -178,9 +184,11 @@ def _train(
 
     # Whatever is wrong with the config or the data is found before a file is written.
     states = [backend.initial_state(recipe, dataset.image_shape, c.seed) for c in configs]
-    _require_fit(recipe, states[0], dataset)
+    require_fit(recipe, states[0], dataset)
     layers = _layers(recipe, states[0], dataset.image_shape)
     with contextlib.ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(only_writer(folder, stop, wait=wait))
         runs = [
             stack.enter_context(contextlib.closing(Run(config, folder, resume=resume)))
             for config, folder in zip(configs, folders, strict=True)
@@ -414,28 +422,6 @@ def _require_finite(session: _Session, logs: Logs) -> None:
     meter = jax.device_get(logs["meter"])
     for index in range(len(session.runs)):
         require_finite(session.of_run(meter, index))
-
-
-def _require_fit(recipe: Recipe, state: TrainState, dataset: data.Dataset) -> None:
-    """Raises `ValueError` if a network for images gets data with masks, or the other way round."""
-    images = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.float32)
-    answer: Any = jax.eval_shape(
-        lambda v, x: recipe.model.apply(v, x, train=False), state.variables, images
-    )
-    network = type(recipe.model).__name__
-    if not isinstance(answer, jax.ShapeDtypeStruct):
-        raise ValueError(f"{network} returns {type(answer).__name__}, wanted an array of logits")
-    wanted = (*images.shape[: 3 if dataset.masks else 1], answer.shape[-1])
-    if answer.shape[-1] < len(dataset.classes):
-        raise ValueError(
-            f"{network} gives {answer.shape[-1]} logits for {len(dataset.classes)} classes"
-        )
-    if answer.shape != wanted:
-        kind = "masks" if dataset.masks else "class labels"
-        raise ValueError(
-            f"{network} gives logits of shape {answer.shape} for images of shape {images.shape}; "
-            f"data with {kind} want {wanted} (config.model.name=unet is for masks)"
-        )
 
 
 def _layers(

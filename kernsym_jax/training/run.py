@@ -1,18 +1,20 @@
 """One run in its directory: its checkpoints, its figures, and the directory of a population."""
 
+import contextlib
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
 
-from kernsym_jax import json_file, run_directory, symmetry
+from kernsym_jax import json_file, lock, run_directory, symmetry
 from kernsym_jax.evaluation.estimates import margins, mean_class_iou, pixel_accuracy
 from kernsym_jax.training import config as configuration
 from kernsym_jax.training import processes
 from kernsym_jax.training.checkpoints import Checkpoints
 from kernsym_jax.training.pace import MetricsWriter
+from kernsym_jax.training.processes import Preempted, Stop
 from kernsym_jax.training.state import NEVER, Meter, TrainState
 
 
@@ -21,7 +23,7 @@ class Run:
 
     Args:
       config: the complete config of the run.
-      workdir: the run directory; it is made if it does not exist.
+      workdir: the run directory, which exists.
       resume: whether a run with another config continues with this one.
 
     Attributes:
@@ -175,6 +177,37 @@ class Run:
         self._latest[split] = step
 
 
+@contextlib.contextmanager
+def only_writer(workdir: pathlib.Path, stop: Stop, *, wait: bool) -> Iterator[None]:
+    """Keeps other runs from writing a directory inside the block.
+
+    Args:
+      workdir: the directory of a run or a population; it is made if it does not exist. The first of
+        several processes locks it for all.
+      stop: request to stop, which ends the wait.
+      wait: whether to wait for the process that writes it now.
+
+    Raises:
+      ValueError: naming the process that writes it.
+      Preempted: if a request to stop ends the wait.
+    """
+
+    def take() -> None:
+        if processes.is_first():
+            workdir.mkdir(parents=True, exist_ok=True)
+            path = workdir / run_directory.LOCK
+            stack.enter_context(lock.only_writer(path, lambda: wait and not stop.asked()))
+
+    with contextlib.ExitStack() as stack:
+        try:
+            processes.together(take)
+        except lock.Locked as error:
+            if wait and stop.asked():
+                raise Preempted(f"stopped before its start: {error}") from None
+            raise
+        yield
+
+
 def ended_summary(
     workdir: pathlib.Path, config: ml_collections.ConfigDict, steps: int
 ) -> dict[str, Any] | None:
@@ -191,7 +224,7 @@ def open_population(workdir: pathlib.Path, config: ml_collections.ConfigDict) ->
     """Makes the directory of a population, or checks that the existing one is of a population.
 
     Args:
-      workdir: the directory.
+      workdir: the directory, which exists.
       config: the resolved config of the population.
 
     Returns:
@@ -204,10 +237,8 @@ def open_population(workdir: pathlib.Path, config: ml_collections.ConfigDict) ->
 
     def prepare() -> None:
         path = workdir / run_directory.POPULATION
-        taken = workdir.exists() and any(workdir.iterdir())
-        if taken and not run_directory.is_population(workdir):
+        if not run_directory.is_population(workdir) and not run_directory.is_vacant(workdir):
             raise ValueError(f"{workdir} is not empty and has no {path.name}: not a population")
-        workdir.mkdir(parents=True, exist_ok=True)
         json_file.write_json(path, {"members": names, "config": configuration.to_json(config)})
 
     processes.together(lambda: prepare() if processes.is_first() else None)
@@ -252,7 +283,7 @@ def require_finite(meter: Meter) -> None:
 def _open_directory(
     workdir: pathlib.Path, config: ml_collections.ConfigDict, *, resume: bool
 ) -> list[str]:
-    """Makes a run directory, or checks that the existing one is of this run.
+    """Starts a run in an empty directory, or checks that the one there is of this run.
 
     Returns:
       The differences between the old config and the new one.
@@ -268,11 +299,10 @@ def _open_directory(
                 "--workdir, or --resume to go on with the new config"
             )
         return changed
-    if workdir.exists() and any(workdir.iterdir()):
+    if not run_directory.is_vacant(workdir):
         raise ValueError(
             f"{workdir} is not empty and has no {run_directory.CONFIG}: not a run directory"
         )
-    workdir.mkdir(parents=True, exist_ok=True)
     run_directory.write_config(workdir, configuration.to_json(config))
     return []
 

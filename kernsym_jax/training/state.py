@@ -229,3 +229,25 @@ def initial_state(recipe: Recipe, image_shape: tuple[int, ...], key: jax.Array) 
         ema=averages if recipe.ema_decay else {},
         meter=Meter.empty(),
     )
+
+
+def require_fit(recipe: Recipe, state: TrainState, dataset: data.Dataset) -> None:
+    """Raises `ValueError` if a network for images gets data with masks, or the other way round."""
+    images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
+    answer: Any = jax.eval_shape(
+        lambda v, x: recipe.model.apply(v, x, train=False), state.variables, images
+    )
+    network = type(recipe.model).__name__
+    if not isinstance(answer, jax.ShapeDtypeStruct):
+        raise ValueError(f"{network} returns {type(answer).__name__}, wanted an array of logits")
+    wanted = (*images.shape[: 3 if dataset.masks else 1], answer.shape[-1])
+    if answer.shape[-1] < len(dataset.classes):
+        raise ValueError(
+            f"{network} gives {answer.shape[-1]} logits for {len(dataset.classes)} classes"
+        )
+    if answer.shape != wanted:
+        kind = "masks" if dataset.masks else "class labels"
+        raise ValueError(
+            f"{network} gives logits of shape {answer.shape} for images of shape {images.shape}; "
+            f"data with {kind} want {wanted} (config.model.name=unet is for masks)"
+        )

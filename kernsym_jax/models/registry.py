@@ -13,11 +13,10 @@ import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict
 
+from kernsym_jax.models.classic import VGG, AlexNet, SmallCNN, UNet
 from kernsym_jax.models.depthwise import ConvNeXt, EfficientNet, MobileNetV2
 from kernsym_jax.models.inception_v3 import InceptionV3
-from kernsym_jax.models.plain import VGG, AlexNet, SmallCNN
 from kernsym_jax.models.resnet import CifarResNet, DenseNet, ResNet
-from kernsym_jax.models.unet import UNet
 from kernsym_jax.models.variant import make_variant
 
 

@@ -2,9 +2,8 @@
 
 from kernsym_jax.studies.claims_page import write_claims_page
 from kernsym_jax.studies.conduct import conduct, dry_run, gather, keep, pilot_table, train_one
-from kernsym_jax.studies.jobs import emit
 from kernsym_jax.studies.results import FinishedRun
-from kernsym_jax.studies.runs import load_study, pick_size
+from kernsym_jax.studies.runs import emit, load_study, pick_size
 from kernsym_jax.studies.statistics import Pilot
 from kernsym_jax.studies.study import (
     Claim,

@@ -13,10 +13,9 @@ import ml_collections
 
 from kernsym_jax import json_file, lock, run_directory, training
 from kernsym_jax.studies import runs as planned
-from kernsym_jax.studies.jobs import job_command
 from kernsym_jax.studies.page import CLAIMS, LAYERS, RESULTS, write_outcome
 from kernsym_jax.studies.results import FinishedRun, Results, collect
-from kernsym_jax.studies.runs import PlannedRun
+from kernsym_jax.studies.runs import PlannedRun, job_command
 from kernsym_jax.studies.study import Study
 from kernsym_jax.training import children
 from kernsym_jax.training.pace import duration

@@ -13,14 +13,6 @@ from kernsym_jax.symmetry.measure import (
     kernel_symmetry,
     measure,
 )
-from kernsym_jax.symmetry.null import (
-    direction_p,
-    null_scores,
-    p_value,
-    permutation_null,
-    two_sided_p,
-    z_value,
-)
 from kernsym_jax.symmetry.projection import (
     asymmetry,
     invariant_part,
@@ -29,11 +21,17 @@ from kernsym_jax.symmetry.projection import (
 )
 from kernsym_jax.symmetry.score import (
     IRREPS,
+    direction_p,
     irrep_energies,
     neuron_score,
+    null_scores,
+    p_value,
+    permutation_null,
     single_score,
     symmetry_score,
     transform_distances,
+    two_sided_p,
+    z_value,
 )
 from kernsym_jax.symmetry.signature import (
     moment_distances,

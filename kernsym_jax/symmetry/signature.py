@@ -19,8 +19,7 @@ import numpy as np
 
 from kernsym_jax.symmetry import group
 from kernsym_jax.symmetry.mean_kernel import coordinates, first_moment, require_weight
-from kernsym_jax.symmetry.null import direction_p
-from kernsym_jax.symmetry.score import root
+from kernsym_jax.symmetry.score import direction_p, root
 
 # A variance below this share of the mean square is rounding error of one-pass sums.
 _CONSTANT = 1e-6

@@ -27,7 +27,7 @@ from kernsym_jax.formats.tflite_graph import (
     Operator,
     read_graphs,
 )
-from kernsym_jax.weights import onnx_kernel
+from kernsym_jax.weights import fold
 from kernsym_jax.weights.fold import Norm
 from kernsym_jax.weights.kernels import POINTWISE, describe_axes
 from kernsym_jax.weights.layout import (
@@ -101,7 +101,7 @@ class _Walk:
         self.folded = 0
         self.unscaled = 0
         self.uses: Counter[str] = Counter()
-        self.block = onnx_kernel.block_size(graph, stored)
+        self.block = fold.block_size(graph, stored)
         # Integers become numbers of four times their size, once for each kernel.
         self.room = (64 << 20) + 8 * sum(
             math.prod(array.shape) * array.dtype.itemsize for array in stored.values()
@@ -173,9 +173,7 @@ class _Walk:
                 # Scales by blocks, as dense layers may have them, leave the value unknown.
                 with contextlib.suppress(ValueError):
                     axis = node.integer("axis", 1)
-                    numbers = onnx_kernel.dequantize(
-                        source, values, node.input(1), node.input(2), axis
-                    )
+                    numbers = fold.dequantize(source, values, node.input(1), node.input(2), axis)
                     if numbers is not None:
                         values[node.outputs[0]] = numbers
 
@@ -210,7 +208,7 @@ class _Walk:
             return POINTWISE
         if 0 in array.shape:
             return "an empty array"
-        if node.op.startswith(onnx_kernel.BLOCKED) and self.block is None:
+        if node.op.startswith(fold.BLOCKED) and self.block is None:
             return _BLOCKS
         return None
 
@@ -222,14 +220,14 @@ class _Walk:
             scale, zero = node.input(4), node.input(5)
             parts = (array, values.get(scale), values.get(zero))
             if parts not in self.made:
-                self.made[parts] = onnx_kernel.dequantize(array, values, scale, zero, 0)
+                self.made[parts] = fold.dequantize(array, values, scale, zero, 0)
             return self.made[parts]
         if node.op == "ConvInteger":
-            numbers, scaled = onnx_kernel.dequantize_conv_integer(node, array, graph, values)
+            numbers, scaled = fold.dequantize_conv_integer(node, array, graph, values)
             self.unscaled += numbers is not None and not scaled
             return numbers
-        if node.op.startswith(onnx_kernel.BLOCKED):
-            return onnx_kernel.unblocked(node, array, graph, self.block or 1)
+        if node.op.startswith(fold.BLOCKED):
+            return fold.unblocked(node, array, graph, self.block or 1)
         return _transposed(array, (0, 3, 1, 2)) if node.op in _OHWI else array
 
     def kernel(

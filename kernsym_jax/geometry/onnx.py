@@ -160,7 +160,7 @@ def _set_input_size(proto: Any, graph: Graph, input_size: int | Sequence[int] | 
             raise ValueError(f"its input {text(value.name)!r} has shape ({shape}); give {wanted}")
         for d, size in zip(space, sizes, strict=True):
             dims[d].dim_value = size
-        if not dims[0].dim_value:
+        if dims[0].dim_value < 1:
             dims[0].dim_value = 1
 
 

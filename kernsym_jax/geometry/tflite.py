@@ -126,6 +126,9 @@ class _Walk:
                 self.computed[operator.outputs[0]] = number
                 continue
             result = self.operator(operator)
+            if result is None and not self.values.keys() & set(operator.inputs):
+                # The slopes of a PReLU, dequantized: constants still.
+                continue
             self.values |= dict.fromkeys(operator.outputs)
             if operator.outputs:
                 self.values[operator.outputs[0]] = result

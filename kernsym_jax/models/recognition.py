@@ -35,6 +35,7 @@ class Recognised(NamedTuple):
       downsample: ``stride``, or ``blur`` if the source has the filters of BlurPool between layers.
       layers: path of a layer in our model -> its name in the source.
       extra: names of the source's other layers: heads, auxiliary branches.
+      padding: ``zero``, or ``same`` if the names are those of a port of TensorFlow's weights.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Recognised(NamedTuple):
     downsample: str
     layers: dict[str, str]
     extra: tuple[str, ...]
+    padding: str = "zero"
 
 
 class _Layer(NamedTuple):
@@ -75,13 +77,19 @@ def recognise(shapes: Mapping[str, Sequence[int] | None]) -> list[Recognised]:
         path = flax_layer(layer)
         if kernel is not None or path not in layers:
             layers[path] = _Layer(array[: -len(leaf) - 1], kernel)
-    found = []
-    for rename in (_as_it_is, _timm_efficientnet, _timm_convnext):
+    namings = [
+        *((rename, "zero") for rename in (_as_it_is, _flat_mobilenet)),
+        *((rename, "zero") for rename in (_timm_efficientnet, _timm_convnext)),
+        *((_efficientnet_pytorch(counts), "same") for counts in _efficientnet_counts()),
+    ]
+    for rename, padding in namings:
         renamed = {rename(path): layer for path, layer in layers.items()}
-        found += [match._replace(downsample=downsample) for match in _matches(renamed)]
+        found = [
+            match._replace(downsample=downsample, padding=padding) for match in _matches(renamed)
+        ]
         if found:
-            break
-    return found
+            return found
+    return []
 
 
 def layer_rows(name: str) -> list[dict[str, Any]]:
@@ -180,6 +188,24 @@ def _as_it_is(path: str) -> str:
     return path
 
 
+# The names of MobileNetV2 whose blocks are one Sequential without containers (left), as in
+# tonylins/pytorch-mobilenet-v2, as torchvision's. The first block expands nothing.
+_flat_mobilenet = _renamer(
+    [
+        ("features_1/conv_0", "features_1/conv_0_0"),
+        ("features_1/conv_1", "features_1/conv_0_1"),
+        ("features_1/conv_3", "features_1/conv_1"),
+        ("features_1/conv_4", "features_1/conv_2"),
+        (r"features_(\d+)/conv_0", r"features_\2/conv_0_0"),
+        (r"features_(\d+)/conv_1", r"features_\2/conv_0_1"),
+        (r"features_(\d+)/conv_3", r"features_\2/conv_1_0"),
+        (r"features_(\d+)/conv_4", r"features_\2/conv_1_1"),
+        (r"features_(\d+)/conv_6", r"features_\2/conv_2"),
+        (r"features_(\d+)/conv_7", r"features_\2/conv_3"),
+    ]
+)
+
+
 def _stage(text: str) -> Callable[[re.Match], str]:
     """Returns a rule's new name, in which {0} and {1} are the next stage and the block."""
     return lambda match: text.format(int(match["stage"]) + 1, match["block"])
@@ -212,6 +238,60 @@ _timm_efficientnet = _renamer(
         ("classifier", "classifier_1"),
     ]
 )
+
+
+_EFFICIENTNET_PYTORCH = {
+    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+    "_se_reduce": "se/conv_reduce", "_se_expand": "se/conv_expand", "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}  # fmt: skip
+_EFFICIENTNET_PYTORCH_FIRST = {
+    **_EFFICIENTNET_PYTORCH, "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2",
+}  # fmt: skip
+_EFFICIENTNET_PYTORCH_ENDS = {
+    "_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2",
+    "_fc": "classifier",
+}  # fmt: skip
+
+
+def _efficientnet_pytorch(counts: Sequence[int]) -> Callable[[str], str]:
+    """Returns the renaming of EfficientNet-PyTorch, which numbers all blocks in one row.
+
+    Its weights and those of EfficientNet-Lite are TensorFlow's, and padded by TensorFlow's SAME.
+
+    Args:
+      counts: number of blocks of each stage.
+    """
+    places = [(stage, block) for stage, count in enumerate(counts) for block in range(count)]
+
+    def rename(path: str) -> str:
+        match = re.search(r"(^|/)(?:_blocks_(\d+)/)?(_[a-z]\w*)$", path)
+        if match is None:
+            return path
+        if match[2] is None:
+            end = _EFFICIENTNET_PYTORCH_ENDS.get(match[3])
+        elif int(match[2]) >= len(places):
+            return path
+        else:
+            stage, block = places[int(match[2])]
+            words = _EFFICIENTNET_PYTORCH if stage else _EFFICIENTNET_PYTORCH_FIRST
+            end = words.get(match[3])
+            end = end and f"blocks_{stage}_{block}/{end}"
+        return path if end is None else _timm_efficientnet(path[: match.end(1)] + end)
+
+    return rename
+
+
+@functools.cache
+def _efficientnet_counts() -> list[tuple[int, ...]]:
+    """Returns the number of blocks of each stage, of every EfficientNet of the registry."""
+    found = set()
+    for name, table in _tables().items():
+        if name.startswith("efficientnet"):
+            places = {path.partition("/")[0] for path in table["layers"] if "/" in path}
+            stages = [int(place.split("_")[1]) for place in places]
+            found.add(tuple(stages.count(stage) for stage in range(1, max(stages) + 1)))
+    return sorted(found)
 
 
 def _convnext_block(end: str) -> Callable[[re.Match], str]:

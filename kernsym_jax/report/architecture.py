@@ -127,13 +127,13 @@ def _recognised(
     if not matches or len(set(stored)) < len(stored):
         return weights, (), None
     # TensorFlow's weights in timm have the names of the others.
-    padding = "same" if _FROM_TENSORFLOW.search(source) else "zero"
+    ported = bool(_FROM_TENSORFLOW.search(source))
     said: list[str] = []
     rows: list[LayerGeometry] = []
     rows_at = None
     # Each network's kernels are put in front of all others.
     for found in reversed(matches):
-        own, rows_at = _audit_of(found, padding, options)
+        own, rows_at = _audit_of(found, options, ported=ported)
         weights, named = _fit(weights, own, found.layers, found.name)
         rows = [*named, *_behind_others(rows, len(named))]
         blur = " with blur pooling" if found.downsample == "blur" else ""
@@ -144,12 +144,12 @@ def _recognised(
     return weights, rows, rows_at if len(matches) == 1 else None
 
 
-def _audit_of(found: "Recognised", padding: str, options: "Options") -> Geometry:
-    """The audit of a recognised network."""
+def _audit_of(found: "Recognised", options: "Options", *, ported: bool) -> Geometry:
+    """The audit of a recognised network; of EfficientNets, ``ported`` ones are TensorFlow's."""
     from kernsym_jax import models
 
-    if not found.name.startswith("efficientnet"):
-        padding = "zero"
+    ported = ported and found.name.startswith("efficientnet")
+    padding = "same" if ported else found.padding
     if (padding, found.downsample, options.input_size) == ("zero", "stride", None):
         return [LayerGeometry.from_dict(row) for row in models.layer_rows(found.name)], None
     fields = {"name": found.name, "padding": padding, "downsample": found.downsample}

@@ -349,6 +349,14 @@ def test_dynamic_images_need_an_input_size(save):
         geometry.audit_onnx(path, (32, 32, 32))
 
 
+def test_sizes_that_paddle_writes_as_minus_one_are_open(save):
+    wanted = geometry.audit_onnx(save(*resnet_stem(), shape=("N", 3, "H", "W")), 32)
+    path = save(*resnet_stem(), shape=(-1, 3, -1, -1))
+    with pytest.raises(ValueError, match="give an input size"):
+        geometry.audit_onnx(path)
+    assert geometry.audit_onnx(path, 32) == wanted
+
+
 def test_what_is_no_onnx_model_is_refused_with_the_files_name(save, tmp_path):
     whole = save(*resnet_stem()).read_bytes()
     path = tmp_path / "broken.onnx"

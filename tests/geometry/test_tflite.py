@@ -10,6 +10,7 @@ from kernsym_jax import geometry, weights
 
 CONV, DEPTHWISE, POOL, ADD, CONCATENATION, PAD, MEAN, UPSCALE = 3, 4, 17, 0, 2, 34, 40, 67
 TO_BLOCKS, FROM_BLOCKS, SHAPE, RELU = 38, 37, 77, 19
+DEQUANTIZE, PRELU = 6, 54
 
 ints = functools.partial(np.array, dtype="<i4")
 
@@ -181,6 +182,29 @@ def test_an_unknown_operator_costs_only_the_layers_behind_it(save):
     rows = geometry.audit_file(path)
     assert [row.layer for row in rows] == ["known"]
     assert rows.left_out == {"behind": "the size of its input cannot be inferred"}
+
+
+def test_what_is_computed_from_constants_alone_is_constant(save):
+    path = save(
+        {
+            "image": (1, 32, 32, 3),
+            "first": kernel(8, 3, 3),
+            "slope": np.ones((1, 1, 8), np.float32),
+            "second": kernel(8, 3, 8),
+        },
+        [
+            (CONV, ["image", "first"], "a", SAME_2),
+            (DEQUANTIZE, ["slope"], "b", {}),
+            (PRELU, ["a", "b"], "c", {}),
+            (CONV, ["c", "second"], "d", SAME_2),
+        ],
+    )
+    rows = geometry.audit_file(path)
+    assert [(row.layer, row.input_size) for row in rows] == [
+        ("first", (32, 32)),
+        ("second", (16, 16)),
+    ]
+    assert rows.left_out == {}
 
 
 def test_maps_that_do_not_fit_are_refused(save):

@@ -141,6 +141,78 @@ def test_names_of_efficientnet_in_timm_are_recognised(name):
     assert (found.name, found.prefix, found.extra) == (name, "", ())
 
 
+EFFICIENTNET_PYTORCH_BLOCK = {
+    "block_0_0": "_expand_conv", "block_0_1": "_bn0", "block_1_0": "_depthwise_conv",
+    "block_1_1": "_bn1", "block_2/fc1": "_se_reduce", "block_2/fc2": "_se_expand",
+    "block_3_0": "_project_conv", "block_3_1": "_bn2",
+}  # fmt: skip
+EFFICIENTNET_PYTORCH_FIRST_BLOCK = {
+    "block_0_0": "_depthwise_conv", "block_0_1": "_bn1", "block_1/fc1": "_se_reduce",
+    "block_1/fc2": "_se_expand", "block_2_0": "_project_conv", "block_2_1": "_bn2",
+}  # fmt: skip
+EFFICIENTNET_PYTORCH_ENDS = {
+    "features_0_0": "_conv_stem", "features_0_1": "_bn0", "features_8_0": "_conv_head",
+    "features_8_1": "_bn1", "classifier_1": "_fc",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["", "module.net."])
+@pytest.mark.parametrize(
+    ("name", "second"), [("efficientnet_b0", 1), ("efficientnet_b4", 2), ("efficientnet_b7", 4)]
+)
+def test_efficientnet_with_its_blocks_in_one_row_is_recognised_as_tensorflows(name, second, prefix):
+    shapes, numbers = {}, {}
+    for layer, kernel in recognition._tables()[name]["layers"].items():
+        if layer in EFFICIENTNET_PYTORCH_ENDS:
+            place = EFFICIENTNET_PYTORCH_ENDS[layer]
+        else:
+            container, _, inner = layer.partition("/")
+            first = container.startswith("features_1_")
+            words = EFFICIENTNET_PYTORCH_FIRST_BLOCK if first else EFFICIENTNET_PYTORCH_BLOCK
+            stage, block = map(int, container.split("_")[1:])
+            numbers[container] = (stage, block)
+            place = (container, words[inner])
+        shapes[place] = kernel and tuple(kernel[axis] for axis in (3, 2, 0, 1))
+    order = {container: i for i, container in enumerate(sorted(numbers, key=numbers.get))}
+    stored = {
+        prefix
+        + (f"_blocks.{order[place[0]]}.{place[1]}" if isinstance(place, tuple) else place)
+        + ".weight": shape
+        for place, shape in shapes.items()
+    }
+    (found,) = models.recognise(stored)
+    assert (found.name, found.padding, found.extra) == (name, "same", ())
+    assert found.layers["features_0_0"] == f"{prefix}_conv_stem"
+    # The second stage begins after the blocks of the first.
+    assert found.layers["features_2_0/block_1_0"] == f"{prefix}_blocks.{second}._depthwise_conv"
+
+
+def test_mobilenet_v2_without_containers_in_its_blocks_is_recognised():
+    first = {"conv_0_0": "conv.0", "conv_0_1": "conv.1", "conv_1": "conv.3", "conv_2": "conv.4"}
+    later = {
+        "conv_0_0": "conv.0",
+        "conv_0_1": "conv.1",
+        "conv_1_0": "conv.3",
+        "conv_1_1": "conv.4",
+        "conv_2": "conv.6",
+        "conv_3": "conv.7",
+    }
+    shapes = {}
+    for layer, kernel in recognition._tables()["mobilenet_v2"]["layers"].items():
+        if layer == "classifier_1":
+            continue
+        block, _, inner = layer.partition("/")
+        place = block.replace("_", ".")
+        if inner:
+            place += "." + (first if block == "features_1" else later)[inner]
+        shapes[f"{place}.weight"] = kernel and tuple(kernel[axis] for axis in (3, 2, 0, 1))
+    (found,) = models.recognise(shapes)
+    assert (found.name, found.prefix, found.extra) == ("mobilenet_v2", "", ())
+    assert found.padding == "zero"
+    assert found.layers["features_1/conv_0_0"] == "features.1.conv.0"
+    assert found.layers["features_2/conv_1_0"] == "features.2.conv.3"
+
+
 @pytest.mark.parametrize("name", [name for name in models.NAMES if "convnext" in name])
 def test_names_of_convnext_in_timm_are_recognised(name):
     ends = {"classifier_0": "head.norm", "classifier_2": "head.fc"}

@@ -344,6 +344,31 @@ def test_weights_from_tensorflow_in_timm_have_its_padding(tmp_path, place):
     assert (stem["padding"], stem["uneven_h"]) == ("0,1×0,1", 0)
 
 
+def test_weights_of_efficientnet_pytorch_have_tensorflows_padding():
+    # The names of EfficientNet-Lite: no squeeze-and-excitation, all blocks in one row.
+    names = {"features.0.0": "_conv_stem", "features.8.0": "_conv_head"}
+    blocks = [1, 2, 2, 3, 3, 4, 1]
+    places = [f"features.{i}.{j}" for i, n in enumerate(blocks, 1) for j in range(n)]
+    for number, place in enumerate(places):
+        inner = ["_depthwise_conv", "_se", "_project_conv", ""]
+        if number:
+            inner = ["_expand_conv", "_depthwise_conv", "_se", "_project_conv"]
+        for part, word in enumerate(inner):
+            names[f"{place}.block.{part}.0"] = f"_blocks.{number}.{word}"
+    stored = {
+        names[key.removesuffix(".weight")] + ".weight": array
+        for key, array in drawn_state_dict("efficientnet_b0").items()
+        if key.removesuffix(".weight") in names
+    }
+    table = report.table(stored)
+    assert table.weights.notes[0] == "recognised as efficientnet_b0"
+    rows = {row["layer"]: row for row in table.rows}
+    assert rows["_conv_stem"]["predicted_skew"] == "top left"
+    assert rows["_blocks.11._depthwise_conv"]["padding"] == "1,2×1,2"
+    strided = [name for name, row in rows.items() if row["stride"] == "2"]
+    assert strided == ["_conv_stem", *(f"_blocks.{i}._depthwise_conv" for i in (1, 3, 5, 11))]
+
+
 def recognised_shapes(name):
     """The convolutions of a network with PyTorch's names and shapes."""
     model = models.create(name)

@@ -51,8 +51,8 @@ def write_outcome(
         for name, value in found.items()
     ]
     _write_csv(workdir / RESULTS, columns, rows)
-    layer_columns = (*columns[:2], *(c for c in report.COLUMNS if c != "source"))
-    _write_csv(workdir / LAYERS, layer_columns, results.layers())
+    layer_columns = results.study.layer_columns or [c for c in report.COLUMNS if c != "source"]
+    _write_csv(workdir / LAYERS, (*columns[:2], *layer_columns), results.layers())
     claims = _claims(results, workdir, shlex.join(["python", *command]), changed)
     json_file.write_json(workdir / CLAIMS, claims)
     drawn = figures.draw(results)

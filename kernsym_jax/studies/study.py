@@ -130,6 +130,7 @@ class Network:
       origin: where to get the file, in one line.
       sha256: hexadecimal checksum of the file, at least its first eight digits; empty if unknown.
       model: name of the registry model that the weights belong to, which tells their strides.
+      input_size: (height, width) of the images, for a graph that leaves their size open.
       is_run: whether it is a run directory.
 
     Raises:
@@ -141,6 +142,7 @@ class Network:
     origin: str
     sha256: str = ""
     model: str | None = None
+    input_size: tuple[int, int] | None = None
     is_run: bool = False
 
     def __post_init__(self) -> None:
@@ -152,7 +154,7 @@ class Network:
     @property
     def options(self) -> report.Options:
         """How the file is read."""
-        return report.Options(model=self.model)
+        return report.Options(model=self.model, input_size=self.input_size)
 
     def is_at(self, path: pathlib.Path) -> bool:
         """Returns whether a path holds the network.
@@ -202,6 +204,7 @@ class Study:
       coverage: coverage of the intervals that describe.
       layer_figures: figures of `report.COLUMNS` that are drawn layer by layer.
       roles: roles of the layers whose figures are tabled one by one.
+      layer_columns: columns of ``layers.csv``; empty for all.
       trajectories: figures of `symmetry.FIELDS` that are drawn over the steps.
       cost: seconds per run, and where that was measured; None if unknown.
       runs: folder of the run directories, for example of another study with the same runs; None for
@@ -231,6 +234,7 @@ class Study:
     coverage: float = 0.95
     layer_figures: tuple[str, ...] = ("score", "E")
     roles: tuple[str, ...] = ("strided",)
+    layer_columns: tuple[str, ...] = ()
     trajectories: tuple[str, ...] = ()
     cost: tuple[float, str] | None = None
     runs: pathlib.Path | None = None

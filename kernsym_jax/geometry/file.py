@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kernsym_jax.formats import guard
-from kernsym_jax.formats.arrays import open_regular
-from kernsym_jax.formats.unsupported import what_it_is
+from kernsym_jax.formats.arrays import open_regular, what_it_is
 from kernsym_jax.geometry import onnx
 from kernsym_jax.geometry.keras import audit_keras
 from kernsym_jax.geometry.layer import FileAudit, LayerGeometry, NoGraphError

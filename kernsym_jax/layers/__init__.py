@@ -7,8 +7,11 @@ BatchNorm statistics are float32; ``dtype`` sets the type of the computation.
 from kernsym_jax.layers.conv import BatchNorm, Conv, by_products
 from kernsym_jax.layers.downsample import (
     DOWNSAMPLINGS,
+    AvgPool,
     Downsample,
+    MaxPool,
     PhaseLogits,
+    adaptive_average_pool,
     aps_weights,
     binomial,
     blur_pool,
@@ -18,17 +21,18 @@ from kernsym_jax.layers.downsample import (
     polyphase,
     upsample,
 )
-from kernsym_jax.layers.padding import PADDINGS, check_padding, layer_padding, pad_map, window_scale
-from kernsym_jax.layers.window import (
-    AvgPool,
-    MaxPool,
+from kernsym_jax.layers.padding import (
+    PADDINGS,
     Position,
-    adaptive_average_pool,
+    check_padding,
     corner,
     crop,
     crop_to_common,
+    layer_padding,
+    pad_map,
     random_position,
     subsample,
+    window_scale,
 )
 
 __all__ = [

@@ -23,8 +23,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernsym_jax.layers.padding import Amounts, Pair, check_padding, module_path, pair
-from kernsym_jax.layers.window import Position, place_windows
+from kernsym_jax.layers.padding import (
+    Amounts,
+    Pair,
+    Position,
+    check_padding,
+    module_path,
+    pair,
+    place_windows,
+)
 
 Form = Callable[[jax.Array, jax.Array], jax.Array]
 

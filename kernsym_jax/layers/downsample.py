@@ -1,4 +1,4 @@
-"""Downsampling by the five methods of a strided layer, and the upsampling that fits them."""
+"""Changes of resolution: pooling, the five methods of a strided layer, and upsampling."""
 
 import itertools
 import math
@@ -11,8 +11,20 @@ import numpy as np
 from jax import lax
 
 from kernsym_jax.layers.conv import Conv
-from kernsym_jax.layers.padding import Pair, check_map, check_window, module_path, pad_map
-from kernsym_jax.layers.window import Position, corner, random_position
+from kernsym_jax.layers.padding import (
+    Pair,
+    Position,
+    Windows,
+    check_map,
+    check_padding,
+    check_window,
+    corner,
+    module_path,
+    pad_map,
+    pair,
+    place_windows,
+    random_position,
+)
 
 
 def binomial(size: int) -> np.ndarray:
@@ -313,3 +325,117 @@ def _spread(
     joined = jnp.stack(parts, axis + 1)
     shape = (*x.shape[:axis], count * stride, *x.shape[axis + 1 :])
     return lax.slice_in_dim(joined.reshape(shape), 0, size, axis=axis)
+
+
+class MaxPool(nn.Module):
+    """Takes the largest value of each window; constant padding is minus infinity.
+
+    Attributes:
+      kernel_size: height and width, or one number for both.
+      stride: vertical and horizontal, or one number for both.
+      padding: one of ``PADDINGS``.
+      pad: rows and columns added per side; ``None`` for ``(k - 1) // 2``.
+    """
+
+    kernel_size: int | Pair
+    stride: int | Pair = 1
+    padding: str = "zero"
+    pad: int | Pair | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, position: Position | None = None) -> jax.Array:
+        """Pools a map (batch, height, width, channels); ``position`` as in ``Conv``."""
+        windows = _windows(self, x, position, fill=-np.inf)
+        return _reduce(windows, -np.inf, lax.max, pair(self.kernel_size), pair(self.stride))
+
+
+class AvgPool(nn.Module):
+    """Averages each window, padding included except under ``padding="partial"``.
+
+    Attributes:
+      kernel_size: height and width, or one number for both.
+      stride: vertical and horizontal, or one number for both.
+      padding: one of ``PADDINGS``; ``partial`` averages over the pixels of the image only.
+      pad: rows and columns added per side; ``None`` for ``(k - 1) // 2``.
+    """
+
+    kernel_size: int | Pair
+    stride: int | Pair = 1
+    padding: str = "zero"
+    pad: int | Pair | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, position: Position | None = None) -> jax.Array:
+        """Pools a map (batch, height, width, channels); ``position`` as in ``Conv``."""
+        kernel = pair(self.kernel_size)
+        windows = _windows(self, x, position, fill=0.0)
+        total = _reduce(windows, 0.0, lax.add, kernel, pair(self.stride))
+        mean = total / np.asarray(kernel[0] * kernel[1], total.dtype)
+        if windows.scale is None:
+            return mean
+        return mean * jnp.asarray(windows.scale, mean.dtype)
+
+
+def adaptive_average_pool(x: jax.Array, size: int | Pair) -> jax.Array:
+    """Averages a map onto a grid of fixed size.
+
+    Cell i of n along an axis of h pixels averages rows ⌊i·h/n⌋ to ⌈(i+1)·h/n⌉ - 1, as PyTorch's
+    ``AdaptiveAvgPool2d`` does; cells overlap where n does not divide h.
+
+    Args:
+      x: map (batch, height, width, channels).
+      size: height and width of the grid, or one number for both.
+
+    Returns:
+      Map (batch, *size, channels), of the type of ``x``; averages are taken in float32.
+    """
+    y = x.astype(jnp.float32)
+    for axis, cells in zip((1, 2), pair(size), strict=True):
+        length = y.shape[axis]
+        if length == 0:
+            raise ValueError(f"adaptive_average_pool: the input map is empty, shape {x.shape}")
+        if length % cells == 0:
+            shape = (*y.shape[:axis], cells, length // cells, *y.shape[axis + 1 :])
+            y = y.reshape(shape).mean(axis + 1)
+        else:
+            means = [
+                lax.slice_in_dim(
+                    y, i * length // cells, -(-(i + 1) * length // cells), axis=axis
+                ).mean(axis, keepdims=True)
+                for i in range(cells)
+            ]
+            y = jnp.concatenate(means, axis)
+    return y.astype(x.dtype)
+
+
+def _windows(
+    pool: MaxPool | AvgPool, x: jax.Array, position: Position | None, fill: float
+) -> Windows:
+    layer = module_path(pool)
+    check_padding(pool.padding, layer)
+    kernel, stride = pair(pool.kernel_size), pair(pool.stride)
+    return place_windows(
+        x,
+        kernel=kernel,
+        stride=stride,
+        padding=pool.padding,
+        pad=pool.pad,
+        dilation=(1, 1),
+        position=position,
+        fill=fill,
+        layer=layer,
+    )
+
+
+def _reduce(
+    windows: Windows, start: float, operation: Any, kernel: Pair, stride: Pair
+) -> jax.Array:
+    """Reduces every window by ``operation``; the remaining padding has the value ``start``."""
+    return lax.reduce_window(
+        windows.x,
+        np.asarray(start, windows.x.dtype),
+        operation,
+        (1, *kernel, 1),
+        (1, *stride, 1),
+        ((0, 0), *windows.amounts, (0, 0)),
+    )

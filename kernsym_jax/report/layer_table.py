@@ -10,7 +10,7 @@ import numpy as np
 
 from kernsym_jax import symmetry
 from kernsym_jax.geometry import LayerGeometry
-from kernsym_jax.report.kernel_figures import beside_chance, few_draws, measure_blocks
+from kernsym_jax.symmetry.measure import beside_chance, few_draws, measure_blocks
 from kernsym_jax.symmetry.signature import signature_figures
 from kernsym_jax.weights import ConvKernel, Weights
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from kernsym_jax import geometry as audits
 from kernsym_jax import symmetry
-from kernsym_jax.report.kernel_figures import chance_levels
 from kernsym_jax.report.layer_table import SIGNIFICANT
+from kernsym_jax.symmetry.measure import chance_levels
 
 if TYPE_CHECKING:
     from kernsym_jax.report.tables import NetworkTable

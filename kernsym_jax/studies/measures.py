@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernsym_jax import report, symmetry
-from kernsym_jax.report.kernel_figures import chance_scores
 from kernsym_jax.studies import statistics
 from kernsym_jax.studies.results import FinishedRun
 from kernsym_jax.studies.study import Measure
+from kernsym_jax.symmetry.measure import chance_scores
 
 Row = Mapping[str, Any]
 Figure = str | Callable[[Row], float | None]

@@ -5,7 +5,14 @@ float32 whatever the dtype of the weights. A zero kernel has no symmetry: its fi
 """
 
 from kernsym_jax.symmetry.group import D4, RECTANGLE, elements, generated, transform
-from kernsym_jax.symmetry.mean_kernel import dc_share, mean_kernel, skew
+from kernsym_jax.symmetry.mean_kernel import (
+    dc_share,
+    invariant_part,
+    invariant_slices,
+    mean_kernel,
+    project_mean_kernel,
+    skew,
+)
 from kernsym_jax.symmetry.measure import (
     FIELDS,
     KernelSymmetry,
@@ -13,14 +20,9 @@ from kernsym_jax.symmetry.measure import (
     kernel_symmetry,
     measure,
 )
-from kernsym_jax.symmetry.projection import (
-    asymmetry,
-    invariant_part,
-    invariant_slices,
-    project_mean_kernel,
-)
 from kernsym_jax.symmetry.score import (
     IRREPS,
+    asymmetry,
     direction_p,
     irrep_energies,
     neuron_score,

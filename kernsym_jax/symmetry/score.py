@@ -1,6 +1,6 @@
 """The symmetry score of a kernel with its relatives, and what scores chance gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,8 @@ _RECTANGLE_PROJECTORS = np.array(
 ) / np.float32(4)
 
 # The smallest normal float32: p-values do not become 0 by underflow.
+# Two kernels at a distance below this differ by no more than the rounding of their cells.
+_ROUNDING = 4 * float(jnp.finfo(jnp.float32).eps)
 _SMALLEST_P = float(jnp.finfo(jnp.float32).tiny)
 
 
@@ -115,6 +117,40 @@ def single_score(weight: jax.Array, *, identity: bool = True, centered: bool = F
     kernels = jnp.moveaxis(jnp.asarray(weight), (-2, -1), (-4, -3))
     scores = symmetry_score(kernels, identity=identity, centered=centered)
     return jnp.nanmean(scores, axis=(-2, -1))
+
+
+def asymmetry(
+    kernel: jax.Array, elements: Sequence[str] = (), negligible: jax.Array | float = 0.0
+) -> jax.Array:
+    """Returns one minus the score over a chosen group: the mean of d_T, the identity counted.
+
+    Over all of D4 it equals ``1 - symmetry_score(kernel)``. It is made for minimisation: its
+    gradient is finite everywhere. Three cases need care. d_T has a kink at 0, as every norm has;
+    where d_T is 0 or within rounding of it, both d_T and its gradient are 0. A zero kernel has no
+    distances and counts as symmetric. The direction of an almost-zero kernel changes with the
+    least step, so kernels up to ``negligible`` count as zero.
+
+    Args:
+      kernel: (..., kh, kw).
+      elements: elements of D4 that generate the group, as in `invariant_part`.
+      negligible: (...), or one number; a kernel counts as zero if no cell exceeds it.
+
+    Returns:
+      float32 (...), from 0 to below 1; 0 for a zero kernel, NaN for one that is not finite.
+
+    Raises:
+      ValueError: if an element is unknown.
+    """
+    kernel = jnp.asarray(kernel, jnp.float32)
+    # The slope near zero is about 1/‖K‖, so below the smallest normal float it would overflow.
+    threshold = jnp.maximum(negligible, jnp.finfo(jnp.float32).tiny)
+    zero = jnp.max(jnp.abs(kernel), axis=(-2, -1)) <= threshold
+    # Replaced before the division, so that no gradient passes through a division by 0.
+    kernel = jnp.where(zero[..., None, None], 1.0, kernel)
+    chosen = group.places(elements, *kernel.shape[-2:])
+    squares = squared_distances(kernel)[..., chosen]
+    distances = root(jnp.where(squares <= _ROUNDING**2, 0.0, squares))
+    return jnp.mean(distances, axis=-1)
 
 
 def irrep_energies(kernel: jax.Array) -> jax.Array:

@@ -157,12 +157,18 @@ class _Search:
                 self.groups.setdefault(prefix, {})[named.rest(start)] = named
                 self.places.setdefault(named.rest(start), {})[prefix] = None
         canonical = {_canonical(named) for named in arrays} - {None}
+        # An average may lie in a container of its own that is called a state dict.
+        of_averages = {
+            prefix for prefix in canonical if prefix and _may_average(prefix[:-1], False)
+        }
+        canonical = canonical - of_averages or canonical
         certain = {prefix for prefix in canonical if prefix and prefix[-1] in _ONLY}
         self.canonical: set[Prefix] = {prefix for prefix in certain or canonical if prefix}
 
     def copies(self) -> Copies:
         for prefix in sorted((prefix for prefix in self.groups if prefix), key=len):
-            if not (_may_average(prefix) or self.is_outside(prefix)):
+            known = _may_average(prefix) or _has_state_word(prefix) or self.is_outside(prefix)
+            if not known:
                 continue
             group = self.groups[prefix]
             if any(named.path in self.found.kinds for named in group.values()):
@@ -210,6 +216,8 @@ class _Search:
         inside = next((c for c in self.canonical if original[: len(c)] == c), None)
         if inside is not None and self.is_outside(prefix):
             return self.kind_beside(prefix, inside, pairs, average)
+        if self.is_beside_all(prefix, original, pairs):
+            return OPTIMIZER
         of_average = original and _may_average(original, weak=False)
         if not _may_average(prefix) or (of_average and not is_original_name(original[-1])):
             return None
@@ -219,6 +227,28 @@ class _Search:
             and _names_a_network(prefix, original, pairs)
         )
         return average if by_name or self.alike(pairs) else None
+
+    def is_beside_all(
+        self, prefix: Prefix, original: Prefix, pairs: Sequence[tuple[Named, Named]]
+    ) -> bool:
+        """Returns whether a group named as a state repeats all arrays outside its container.
+
+        Such are ``training/Adam/m/conv`` beside ``conv``, and the second of the pair (parameters,
+        state of the optimizer).
+        """
+        if not _has_state_word(prefix) or _may_average(prefix, weak=False):
+            return False
+        in_pair = all(part and part[0].isdigit() for part in (prefix, original)) and all(
+            copy.containers >= len(prefix) for copy, _ in pairs
+        )
+        outside = [named for named in self.arrays if named.tokens[:1] != prefix[:1]]
+        if not outside or not (in_pair or not original):
+            return False
+        start = len(original)
+        return all(
+            named.tokens[:start] == original and named.rest(start) in self.groups[prefix]
+            for named in outside
+        )
 
     def kind_beside(
         self, prefix: Prefix, network: Prefix, pairs: Sequence[tuple[Named, Named]], average: str
@@ -295,6 +325,10 @@ def _may_average(prefix: Prefix, weak: bool = True) -> bool:
     """Returns whether one of the last two tokens has a word for averages."""
     words = {word for token in prefix[-2:] for word in _words(token)}
     return bool(words & (_AVERAGE_WORDS | _WEAK_WORDS if weak else _AVERAGE_WORDS))
+
+
+def _has_state_word(prefix: Prefix) -> bool:
+    return any(_STATE_WORDS & set(_words(token)) for token in prefix)
 
 
 def _names_a_network(

@@ -1,6 +1,7 @@
 """Finds the network in a checkpoint that also holds an optimizer's state or a moving average."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -255,12 +256,24 @@ def _without_wrappers(
     }
     dropped: list[str] = []
     while True:
-        kernels = [path for path, array in arrays.items() if _is_4d(array)]
+        # Haiku's statistics have as many axes as kernels.
+        kernels = [
+            path for path, a in arrays.items() if _is_4d(a) and max(a.shape) < math.prod(a.shape)
+        ]
         heads = {path[0] for path in kernels}
-        if len(heads) != 1 or not heads <= _WRAPPERS or min(map(len, kernels)) == 1:
+        if len(heads) != 1 or not _is_wrapper(kernels):
             return arrays, dropped
         dropped += heads
         arrays = {
             (path[1:] if path[0] in heads and len(path) > 1 else path): array
             for path, array in arrays.items()
         }
+
+
+def _is_wrapper(kernels: Sequence[Path]) -> bool:
+    """Returns whether the first name of all kernels is not one of the network's own."""
+    head = kernels[0][0]
+    if head.isdigit():
+        # The parameters in (parameters, state), but not the first of a list of layers.
+        return all(len(path) > 2 and not path[1].isdigit() for path in kernels)
+    return head in _WRAPPERS and min(map(len, kernels)) > 1

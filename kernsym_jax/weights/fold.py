@@ -164,6 +164,10 @@ def merge_parts(
     for name, array in arrays.items():
         weight, parts, made = _weight_of(name, array, arrays)
         taken = weight in merged or (weight != name and weight in arrays)
+        if taken and parts and made.shape == arrays.get(weight, merged.get(weight)).shape:
+            # The first versions of spectral normalisation save the weight too.
+            used |= dict.fromkeys((name, *parts), _PART)
+            continue
         merged[name if taken else weight] = array if taken else made
         used |= dict.fromkeys(() if taken else parts, _PART)
     return {name: array for name, array in merged.items() if name not in used}, used
@@ -180,12 +184,16 @@ def _weight_of(
         if found[3]:
             return _normalised(name, array, weight, f"{stem}original0", arrays, found[3] == "1")
         candidates = [[f"{stem}{n}.{part}" for part in ("mask", "_u", "_v")] for n in (0, 1)]
-    elif name.endswith("_orig"):
-        weight = name.removesuffix("_orig")
+    elif name.endswith("_orig") or (name.endswith("weight_bar") and f"{name[:-4]}_u" in arrays):
+        weight = name.removesuffix("_orig").removesuffix("_bar")
         candidates = [[f"{weight}_{part}" for part in ("mask", "u", "v")]]
     elif name.endswith("weight_v"):
         weight = name.removesuffix("_v")
         return _normalised(name, array, weight, f"{weight}_g", arrays, True)
+    elif name.endswith("weight"):
+        masks = (f"{name}_mask", f"{name.removesuffix('weight')}mask")
+        mask = next((mask for mask in masks if _is_mask(arrays.get(mask), array)), None)
+        return (name, [mask], _masked(array, arrays[mask])) if mask else (name, [], array)
     else:
         return name, [], array
     made, parts = array, []
@@ -212,6 +220,13 @@ def _normalised(
     if not is_direction or length is None or not _goes_with(length, direction):
         return name, [], direction
     return weight, [length_name], _product(length, direction)
+
+
+def _is_mask(array: StoredArray | None, weight: StoredArray) -> bool:
+    """Returns whether an array has a 0 or a 1 for each element of a weight."""
+    if array is None or array.shape != weight.shape:
+        return False
+    return array.dtype == bool or bool(np.isin(array.read(), (0, 1)).all())
 
 
 def _masked(weight: StoredArray, mask: StoredArray) -> StoredArray:

@@ -245,7 +245,7 @@ def decide(
     torch_names = any(leaf_name(name) in _TORCH_STATISTICS for name in arrays)
     found: dict[str, tuple[str, str]] = {}
     for name, rating in ratings.items():
-        known = _settled(name, rating, rule, usual)
+        known = _settled(name, rating, rule)
         if known is None:
             known = _by_neighbours(name, shapes[name], rating, arrays, torch_names)
         if known is not None:
@@ -263,12 +263,10 @@ def decide(
     return found
 
 
-def _settled(
-    name: str, rating: Mapping[str, int], rule: str | None, usual: str | None
-) -> tuple[str, str] | None:
+def _settled(name: str, rating: Mapping[str, int], rule: str | None) -> tuple[str, str] | None:
     """Returns what the name or the format settles; where they differ, the shape chooses."""
     named = leaf_name(name).removesuffix(":0") in _HWIO_LEAVES or name.endswith(":0")
-    possible = HWIO in (rule, usual) or rating[HWIO] or not any(rating.values())
+    possible = rule == HWIO or rating[HWIO] or not any(rating.values())
     if named and possible and (rule in (None, HWIO) or not rating[rule]):
         return HWIO, BY_NAME
     return (rule, BY_FORMAT) if rule is not None else None

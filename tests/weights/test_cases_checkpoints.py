@@ -88,6 +88,45 @@ def test_the_target_of_flaxs_old_optimizer_is_the_network(tmp_path):
     assert found.skipped == {"optimizer/state": "optimizer state: 2 arrays"}
 
 
+@pytest.mark.parametrize(
+    ("arrays", "left"),
+    [
+        ({"conv/kernel:0": A.T, "training/Adam/m/conv/kernel:0": -A.T}, "training"),
+        ({"conv/kernel:0": A.T, "opt/conv/kernel:0": -A.T}, "opt"),
+    ],
+)
+def test_moments_beside_arrays_without_a_container_are_an_optimizers(tmp_path, arrays, left):
+    np.savez(tmp_path / "net.npz", **arrays)
+    found = weights.read(tmp_path / "net.npz")
+    assert list(found.kernels) == ["conv"]
+    assert found.skipped == {left: "optimizer state: 1 array"}
+
+
+def test_a_pair_of_parameters_and_an_optimizers_state_gives_the_parameters(tmp_path):
+    params = {"net/conv": {"w": A.T, "b": drawn(8)}}
+    moments = {"net/conv": {"w": -A.T, "b": drawn(8)}}
+    for state in ({"mu": moments, "nu": moments}, [{"count": 1, "mu": moments}]):
+        found = weights.read(pickled(tmp_path / "net.pkl", (params, state)))
+        assert list(found.kernels) == ["net/conv"]
+        assert "optimizer state" in found.skipped["1"]
+
+
+@pytest.mark.parametrize("wrap", [tuple, lambda pair: {"params": pair[0], "state": pair[1]}])
+def test_haikus_statistics_do_not_keep_the_container_of_the_parameters(tmp_path, wrap):
+    params = {"net/conv": {"w": A.T}, "net/more": {"w": B.T}}
+    state = {"net/norm/~/mean_ema": {"average": drawn(1, 1, 1, 8), "hidden": drawn(1, 1, 1, 8)}}
+    found = weights.read(pickled(tmp_path / "net.pkl", wrap([params, state])))
+    assert list(found.kernels) == ["net/conv", "net/more"]
+
+
+def test_a_head_named_after_a_moment_is_a_layer(tmp_path):
+    heads = ("mu", "sigma", "nu", "m")
+    tree = {name: {"conv": {"w": drawn(3, 3, 3, 8, seed=i)}} for i, name in enumerate(heads)}
+    assert len(weights.read(pickled(tmp_path / "net.pkl", tree)).kernels) == 4
+    torch = {f"0.{name}.weight": drawn(8, 8, 3, 3, seed=i) for i, name in enumerate(heads)}
+    assert len(weights.read(pickled(tmp_path / "net.pkl", torch)).kernels) == 4
+
+
 def test_a_lone_average_is_named_as_one(tmp_path):
     tree = {"n_averaged": np.array(3), "module.conv.weight": A}
     found = weights.read(pickled(tmp_path / "net.pkl", tree))
@@ -137,6 +176,13 @@ def test_an_optimizer_alone_is_no_network(tmp_path):
         ),
         ({"model": STATE_DICT, "ema": {"decay": 0.9, "shadow_params": [A * 0.9, B * 0.9]}}, None),
         ({"state_dict": STATE_DICT, "callbacks": {"E": {"weights": [A * 0.9, B * 0.9]}}}, None),
+        (
+            {
+                "model": STATE_DICT,
+                "ema": {"state_dict": {n: a * 0.9 for n, a in STATE_DICT.items()}},
+            },
+            None,
+        ),
         ({"encoder_q.conv.weight": A, "encoder_k.conv.weight": A * 0.9}, {"encoder_q.conv"}),
         ({"model": {"conv.weight": A}, "model_ema": {"conv.weight": A * 0.9}}, {"conv"}),
         (

@@ -129,6 +129,34 @@ def test_a_pruned_weight_is_the_weight_times_its_mask(tmp_path):
         assert list(found.skipped) == [names[1].removeprefix("module.")]
 
 
+@pytest.mark.parametrize("name", ["c.weight_mask", "c.mask"])
+def test_a_mask_beside_a_weight_is_applied(tmp_path, name):
+    weight = drawn(8, 8, 3, 3)
+    mask = drawn(8, 8, 3, 3, seed=1) > 0
+    found = weights.read(pickled(tmp_path / "net.pkl", {"c.weight": weight, name: mask}))
+    require(found, {"c": from_torch(weight * mask)})
+    other = {"c.weight": weight, name: drawn(8, 8, 3, 3, seed=1)}
+    require(weights.read(pickled(tmp_path / "net.pkl", other)), {"c": from_torch(weight)})
+
+
+def test_the_weight_beside_the_parts_of_an_old_spectral_norm_is_read_once(tmp_path):
+    array, left, right = drawn(8, 3, 3, 3), drawn(8), drawn(27)
+    parts = {"c.weight_orig": array, "c.weight_u": left, "c.weight_v": right}
+    found = weights.read(pickled(tmp_path / "a.pkl", {"c.weight": array / 2, **parts}))
+    require(found, {"c": from_torch(array / 2)})
+    assert set(found.skipped) == set(parts)
+    bar = {"c.module.weight_bar": array, "c.module.weight_u": left, "c.module.weight_v": right}
+    (kernel,) = weights.read(pickled(tmp_path / "b.pkl", bar)).kernels.values()
+    wanted = from_torch(array) / (left @ array.reshape(8, 27) @ right)
+    np.testing.assert_allclose(kernel.weight, wanted, rtol=1e-5)
+
+
+def test_a_name_of_flax_does_not_make_a_kernel_of_64_rows(tmp_path):
+    path = tmp_path / "net.msgpack"
+    path.write_bytes(serialization.to_bytes({"a": {"kernel": drawn(64, 32, 3, 3)}}))
+    require(weights.read(path), {"a": from_torch(drawn(64, 32, 3, 3))})
+
+
 def test_a_new_spectral_norm_is_named_after_its_layer(tmp_path):
     array = drawn(8, 3, 3, 3)
     left, right = drawn(8), drawn(27)

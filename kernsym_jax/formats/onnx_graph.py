@@ -5,11 +5,14 @@
 
 import dataclasses
 import functools
+import math
 import os
 import re
 from collections import ChainMap, Counter
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
+
+import numpy as np
 
 from kernsym_jax.formats.arrays import StoredArray, layer_name
 from kernsym_jax.formats.onnx_file import MAX_NODES, Arrays, read_structure, text
@@ -22,10 +25,27 @@ KERNEL_INPUT = {
     "QLinearConv": 3,
     "com.microsoft.FusedConv": 1,
     "com.microsoft.NhwcConv": 1,
+    "com.microsoft.NhwcFusedConv": 1,
     "com.microsoft.QLinearConv": 3,
     "com.microsoft.nchwc.Conv": 1,
+    "com.ms.internal.nhwc.Conv": 1,
 }
 """Every convolution that is known -> which of its inputs is its kernel."""
+
+# Operators that may make a kernel from stored arrays: a mask, a norm, another shape.
+_JOINING = ("Add", "Div", "Mul", "Pow", "Sub", "Where")
+_SHAPING = (
+    *("Abs", "Flatten", "Reciprocal", "ReduceL2", "ReduceSum", "ReduceSumSquare", "Reshape"),
+    *("Sign", "Sqrt", "Squeeze", "Unsqueeze"),
+)
+COMPUTED = frozenset((*_JOINING, *_SHAPING, "MatMul"))
+"""The operators whose results are worked out if they lead from stored arrays to a kernel."""
+
+PASSES = (
+    *("Identity", "Cast", "QuantizeLinear", "DequantizeLinear"),
+    *("com.microsoft.QuantizeLinear", "com.microsoft.DequantizeLinear"),
+)
+"""Operators that leave a kernel as it is, or whose effect the reader of its integers undoes."""
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
 _MADE_UP = re.compile(r"(onnx::.*|/.*|val_\d+|\d*)", re.DOTALL)
@@ -261,9 +281,65 @@ class _Reader:
 
 def is_channels_last(node: Node) -> bool:
     """Whether an operator reads maps as (batch, height, width, channels)."""
-    return node.op.startswith("com.microsoft.Nhwc") or (
+    return node.op.startswith(("com.microsoft.Nhwc", "com.ms.internal.nhwc.")) or (
         node.op.startswith("com.microsoft.QLinear") and node.integer("channels_last", 0) == 1
     )
+
+
+def is_height_first(node: Node, shape: tuple[int, ...]) -> bool:
+    """Whether a convolution's kernel is (out, kh, kw, in), as exporters of NhwcConv store it."""
+    taps = node.integers("kernel_shape", [])
+    agrees = len(taps) != len(shape) - 2 or tuple(taps) == shape[1:-1]
+    return node.op == "com.microsoft.NhwcConv" and agrees
+
+
+def evaluated(node: Node, known: Mapping[str, np.ndarray], opsets: Any) -> np.ndarray | None:
+    """Works out the first output of a node as onnx's reference does; None if that cannot.
+
+    Args:
+      node: the node.
+      known: name of each of its inputs -> value.
+      opsets: the versions of operators that the model imports.
+    """
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    inputs = [
+        onnx.helper.make_tensor_value_info(
+            name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
+        )
+        for name, value in known.items()
+    ]
+    output = onnx.ValueInfoProto(name=node.outputs[0])
+    alone = onnx.helper.make_graph([node.proto], "constant", inputs, [output])
+    model = onnx.helper.make_model(alone, opset_imports=opsets)
+    try:
+        result: Any = ReferenceEvaluator(model).run([node.outputs[0]], dict(known))
+        return np.asarray(result[0])
+    except Exception:  # a node that the reference does not know is a constant that we do not
+        return None
+
+
+def size_of_result(node: Node, shapes: list[tuple[int, ...]]) -> int:
+    """The most elements that a node of `COMPUTED` makes from arrays of these shapes."""
+    if node.op in _JOINING:
+        return math.prod(np.broadcast_shapes(*shapes))
+    if node.op == "MatMul":
+        return math.prod(shapes[0][:-1]) * math.prod(shapes[1][1:])
+    return math.prod(shapes[0])
+
+
+def on_the_way_to_kernels(graph: Graph) -> set[str]:
+    """Names of the values of a graph from which only nodes of `COMPUTED` lead to a kernel."""
+    pending = [node.input(KERNEL_INPUT[node.op]) for node in graph.nodes if node.layer is not None]
+    found: set[str] = set()
+    while pending:
+        name = pending.pop()
+        maker = graph.makers.get(name)
+        if maker is not None and name not in found and len(maker.inputs) < MAX_NODES:
+            found.add(name)
+            pending += maker.inputs if maker.op in (*COMPUTED, *PASSES, "Transpose") else ()
+    return found
 
 
 def walk(graph: Graph) -> Iterator[Graph]:

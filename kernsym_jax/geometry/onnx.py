@@ -13,6 +13,7 @@ from kernsym_jax.formats.onnx_graph import (
     Model,
     Node,
     is_channels_last,
+    is_height_first,
     read_model,
 )
 from kernsym_jax.geometry import onnx_values
@@ -30,6 +31,8 @@ _POOLS = {
     "com.microsoft.QLinearAveragePool": "avg_pool",
     "com.microsoft.nchwc.AveragePool": "avg_pool",
     "com.microsoft.nchwc.MaxPool": "max_pool",
+    "com.ms.internal.nhwc.AveragePool": "avg_pool",
+    "com.ms.internal.nhwc.MaxPool": "max_pool",
 }
 _RULES = {"SAME_UPPER": "SAME", "SAME_LOWER": "SAME_LOWER", "VALID": "VALID"}
 _SCALED = ("Resize", "Upsample")
@@ -229,7 +232,7 @@ class _Walk:
             self.leave_out(node, layer, "the shape of its weights cannot be inferred")
             return
         outputs, inputs, *kernel = self.values.shapes[weight]
-        if node.op == "com.microsoft.NhwcConv":
+        if is_height_first(node, self.values.shapes[weight]):
             *kernel, inputs = inputs, *kernel
         found = self.input(node, layer, len(kernel))
         if found is None:

@@ -2,12 +2,11 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
 from kernsym_jax.formats.arrays import StoredArray
-from kernsym_jax.formats.onnx_graph import Graph, Model, Node, is_channels_last
+from kernsym_jax.formats.onnx_graph import Graph, Model, Node, evaluated, is_channels_last
 from kernsym_jax.geometry.axis import (
     CONSTANT,
     LARGEST,
@@ -132,27 +131,11 @@ class Values:
 
     def _evaluated(self, node: Node, known: dict[str, np.ndarray]) -> np.ndarray | None:
         """Works out the first output of a node with constant inputs; ``None`` where it cannot."""
-        import onnx
-        from onnx.reference import ReferenceEvaluator
-
         shape = self.shapes.get(node.outputs[0])
         self._evaluations += 1
         if shape is None or not _is_small(shape) or self._evaluations > _MAX_EVALUATIONS:
             return None
-        inputs = [
-            onnx.helper.make_tensor_value_info(
-                name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
-            )
-            for name, value in known.items()
-        ]
-        output = onnx.ValueInfoProto(name=node.outputs[0])
-        alone = onnx.helper.make_graph([node.proto], "constant", inputs, [output])
-        model = onnx.helper.make_model(alone, opset_imports=self._opsets)
-        try:
-            result: Any = ReferenceEvaluator(model).run([node.outputs[0]], known)
-            return np.asarray(result[0])
-        except Exception:  # a node that the reference does not know is a constant that we do not
-            return None
+        return evaluated(node, known, self._opsets)
 
 
 def small_array(array: StoredArray | None) -> np.ndarray | None:
@@ -421,4 +404,6 @@ _HANDLERS: dict[str, Callable[[Values, Node, Axes], list[Axes | None]]] = {
     "com.microsoft.nchwc.GlobalMaxPool": _reduce,
     "com.microsoft.nchwc.ReorderInput": _reorder,
     "com.microsoft.nchwc.ReorderOutput": _reorder,
+    "com.ms.internal.nhwc.GlobalAveragePool": _reduce,
+    "com.ms.internal.nhwc.GlobalMaxPool": _reduce,
 }

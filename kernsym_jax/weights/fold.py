@@ -27,7 +27,9 @@ _LEAVES = {
 }
 _PARTNERS = ("bn", "norm", "BatchNorm", "batchnorm", "batch_norm", "batch_normalization")
 
-_PART = "part of the weight of its layer"
+PART = "part of the weight of its layer"
+"""Why an array is left out from which another one is made."""
+
 _PARAMETRIZED = re.compile(r"(.*)parametrizations\.([^.]+)\.original(\d?)", re.DOTALL)
 
 BLOCKED = "com.microsoft.nchwc."
@@ -166,10 +168,10 @@ def merge_parts(
         taken = weight in merged or (weight != name and weight in arrays)
         if taken and parts and made.shape == arrays.get(weight, merged.get(weight)).shape:
             # The first versions of spectral normalisation save the weight too.
-            used |= dict.fromkeys((name, *parts), _PART)
+            used |= dict.fromkeys((name, *parts), PART)
             continue
         merged[name if taken else weight] = array if taken else made
-        used |= dict.fromkeys(() if taken else parts, _PART)
+        used |= dict.fromkeys(() if taken else parts, PART)
     return {name: array for name, array in merged.items() if name not in used}, used
 
 

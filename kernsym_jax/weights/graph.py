@@ -14,11 +14,18 @@ import numpy as np
 from kernsym_jax.formats import tflite_graph
 from kernsym_jax.formats.arrays import StoredArray
 from kernsym_jax.formats.onnx_graph import (
+    COMPUTED,
     KERNEL_INPUT,
+    PASSES,
     Graph,
+    Model,
     Node,
+    evaluated,
     is_channels_last,
+    is_height_first,
+    on_the_way_to_kernels,
     read_model,
+    size_of_result,
 )
 from kernsym_jax.formats.tflite_graph import (
     CONV_2D,
@@ -43,17 +50,11 @@ from kernsym_jax.weights.layout import (
 )
 
 _MAX_USES = 64
-_OHWI = ("com.microsoft.NhwcConv",)
 _BLOCKS = (
     "stored by ONNX Runtime in blocks of 8 or 16 channels, and the file does not say which: save "
     "the model without its layout optimization"
 )
 _QUANTIZED = ("QLinearConv", "com.microsoft.QLinearConv")
-# Operators that leave a kernel as it is, or whose effect the reader of its integers undoes.
-_PASSES = (
-    *("Identity", "Cast", "QuantizeLinear", "DequantizeLinear"),
-    *("com.microsoft.QuantizeLinear", "com.microsoft.DequantizeLinear"),
-)
 # Codes of operators of TensorFlow Lite.
 _PAD, _SPACE_TO_BATCH = 34, 38
 
@@ -74,9 +75,9 @@ def read_onnx(path: str | os.PathLike, fold_batchnorm: bool = False) -> Weights:
 
     Reference: https://github.com/onnx/onnx/blob/main/docs/IR.md
     """
-    graph = read_model(path).graph
-    walk = _Walk(graph, fold_batchnorm)
-    walk.graph(graph, {})
+    model = read_model(path)
+    walk = _Walk(model, fold_batchnorm)
+    walk.graph(model.graph, {})
     if not walk.kernels and _BLOCKS in walk.skipped.values():
         raise ValueError(f"its kernels are {_BLOCKS}")
     return Weights(
@@ -93,15 +94,18 @@ def read_onnx(path: str | os.PathLike, fold_batchnorm: bool = False) -> Weights:
 class _Walk:
     """A pass over a graph and the graphs inside it that collects kernels."""
 
-    def __init__(self, graph: Graph, fold_batchnorm: bool):
-        stored = {name: array for name, array in graph.arrays.items() if array is not None}
+    def __init__(self, model: Model, fold_batchnorm: bool):
+        stored = {name: array for name, array in model.graph.arrays.items() if array is not None}
+        self.opsets = model.proto.opset_import
+        self.needed: set[str] = set()
+        self.parts: dict[str, set[str]] = {}
         self.fold_batchnorm = fold_batchnorm
         self.kernels: dict[str, ConvKernel] = {}
         self.skipped: dict[str, str] = {}
         self.folded = 0
         self.unscaled = 0
         self.uses: Counter[str] = Counter()
-        self.block = fold.block_size(graph, stored)
+        self.block = fold.block_size(model.graph, stored)
         # Integers become numbers of four times their size, once for each kernel.
         self.room = (64 << 20) + 8 * sum(
             math.prod(array.shape) * array.dtype.itemsize for array in stored.values()
@@ -125,6 +129,7 @@ class _Walk:
         for name, array in graph.arrays.items():
             self.keep(name, array, values)
         used: set[str] = set()
+        self.needed = on_the_way_to_kernels(graph)
         for node in graph.nodes:
             self.constant(node, values)
             if node.layer is not None:
@@ -166,7 +171,9 @@ class _Walk:
         if node.op == "Transpose":
             reverse = list(range(len(source.shape)))[::-1]
             values[node.outputs[0]] = _transposed(source, tuple(node.integers("perm", reverse)))
-        elif node.op in _PASSES:
+        elif node.op in COMPUTED and node.outputs[0] in self.needed:
+            self.computed(node, values)
+        elif node.op in PASSES:
             values[node.outputs[0]] = source
             if "Dequantize" in node.op and source.dtype.kind in "iu":
                 del values[node.outputs[0]]
@@ -176,6 +183,20 @@ class _Walk:
                     numbers = fold.dequantize(source, values, node.input(1), node.input(2), axis)
                     if numbers is not None:
                         values[node.outputs[0]] = numbers
+
+    def computed(self, node: Node, values: MutableMapping[str, StoredArray]) -> None:
+        """Works out what a node makes from stored arrays, such as a weight and its mask."""
+        names = [name for name in node.inputs if name]
+        if not all(name in values for name in names):
+            return
+        size = size_of_result(node, [values[name].shape for name in names])
+        if 4 * size > self.room:
+            raise ValueError(f"{node.name or node.op}: it makes a kernel of {size} elements")
+        result = evaluated(node, {name: values[name].read() for name in names}, self.opsets)
+        if result is not None:
+            values[node.outputs[0]] = StoredArray.of(result)
+            self.spend(values[node.outputs[0]])
+            self.parts[node.outputs[0]] = set().union(*(self.parts.get(n, {n}) for n in names))
 
     def convolution(
         self, node: Node, layer: str, graph: Graph, values: MutableMapping[str, StoredArray]
@@ -191,6 +212,8 @@ class _Walk:
         if self.uses[name] > _MAX_USES:
             self.skipped[layer] = f"its kernel {origin} is used more than {_MAX_USES} times"
             return {name, origin}
+        parts = self.parts.get(name, set())
+        self.skipped |= dict.fromkeys(parts - {origin}, fold.PART)
         reason = self.reason(node, array)
         numbers = None if reason else self.numbers(node, array, graph, values)
         if numbers is None:
@@ -228,7 +251,7 @@ class _Walk:
             return numbers
         if node.op.startswith(fold.BLOCKED):
             return fold.unblocked(node, array, graph, self.block or 1)
-        return _transposed(array, (0, 3, 1, 2)) if node.op in _OHWI else array
+        return _transposed(array, (0, 3, 1, 2)) if is_height_first(node, array.shape) else array
 
     def kernel(
         self, node: Node, array: StoredArray, graph: Graph, values: Mapping[str, StoredArray]
@@ -278,7 +301,7 @@ class _Walk:
 
 
 def _taps(node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[1:3] if node.op in _OHWI else shape[2:]
+    return shape[1:3] if is_height_first(node, shape) else shape[2:]
 
 
 def _transposed(array: StoredArray, axes: tuple[int, ...]) -> StoredArray:

@@ -411,3 +411,77 @@ def test_a_convolution_fused_with_its_activation_is_read(tmp_path):
     np.testing.assert_array_equal(
         found.kernels["w"].weight, network.values("w", (4, 3, 3, 3)).transpose(2, 3, 1, 0)
     )
+
+
+@pytest.mark.parametrize(
+    ("op", "domain"), [("NhwcFusedConv", "com.microsoft"), ("Conv", "com.ms.internal.nhwc")]
+)
+def test_channels_last_convolutions_of_half_precision_keep_the_axes_of_their_kernels(
+    tmp_path, op, domain
+):
+    node = helper.make_node(op, ["image", "w"], ["y"], domain=domain, pads=[1] * 4, strides=[2, 2])
+    found = _save(tmp_path / "net.onnx", [node], [_kernel((8, 4, 3, 3))])
+    wanted = network.values("w", (8, 4, 3, 3)).transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(found.kernels["w"].weight, wanted)
+    assert (found.kernels["w"].stride, found.kernels["w"].padding) == ((2, 2), ((1, 1), (1, 1)))
+
+
+def test_the_shape_of_the_kernel_tells_how_a_channels_last_convolution_stores_it(tmp_path):
+    node = helper.make_node(
+        "NhwcConv", ["image", "w"], ["y"], domain="com.microsoft", kernel_shape=[3, 3]
+    )
+    for shape, axes in (((8, 3, 3, 4), (1, 2, 3, 0)), ((8, 4, 3, 3), (2, 3, 1, 0))):
+        found = _save(tmp_path / "net.onnx", [node], [_kernel(shape)])
+        wanted = network.values("w", shape).transpose(axes)
+        np.testing.assert_array_equal(found.kernels["w"].weight, wanted)
+
+
+def test_a_kernel_that_is_the_product_of_a_weight_and_its_mask_is_worked_out(tmp_path):
+    weight = network.values("c.weight_orig", (8, 4, 3, 3))
+    mask = (weight > 0).astype(np.float32)
+    nodes = [
+        helper.make_node("Mul", ["c.weight_orig", "c.weight_mask"], ["c.weight"]),
+        helper.make_node("Conv", ["image", "c.weight"], ["y"]),
+    ]
+    tensors = [
+        numpy_helper.from_array(weight, "c.weight_orig"),
+        numpy_helper.from_array(mask, "c.weight_mask"),
+    ]
+    found = _save(tmp_path / "net.onnx", nodes, tensors)
+    assert list(found.kernels) == ["c"]
+    np.testing.assert_array_equal(found.kernels["c"].weight, (weight * mask).transpose(2, 3, 1, 0))
+    assert found.skipped == {"c.weight_mask": "part of the weight of its layer"}
+
+
+def test_a_normalised_kernel_is_worked_out(tmp_path):
+    direction, length = network.values("v", (8, 4, 3, 3)), network.values("g", (8, 1, 1, 1))
+    nodes = [
+        helper.make_node("Reshape", ["v", "rows"], ["flat"]),
+        helper.make_node("ReduceL2", ["flat"], ["norm"], axes=[1], keepdims=1),
+        helper.make_node("Reshape", ["norm", "column"], ["norms"]),
+        helper.make_node("Div", ["v", "norms"], ["unit"]),
+        helper.make_node("Mul", ["unit", "g"], ["w"]),
+        helper.make_node("Conv", ["image", "w"], ["y"]),
+    ]
+    arrays = {"v": direction, "g": length}
+    arrays |= {"rows": np.array([8, -1]), "column": np.array([8, 1, 1, 1])}
+    tensors = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, None)
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "net", [image], [result], tensors)
+    opset = [helper.make_opsetid("", 13)]
+    onnx.save(helper.make_model(graph, opset_imports=opset), tmp_path / "net.onnx")
+    (kernel,) = weights.read(tmp_path / "net.onnx").kernels.values()
+    norms = np.sqrt((direction**2).sum((1, 2, 3), keepdims=True))
+    wanted = (direction / norms * length).transpose(2, 3, 1, 0)
+    np.testing.assert_allclose(kernel.weight, wanted, rtol=1e-5)
+
+
+def test_a_product_that_would_be_huge_is_refused(tmp_path):
+    nodes = [
+        helper.make_node("Mul", ["a", "b"], ["w"]),
+        helper.make_node("Conv", ["image", "w"], ["y"]),
+    ]
+    tensors = [_kernel((50_000, 1, 1, 3), "a"), _kernel((1, 50_000, 3, 1), "b")]
+    with pytest.raises(ValueError, match=r"it makes a kernel of \d+ elements"):
+        _save(tmp_path / "net.onnx", nodes, tensors)

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kernsym_jax.formats import hdf5
+from kernsym_jax.formats import archive
+from kernsym_jax.formats.archive import ZipMembers
 from kernsym_jax.formats.arrays import open_regular, parse_json
-from kernsym_jax.formats.zip_archive import ZipMembers
 
 CONFIG = "config.json"
 """The member of a ``.keras`` file that holds the configuration."""
@@ -135,7 +135,7 @@ def read_file(path: str | os.PathLike) -> Model | None:
         members = ZipMembers(path)
         content = members.read(CONFIG).tobytes() if CONFIG in members else None
     else:
-        content = hdf5.read_attributes(path).get("model_config")
+        content = archive.read_hdf5_attributes(path).get("model_config")
     return read_model(parse_json(content)) if content else None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from kernsym_jax.formats.archive import ZipMembers
 from kernsym_jax.formats.arrays import (
     DTYPES,
     MAX_AXES,
@@ -24,7 +25,6 @@ from kernsym_jax.formats.arrays import (
     shortened,
     view,
 )
-from kernsym_jax.formats.zip_archive import ZipMembers
 
 _SAFETENSORS_DTYPES = {
     "F64": "float64",

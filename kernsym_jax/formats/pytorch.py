@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from kernsym_jax.formats.archive import ZipMembers
 from kernsym_jax.formats.arrays import (
     DTYPES,
     StoredArray,
@@ -26,7 +27,6 @@ from kernsym_jax.formats.pickle_data import (
     inert_symbol,
     load_pickle,
 )
-from kernsym_jax.formats.zip_archive import ZipMembers
 
 LEGACY_HEAD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The first bytes of a file that PyTorch before 1.6 has written."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kernsym_jax.formats.archive import ZipMembers
 from kernsym_jax.formats.arrays import (
     DTYPES,
     MAX_JSON,
@@ -22,7 +23,6 @@ from kernsym_jax.formats.arrays import (
 )
 from kernsym_jax.formats.pickle_data import Inert, Symbol, load_pickle
 from kernsym_jax.formats.pytorch import plain_symbol, read_archive
-from kernsym_jax.formats.zip_archive import ZipMembers
 
 MAX_CHUNKS = 500_000
 MAX_NODES = 200_000

@@ -16,8 +16,8 @@ from kernsym_jax.formats import (
     tensor_bundle,
     torch_export,
 )
+from kernsym_jax.formats.archive import ZipMembers
 from kernsym_jax.formats.arrays import StoredArray, natural_order, open_regular
-from kernsym_jax.formats.zip_archive import ZipMembers
 from kernsym_jax.weights import checkpoint
 from kernsym_jax.weights.layout import HWIO, OIHW
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from kernsym_jax.formats import hdf5
+from kernsym_jax.formats import archive
+from kernsym_jax.formats.archive import Hdf5, ZipMembers
 from kernsym_jax.formats.arrays import StoredArray, natural_order, parse_json
-from kernsym_jax.formats.hdf5 import Hdf5
 from kernsym_jax.formats.keras_config import Layer, all_layers, read_model
-from kernsym_jax.formats.zip_archive import ZipMembers
 from kernsym_jax.weights import fold
 from kernsym_jax.weights.kernels import POINTWISE, describe_axes, find_kernels, first_layer
 from kernsym_jax.weights.layout import (
@@ -80,7 +79,7 @@ def read_archive(
     """
     members = ZipMembers(path)
     layers = _layers(parse_json(members.read(_CONFIG).tobytes()))
-    content = hdf5.read_bytes(members.read(_WEIGHTS))
+    content = archive.read_hdf5_bytes(members.read(_WEIGHTS))
     variables = _numbered(content, layers)
     file = _File(content, variables, layers, "Keras", os.fspath(path), layout)
     return _weights(file, fold_batchnorm)
@@ -100,7 +99,7 @@ def read_hdf5(
     Raises:
       ValueError: if it is damaged, or not from Keras.
     """
-    content = hdf5.read(path)
+    content = archive.read_hdf5(path)
     config = content.groups[""].get("model_config")
     layers = _layers(parse_json(config)) if config else {}
     for root in ("model_weights/", ""):

@@ -8,8 +8,8 @@ from typing import Any
 
 from kernsym_jax import run_directory
 from kernsym_jax.formats import guard, tensor_bundle
+from kernsym_jax.formats.archive import ZipMembers
 from kernsym_jax.formats.arrays import StoredArray, layer_name, naming, what_it_is
-from kernsym_jax.formats.zip_archive import ZipMembers
 from kernsym_jax.weights import checkpoint, graph, keras
 from kernsym_jax.weights.array_file import (
     SUPPORTED,

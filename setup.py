@@ -18,16 +18,24 @@ def _version() -> str:
     return re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)[1]
 
 
+def _long_description() -> str:
+    """Returns the README without pictures and links into the checkout, which no index shows."""
+    text = (_ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"^!\[[^]]*\]\((?!https?:)[^)]*\)\n+", "", text, flags=re.MULTILINE)
+    return re.sub(r"(?<!!)\[([^]]+)\]\((?!https?:|#)[^)]*\)", r"\1", text)
+
+
 _BINARIES = ("train", "evaluate", "analyze", "audit", "study")
 
 setuptools.setup(
     name="kernsym-jax",
     version=_version(),
     description="Symmetry of convolution kernels: measured, trained and audited in JAX.",
-    long_description=(_ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=_long_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     author="The kernsym-jax authors",
+    project_urls={"Paper": "https://arxiv.org/abs/2503.19215"},
     keywords="jax flax cnn convolution symmetry padding shift-consistency",
     classifiers=[
         "Development Status :: 4 - Beta",
@@ -44,8 +52,18 @@ setuptools.setup(
         "Typing :: Typed",
     ],
     python_requires=">=3.11",
-    packages=setuptools.find_packages(include=["kernsym_jax", "kernsym_jax.*"]),
+    packages=[
+        *setuptools.find_packages(include=["kernsym_jax", "kernsym_jax.*"]),
+        # Found by name: kernsym-train --config=digits.
+        "kernsym_jax.configs",
+        "kernsym_jax.configs.studies",
+    ],
+    package_dir={
+        "kernsym_jax.configs": "configs",
+        "kernsym_jax.configs.studies": "configs/studies",
+    },
     package_data={
+        "kernsym_jax.configs.studies": ["*.csv"],
         "kernsym_jax": [
             "py.typed",
             "models/*.json.gz",
@@ -71,8 +89,8 @@ setuptools.setup(
             "onnxruntime>=1.20",
         ],
         "tf": ["tensorflow>=2.18"],
-        "tpu": ["jax[tpu]>=0.8.0"],
-        "cuda": ["jax[cuda12]>=0.8.0"],
+        "tpu": ["jax[tpu]>=0.9.2"],
+        "cuda": ["jax[cuda12]>=0.9.2"],
         "parquet": ["pyarrow>=16"],
         "pandas": ["pandas>=2.2"],
         "onnxruntime": ["onnxruntime>=1.20"],

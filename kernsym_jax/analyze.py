@@ -1,6 +1,6 @@
 """Measures the kernels of trained networks and writes a report.
 
-python -m kernsym_jax.analyze runs/digits --out=report
+kernsym-analyze runs/digits --out=report
 
 Several networks are compared layer by layer; checkpoints of one run give a trajectory.
 """
@@ -35,6 +35,34 @@ _OUT = flags.DEFINE_string("out", "report", "The folder for the report; created 
 _PARQUET = flags.DEFINE_bool("parquet", False, "Also write layers.parquet (needs pyarrow).")
 
 
+def _choices() -> dict[str, dict[str, str]]:
+    from kernsym_jax import models
+
+    return models.known_names()
+
+
+COMMAND = cli.Command(
+    name="analyze",
+    summary="Measures the symmetry of the kernels of trained networks, from files of any framework "
+    "or runs, and writes a report. Several networks are compared layer by layer; checkpoints of "
+    "one run give a trajectory.",
+    usage=("[flags] SOURCE...",),
+    groups={
+        "The report": "out=DIR parquet",
+        "Reading the sources": "layout which fold_batchnorm trusted",
+        "Strides and paddings that a file does not keep": (
+            "model=NAME padding=NAME downsample=NAME input_size=N|HxW"
+        ),
+    },
+    examples={
+        "net.onnx --input_size=224": "A graph tells its strides and paddings itself",
+        "resnet20.th resnet56.th --out=both": "State dicts of known networks are recognised",
+        "'checkpoints/epoch_*.pth' --model=resnet18": "The checkpoints of one run as a trajectory",
+    },
+    choices=_choices,
+)
+
+
 def main(argv: Sequence[str]) -> int:
     """Analyzes every source; the exit status is 1 if some of several sources failed."""
     if len(argv) < 2:
@@ -66,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run() -> None:
     """The console script."""
-    cli.run(main)
+    cli.run(main, COMMAND)
 
 
 if __name__ == "__main__":

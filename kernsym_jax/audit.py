@@ -1,6 +1,6 @@
 """Finds the layers that apply padding unevenly, and the input size at which none does.
 
-python -m kernsym_jax.audit net.onnx --input_size=224
+kernsym-audit net.onnx --input_size=224
 (or net.keras, net.h5, net.tflite, --model=resnet50, or a run directory)
 """
 
@@ -19,6 +19,30 @@ _CLASSES = flags.DEFINE_integer("num_classes", None, "With --model: its number o
 _SIZE = flags.DEFINE_string("input_size", None, "Pixels of the images: one number, or two as HxW.")
 _TRUSTED = flags.DEFINE_bool("trusted", False, "Read the file without limits on its reader.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
+
+
+def _choices() -> dict[str, dict[str, str]]:
+    from kernsym_jax import models
+
+    return models.known_names()
+
+
+COMMAND = cli.Command(
+    name="audit",
+    summary="Finds the layers that apply padding unevenly, and the nearest input size at which "
+    "none does.",
+    usage=("FILE|DIR [flags]", "--model=NAME [flags]"),
+    groups={
+        "The network": "model=NAME padding=NAME downsample=NAME num_classes trusted",
+        "The audit": "input_size=N|HxW json",
+    },
+    examples={
+        "net.onnx --input_size=224": "An ONNX, Keras or TensorFlow Lite file",
+        "--model=resnet50 --padding=same": "A network of this package; --model=list shows them",
+        "runs/digits --json": "A run directory, for another program",
+    },
+    choices=_choices,
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -49,7 +73,12 @@ def _network(paths: Sequence[str]) -> tuple[str, Any, list[Any], Callable[[Any],
         raise ValueError(f"--{next(iter(fields))} goes with --model, not with {name}")
     if paths and not pathlib.Path(name).is_dir():
         rows_of_file = geometry.FileAudits(name, trusted=_TRUSTED.value)
-        return name, size, rows_of_file(size), rows_of_file
+        try:
+            return name, size, rows_of_file(size), rows_of_file
+        except geometry.NoGraphError as error:
+            raise ValueError(f"{error}; {_model_of(name)}") from error
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{name}: no such file{_meant_model(name)}") from error
     from kernsym_jax import models
 
     fields = {"name": name, **fields}
@@ -65,9 +94,32 @@ def _network(paths: Sequence[str]) -> tuple[str, Any, list[Any], Callable[[Any],
     return name, size, rows_at(size), rows_at
 
 
+def _model_of(path: str) -> str:
+    """Returns how to audit the network that a file of weights belongs to."""
+    from kernsym_jax import models, weights
+
+    try:
+        arrays = weights.read_arrays(path, trusted=_TRUSTED.value)
+    except ValueError:
+        arrays = {}
+    fitting = models.recognise({array: stored.shape for array, stored in arrays.items()})
+    if fitting:
+        return f"these are weights of {fitting[0].name}: --model={fitting[0].name} audits it"
+    return "for weights alone name the network with --model; --model=list shows those known"
+
+
+def _meant_model(name: str) -> str:
+    """Returns a hint if the user may have meant a network of this package."""
+    from kernsym_jax import models
+
+    if name in models.NAMES:
+        return f"; for the network of this package give --model={name}"
+    return "" if "." in name or "/" in name else cli.nearest(name, models.NAMES, before="--model=")
+
+
 def run() -> None:
     """The console script."""
-    cli.run(main)
+    cli.run(main, COMMAND)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measures accuracy and consistency under shifts and flips, of a run or of any weights.
 
-python -m kernsym_jax.evaluate --workdir=runs/digits --shift=3 --shift_mode=circular
-python -m kernsym_jax.evaluate net.onnx --data=folder:images
+kernsym-evaluate --workdir=runs/digits --shift=3 --shift_mode=circular
+kernsym-evaluate net.onnx --data=folder:images
 """
 
 import pathlib
@@ -45,6 +45,42 @@ _BATCH = flags.DEFINE_integer("batch_size", 256, "Images per pass.", lower_bound
 _LIMIT = flags.DEFINE_integer("limit", None, "The largest number of images.", lower_bound=1)
 _TRUSTED = flags.DEFINE_bool("trusted", False, "Read the weights without limits on their reader.")
 _OUT = flags.DEFINE_string("out", None, "The JSON file; the map goes beside it as SVG.")
+
+
+def _choices() -> dict[str, dict[str, str]]:
+    from kernsym_jax import models
+
+    shifts = {"shift_mode": ("circular", "zero", "crop"), "shift_per": ("image", "batch")}
+    return models.known_names() | {flag: dict.fromkeys(names, "") for flag, names in shifts.items()}
+
+
+COMMAND = cli.Command(
+    name="evaluate",
+    summary="Measures accuracy, and how often the answer survives shifts, flips and turns of the "
+    "image: of a run, of an ONNX file or of weights in any format.",
+    usage=(
+        "--workdir=DIR [flags]",
+        "FILE.onnx --data=SOURCE [flags]",
+        "--model=NAME --weights=FILE --data=SOURCE --mean=A,B,C --std=A,B,C [flags]",
+    ),
+    groups={
+        "The network": "workdir=DIR ema model=NAME weights=FILE padding=NAME downsample=NAME "
+        "num_classes trusted",
+        "The images": "data=SOURCE mean=A,B,C std=A,B,C void=VALUE input_size=N|HxW limit "
+        "batch_size",
+        "The shifts": "shift=N|A,B shift_mode=NAME shift_draws shift_per=NAME seed",
+        "The results": "out=FILE",
+    },
+    examples={
+        "--workdir=runs/digits": "A run, on the test images of its data",
+        "net.onnx --data=folder:images --shift=8 --shift_mode=crop": (
+            "Any ONNX network, on class folders of images, by cropping (needs onnxruntime)"
+        ),
+        "--model=cifar_resnet20 --weights=resnet20.th --data=folder:cifar10.tar.gz "
+        "--mean=.485,.456,.406 --std=.229,.224,.225": "Weights of a network of this package",
+    },
+    choices=_choices,
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -128,7 +164,7 @@ def _network() -> tuple[dict[str, Any], str, dict[str, Any]]:
 
 def run() -> None:
     """The console script."""
-    cli.run(main)
+    cli.run(main, COMMAND)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Conducts a study: what is missing is trained, and every claim gets a verdict.
 
-python -m kernsym_jax.study --study=configs/studies/downsampling.py --workdir=runs/downsampling
+kernsym-study --study=downsampling --workdir=runs/downsampling
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,12 @@ from absl import flags
 
 from kernsym_jax import cli
 
-_STUDY = flags.DEFINE_string("study", None, "The study, a Python file with get_study(size).")
-_SIZE = flags.DEFINE_string("size", "smoke", "smoke (minutes), cpu (an hour) or full.")
+_STUDY = flags.DEFINE_string(
+    "study",
+    None,
+    "The study: a name (--study=list shows them), or a Python file with get_study(size).",
+)
+_SIZE = flags.DEFINE_string("size", "smoke", "smoke (minutes), cpu (an hour), gpu or full.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The study's folder; made if it is not there.")
 _DATA = flags.DEFINE_string("data", None, "A source in place of the study's own.")
 _RUNS = flags.DEFINE_string("runs", None, "The runs' folder; workdir/runs by default.")
@@ -38,6 +42,35 @@ _KEEP = flags.DEFINE_string(
 _REPORT = flags.DEFINE_string("report", None, "Only write this table of all claims kept.")
 
 
+_SIZES = {
+    "smoke": "minutes on a laptop",
+    "cpu": "about an hour on two cores",
+    "gpu": "one GPU",
+    "full": "as in the paper, on several accelerators",
+}
+COMMAND = cli.Command(
+    name="study",
+    summary="Conducts a study: trains the runs that are missing, and gives a verdict on every "
+    "claim. Stopped, it goes on where it was.",
+    usage=("--study=NAME|FILE --workdir=DIR [flags]", "--report=FILE"),
+    groups={
+        "The study": "study=NAME|FILE size=NAME workdir=DIR data=SOURCE runs=DIR parallel=N|auto",
+        "A part of the work": "dry_run emit only=RUN gather",
+        "The results": "keep=DIR report=FILE",
+    },
+    examples={
+        "--study=downsampling --workdir=runs/downsampling --dry_run": (
+            "What it would train, at what cost, and the effects it could detect"
+        ),
+        "--study=downsampling --workdir=runs/downsampling": "The smallest size, in minutes",
+        "--study=remedies --size=full --workdir=runs/remedies --emit=slurm": (
+            "A large size as jobs of a cluster"
+        ),
+    },
+    choices=lambda: {"study": cli.list_shipped(cli.STUDIES), "size": _SIZES},
+)
+
+
 def main(argv: Sequence[str]) -> int:
     """Conducts a study; the exit status is 75 if a signal stopped it after it was saved."""
     if len(argv) > 1:
@@ -47,28 +80,30 @@ def main(argv: Sequence[str]) -> int:
     if _REPORT.value is not None:
         print(f"{_REPORT.value}: {studies.write_claims_page(_REPORT.value)} studies")
         return 0
-    if _STUDY.value is None or _WORKDIR.value is None:
-        raise ValueError("--study and --workdir are needed")
-    study = studies.load_study(_STUDY.value, _SIZE.value, _DATA.value, _RUNS.value)
+    if _STUDY.value is None:
+        raise ValueError("--study is missing: a name (--study=list shows them) or a file")
+    path = cli.find_shipped(cli.STUDIES, _STUDY.value)
+    workdir = cli.folder("workdir", _WORKDIR.value, f"runs/{path.stem}")
+    study = studies.load_study(path, _SIZE.value, _DATA.value, _RUNS.value)
     command = ["-m", "kernsym_jax.study", f"--study={_STUDY.value}", f"--size={_SIZE.value}"]
-    command += [f"--workdir={_WORKDIR.value}"] + [f"--data={_DATA.value}"] * bool(_DATA.value)
+    command += [f"--workdir={workdir}"] + [f"--data={_DATA.value}"] * bool(_DATA.value)
     command += [f"--runs={_RUNS.value}"] * bool(_RUNS.value)
     if _PILOT.value:
         study = study.as_pilot(_PILOT.value)
         command.append(f"--pilot={_PILOT.value}")
     if _DRY_RUN.value:
-        print(studies.dry_run(study, _WORKDIR.value))
+        print(studies.dry_run(study, workdir))
         return 0
     if _EMIT.value is not None:
-        print(*studies.emit(study, _WORKDIR.value, command, _EMIT.value), sep="\n")
+        print(*studies.emit(study, workdir, command, _EMIT.value), sep="\n")
         return 0
     try:
         if _ONLY.value is not None:
-            studies.train_one(study, _WORKDIR.value, _ONLY.value)
+            studies.train_one(study, workdir, _ONLY.value)
             return 0
         conduct = studies.gather if _GATHER.value else studies.conduct
         options = {} if _GATHER.value else {"parallel": _parallel(_PARALLEL.value)}
-        results = conduct(study, _WORKDIR.value, command, **options)
+        results = conduct(study, workdir, command, **options)
     except training.Preempted as stopped:
         print(stopped)
         return cli.PREEMPTED
@@ -78,8 +113,8 @@ def main(argv: Sequence[str]) -> int:
     for claim, verdict in results.verdicts.items():
         print(f"{claim}: {verdict}. {study.claims[claim].text}")
     if _KEEP.value is not None:
-        print(f"kept: {studies.keep(study, _WORKDIR.value, _KEEP.value)}")
-    print(f"page: {_WORKDIR.value}/study.html")
+        print(f"kept: {studies.keep(study, workdir, _KEEP.value)}")
+    print(f"page: {workdir}/study.html")
     return 0
 
 
@@ -94,7 +129,7 @@ def _parallel(text: str) -> int | None:
 
 def run() -> None:
     """The console script."""
-    cli.run(main)
+    cli.run(main, COMMAND)
 
 
 if __name__ == "__main__":

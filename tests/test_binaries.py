@@ -66,7 +66,9 @@ def test_train_then_analyze_as_the_readme_does(repository, config, tmp_path):
     [
         (["train", "--config={c}", "--workdir={t}/run", "--config.epoch=3"], "epochs"),
         (["train", "--config={t}/none.py", "--workdir={t}/run"], "none.py"),
-        (["train", "--config={c}"], "--config and --workdir are needed"),
+        (["train", "--config={c}"], "--workdir is missing: .* --workdir=runs/config$"),
+        (["train", "--workdir={t}/run"], "--config is missing"),
+        (["train", "--config={c}", "--workdir={c}"], "config.py is a file; a folder is wanted"),
         (["train", "--config={c}", "--workdir={t}/run", "--speed=9"], "speed"),
         (["train", "--config={c}", "--prepare", "--config.data.source=tfds:nowhere_to_be"], "tfds"),
         (
@@ -99,7 +101,7 @@ def test_train_then_analyze_as_the_readme_does(repository, config, tmp_path):
         ),
         (["analyze", "{t}/none"], "none"),
         (["analyze", "{t}"], "no run directory and no file of weights"),
-        (["analyze"], "name at least one"),
+        (["analyze", "--out={t}/report"], "name at least one"),
     ],
 )
 def test_bad_input_is_one_line_with_status_two(repository, config, tmp_path, arguments, says):

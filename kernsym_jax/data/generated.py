@@ -1,7 +1,6 @@
 """Images, orders and numbers that are drawn from a seed, the same on every machine."""
 
 import dataclasses
-import difflib
 import enum
 import math
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from kernsym_jax.cli import nearest
 from kernsym_jax.data.image_set import ImageSet
 from kernsym_jax.symmetry.group import D4, cell_permutations
 
@@ -274,10 +274,9 @@ def _parse(kind: str, place: str, defaults: "Settings") -> "Settings":
     for part in filter(None, place.split(",")):
         name, equals, value = part.partition("=")
         if name not in names or not equals:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(
-                f"the source {kind} takes name=value of {', '.join(names)}; got {part!r}{hint}"
+                f"the source {kind} takes name=value of {', '.join(names)}; got {part!r}"
+                f"{nearest(name, names)}"
             )
         if isinstance(getattr(defaults, name), str):
             given[name] = value

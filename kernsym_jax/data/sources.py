@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from kernsym_jax.cli import nearest
 from kernsym_jax.data import folder, generated, tfds
 from kernsym_jax.data.decode import View, changes, look_at, look_at_mask
 from kernsym_jax.data.image_set import EncodedSet, ImageSet, MaskCoding
@@ -205,6 +206,7 @@ def find(
     if kind not in known:
         raise ValueError(
             f"unknown data source {source!r}; known are {', '.join(known)} (as kind:place)"
+            f"{nearest(kind, known)}"
         )
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; wanted one of {', '.join(SPLITS)}")

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         default_input_size,
         describe,
         intermediates,
+        known_names,
     )
     from kernsym_jax.models.variant import Variant, vary
 
@@ -60,6 +61,7 @@ __all__ = [
     "default_input_size",
     "describe",
     "intermediates",
+    "known_names",
     "layer_rows",
     "recognise",
     "vary",

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict
 
+from kernsym_jax.cli import nearest
+from kernsym_jax.layers import DOWNSAMPLINGS, PADDINGS
 from kernsym_jax.models.classic import VGG, AlexNet, SmallCNN, UNet
 from kernsym_jax.models.depthwise import ConvNeXt, EfficientNet, MobileNetV2
 from kernsym_jax.models.inception_v3 import InceptionV3
@@ -156,11 +158,25 @@ def create(
     unknown = sorted(set(fields) - of_module - _VARIANT_FIELDS)
     if unknown:
         wanted = sorted(of_module | _VARIANT_FIELDS)
-        raise ValueError(f"{name}: unknown fields {unknown}; wanted some of {wanted}")
+        close = nearest(unknown[0], {*wanted, "name"})
+        raise ValueError(f"{name}: unknown fields {unknown}{close or f'; wanted some of {wanted}'}")
     variant = make_variant(name, **{key: fields.pop(key) for key in _VARIANT_FIELDS & set(fields)})
     if num_classes is not None:
         fields["num_classes"] = num_classes
     return model.module(**{**model.fields, **fields, "variant": variant})
+
+
+def known_names() -> dict[str, dict[str, str]]:
+    """Returns the names that arguments of ``create`` take, each with a line on it.
+
+    Returns:
+      ``{"model": {"resnet18": "8 basic blocks", …}, "padding": {…}, "downsample": {…}}``
+    """
+    return {
+        "model": {name: model.description for name, model in _MODELS.items()},
+        "padding": dict.fromkeys(PADDINGS, ""),
+        "downsample": dict.fromkeys(DOWNSAMPLINGS, ""),
+    }
 
 
 def default_input_size(name: str) -> int:
@@ -217,9 +233,8 @@ def _joined(
 
 def _model(name: str) -> Model:
     if name not in _MODELS:
-        raise ValueError(
-            f"unknown model {name!r}; wanted one of {NAMES}, or package.module:Class of your own"
-        )
+        known = "; `kernsym-audit --model=list` shows them, package.module:Class is one of your own"
+        raise ValueError(f"unknown model {name!r}{nearest(name, NAMES) or known}")
     return _MODELS[name]
 
 

@@ -75,28 +75,46 @@ def analyze(
 
     Raises:
       ValueError: if no source can be read, or none has a spatial convolution.
-      FileNotFoundError: if a place does not exist.
+      FileNotFoundError: if the only place does not exist.
     """
-    sources = find_sources([str(place) for place in places])
+    sources, failed = _find_each(places)
+    missing = len(failed)
+    several = len(sources) + missing > 1
     named = {pathlib.Path(place) for place in places}
     folder = _make_folder(out)
-    tables, failed = [], {}
+    tables = []
     for source in sources:
         try:
             tables.append(read_table(source, options))
         except (ValueError, OSError) as error:
-            if len(sources) == 1:
+            if not several:
                 raise
             if isinstance(error, NoNetworkError) and source not in named:
                 continue  # a trainer keeps other files beside the network
             failed[cli.path_name(source)] = str(error)
     if not tables:
         reasons = "; ".join(failed.values()) or "none of them holds a network"
-        text = f"none of {len(sources)} sources could be analyzed: {reasons}"
+        text = f"none of {len(sources) + missing} sources could be analyzed: {reasons}"
         raise ValueError(shortened(text, LONGEST_MESSAGE))
     print_tables(tables)
     write_results(tables, folder)
     return tables, failed
+
+
+def _find_each(
+    places: Sequence[str | pathlib.Path],
+) -> tuple[list[pathlib.Path], dict[str, str]]:
+    """Finds the sources of every place; returns them, and place -> reason if there are none."""
+    sources: dict[pathlib.Path, None] = {}
+    failed = {}
+    for place in places:
+        try:
+            sources |= dict.fromkeys(find_sources([str(place)]))
+        except FileNotFoundError as error:
+            if len(places) == 1:
+                raise
+            failed[cli.path_name(place)] = str(error)
+    return list(sources), failed
 
 
 def write_results(tables: Sequence[NetworkTable], out: pathlib.Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 
 from kernsym_jax import evaluation, run_directory
+from kernsym_jax.cli import nearest
 from kernsym_jax.studies.study import Consistency, Network, Study
 from kernsym_jax.training import config as configuration
 
@@ -67,7 +68,9 @@ def pick_size(size: str, sizes: Mapping[str, Callable[[], Study]]) -> Study:
       UnknownSize: if the study does not have the size.
     """
     if size not in sizes:
-        raise UnknownSize(f"unknown size {size!r}; the study has {', '.join(sizes)}")
+        raise UnknownSize(
+            f"unknown size {size!r}; the study has {', '.join(sizes)}{nearest(size, sizes)}"
+        )
     return sizes[size]()
 
 

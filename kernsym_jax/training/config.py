@@ -4,7 +4,6 @@ The comments in `default`, and for the nested keys in the functions below it, do
 what it does, its unit, and after the comment its default.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import ml_collections
 
 from kernsym_jax import data, symmetry
+from kernsym_jax.cli import nearest
 from kernsym_jax.training.loss import median_frequency_weights
 
 _NESTED = (Mapping, ml_collections.ConfigDict)
@@ -362,9 +362,7 @@ def _update(known: Any, given: Mapping[str, Any], path: tuple[str, ...]) -> None
             if path in (("model",), ("model", "kwargs")):
                 known[key] = value
                 continue
-            close = difflib.get_close_matches(key, list(known), n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"unknown config key {name}{hint}")
+            raise ValueError(f"unknown config key {name}{nearest(key, known)}")
         nested = [isinstance(part, _NESTED) for part in (known[key], value)]
         if any(nested):
             if not all(nested):

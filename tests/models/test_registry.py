@@ -156,7 +156,7 @@ def test_parameters_do_not_depend_on_padding_or_on_unlearned_downsampling():
 
 
 def test_bad_names_and_fields_are_told_in_one_line_with_what_was_wanted():
-    with pytest.raises(ValueError, match=r"^unknown model 'resnet19'; wanted one of .*resnet18"):
+    with pytest.raises(ValueError, match=r"^unknown model 'resnet19'; did you mean 'resnet18'\?"):
         models.create("resnet19")
     with pytest.raises(ValueError, match=r"^unknown model 'x'"):
         models.default_input_size("x")

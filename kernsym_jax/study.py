@@ -55,7 +55,7 @@ COMMAND = cli.Command(
     usage=("--study=NAME|FILE --workdir=DIR [flags]", "--report=FILE"),
     groups={
         "The study": "study=NAME|FILE size=NAME workdir=DIR data=SOURCE runs=DIR parallel=N|auto",
-        "A part of the work": "dry_run emit only=RUN gather",
+        "A part of the work": "dry_run pilot emit only=RUN gather",
         "The results": "keep=DIR report=FILE",
     },
     examples={

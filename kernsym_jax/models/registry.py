@@ -159,7 +159,7 @@ def create(
     if unknown:
         wanted = sorted(of_module | _VARIANT_FIELDS)
         close = nearest(unknown[0], {*wanted, "name"})
-        raise ValueError(f"{name}: unknown fields {unknown}{close or f'; wanted some of {wanted}'}")
+        raise ValueError(f"{name}: unknown fields {unknown}; wanted some of {wanted}{close}")
     variant = make_variant(name, **{key: fields.pop(key) for key in _VARIANT_FIELDS & set(fields)})
     if num_classes is not None:
         fields["num_classes"] = num_classes

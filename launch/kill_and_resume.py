@@ -2,7 +2,7 @@
 
 python launch/kill_and_resume.py --kills=10 --workdir=/tmp/killed --config=configs/digits.py
 python launch/kill_and_resume.py --kills=10 --workdir=/tmp/killed -- --config.seeds=3
-python launch/kill_and_resume.py --kills=10 --workdir=/tmp/killed --study=configs/studies/emergence.py
+python launch/kill_and_resume.py --workdir=/tmp/killed --study=configs/studies/emergence.py
 
 One run, population or study is never disturbed. Another is killed (SIGKILL) and started again
 several times: soon after a line of the metrics, and every fifth time while it starts. At the end
@@ -32,6 +32,19 @@ _KILLS = flags.DEFINE_integer("kills", 10, "Number of times that it is killed.",
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the random moments.")
 
 _TABLES = ("results.csv", "layers.csv", "claims.json")
+COMMAND = cli.Command(
+    name="kill_and_resume",
+    summary="Kills training at random moments, and checks that its end is that of undisturbed "
+    "training.",
+    usage=("[flags] [-- FLAGS OF TRAIN OR STUDY]",),
+    groups={"The test": "config=FILE study=FILE workdir=DIR kills seed"},
+    examples={
+        "--workdir=/tmp/killed": "The digits, killed ten times",
+        "--workdir=/tmp/killed -- --config.seeds=3": "A population",
+        "--workdir=/tmp/killed --study=configs/studies/emergence.py": "A study",
+    },
+    choices=dict,
+)
 # Every so many kills, one comes before the first new line of the metrics.
 _WHILE_STARTING = 5
 
@@ -164,4 +177,4 @@ def compare_runs(one: pathlib.Path, other: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, COMMAND)

@@ -1,6 +1,7 @@
 """The start and the end of every binary."""
 
 import os
+import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -98,8 +99,10 @@ def folder(flag: str, path: str | None, hint: str) -> str:
 
 def _answer(command: Command, argv: Sequence[str]) -> str | None:
     """Returns what a command line asks to print, or None if it asks for the work of the binary."""
-    is_script = not argv[0].endswith(".py")
-    program = command.script if is_script else f"python -m kernsym_jax.{command.name}"
+    program = command.script
+    if argv[0].endswith(".py"):
+        is_module = pathlib.PurePath(argv[0]).parent.name == "kernsym_jax"
+        program = f"python -m kernsym_jax.{command.name}" if is_module else f"python {argv[0]}"
     words = list(argv[1:])
     if not words:
         return explain(command, program)

@@ -8,25 +8,24 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from kernsym_jax.formats.arrays import DTYPES, StoredArray, element_count, map_file, view
-
-MAX_INDEX = 64 << 20
-"""Bytes of an index, and of all its blocks together once they are unpacked."""
-
-MAX_ENTRIES = 200_000
-MAX_NAME = 1000
+from kernsym_jax.formats.sorted_table import (
+    MAX_ENTRIES,
+    fields_of,
+    message,
+    read_table,
+    string_of,
+    value_of,
+    varint,
+)
 
 SAVED_MODEL = "variables/variables.index"
 """The index of a SavedModel's variables, in its folder."""
 
-_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
-_FOOTER = 48
-_PLAIN, _SNAPPY = 0, 1
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _SLOT = "/.OPTIMIZER_SLOT/"
@@ -68,9 +67,13 @@ class Bundle:
     ordered: bool
 
 
+Part = tuple[tuple[int, int], ...]
+"""Start and length of a part of a variable along each axis; a length of -1 is all of it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """What the index says of a variable: number of its type, its shape and its place."""
+    """What the index says of a variable: number of its type, its shape, its place, its parts."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -78,7 +81,7 @@ class _Entry:
     offset: int
     size: int
     checksum: int
-    sliced: bool
+    slices: tuple[Part, ...]
 
 
 def index_of(path: str | os.PathLike) -> pathlib.Path | None:
@@ -130,41 +133,43 @@ def read_bundle(index: pathlib.Path) -> Bundle:
     Reference: tensorflow/core/util/tensor_bundle and tensorflow/core/lib/io/format.cc
     """
     entries: dict[str, _Entry] = {}
+    parts: dict[bytes, _Entry] = {}
     shards = 1
-    for key, value in _table(map_file(index)):
+    for key, value in read_table(map_file(index)):
         if not key:
-            shards = _value(_message(value), 1, 0)
-            if _value(_message(value), 2, 0):
+            shards = value_of(message(value), 1, 0)
+            if value_of(message(value), 2, 0):
                 raise ValueError("a checkpoint of a machine with big-endian numbers")
-        # Slices of a partitioned variable have binary names; the whole is an entry too.
-        elif not key.startswith(b"\0"):
+        # Parts of a variable have binary names; the whole is an entry too.
+        elif key.startswith(b"\0"):
+            parts[key] = _entry(value)
+        else:
             entries[key.decode("utf-8", "replace")] = _entry(value)
-    reader = _Values(index, shards)
+    reader = _Values(index, shards, parts)
     names, others = _names(entries, reader)
     arrays: dict[str, StoredArray] = {}
     skipped: dict[str, str] = {}
     for stored, name in names.items():
         entry = entries[stored]
-        if entry.sliced:
-            skipped[name] = "a variable cut into parts: not read"
-        elif entry.dtype == _STRING:
+        if entry.dtype == _STRING:
             skipped[name] = "text, not numbers"
         elif entry.dtype not in _TYPES:
             skipped[name] = f"numbers of TensorFlow's type {entry.dtype}: not read"
         else:
-            arrays[name] = reader.array(name, entry)
+            arrays[name] = reader.array(stored, entry)
     return Bundle(arrays, skipped | others, ordered=_GRAPH in entries)
 
 
 class _Values:
     """The files of values of a checkpoint."""
 
-    def __init__(self, index: pathlib.Path, shards: int):
+    def __init__(self, index: pathlib.Path, shards: int, parts: dict[bytes, _Entry]):
         if not 1 <= shards <= MAX_ENTRIES:
             raise ValueError(f"a checkpoint of {shards} files")
         self._stem = index.name.removesuffix(".index")
         self._folder = index.parent
         self._shards = shards
+        self._parts = parts
         self._open: dict[int, np.ndarray] = {}
 
     def content(self, entry: _Entry) -> np.ndarray:
@@ -181,12 +186,69 @@ class _Values:
         return view(data, entry.offset, np.dtype(np.uint8), (entry.size,))
 
     def array(self, name: str, entry: _Entry) -> StoredArray:
+        """Returns the values of a variable, put together from its parts when they are read."""
         dtype = DTYPES[_TYPES[entry.dtype]]
+        if entry.slices:
+            return self.joined(name, entry, dtype)
         if entry.size != element_count(entry.shape) * dtype.itemsize:
             raise ValueError(f"{name!r} has {entry.size} bytes for {entry.shape} of {dtype}")
         if not entry.size:
             return StoredArray.of(np.empty(entry.shape, dtype))
         return StoredArray.of(self.content(entry).view(dtype).reshape(entry.shape))
+
+    def joined(self, name: str, entry: _Entry, dtype: np.dtype) -> StoredArray:
+        """Does so for a variable that is cut into parts."""
+        places: list[tuple[tuple[slice, ...], StoredArray]] = []
+        for part in entry.slices:
+            ends = [
+                (0, n) if length < 0 else (start, start + length)
+                for (start, length), n in zip(part, entry.shape, strict=True)
+            ]
+            inside = all(
+                0 <= start <= end <= n for (start, end), n in zip(ends, entry.shape, strict=True)
+            )
+            stored = self._parts.get(part_key(name, part))
+            if stored is None or not inside or stored.slices or stored.dtype != entry.dtype:
+                raise ValueError(f"a part of {name!r} that the index lacks, or that does not fit")
+            if stored.shape != tuple(end - start for start, end in ends):
+                raise ValueError(f"a part of {name!r} of another shape: {stored.shape}")
+            places.append((tuple(slice(*end) for end in ends), self.array(name, stored)))
+        if sum(element_count(values.shape) for _, values in places) != element_count(entry.shape):
+            raise ValueError(f"the parts of {name!r} do not fill its shape {entry.shape}")
+
+        def read() -> np.ndarray:
+            whole, known = np.zeros(entry.shape, dtype), np.zeros(entry.shape, bool)
+            for place, values in places:
+                whole[place], known[place] = values.read(), True
+            if not known.all():
+                raise ValueError(f"the parts of {name!r} do not fill its shape {entry.shape}")
+            return whole
+
+        return StoredArray(entry.shape, dtype, read)
+
+
+def part_key(name: str, part: Part) -> bytes:
+    """Returns the key of a part of a variable.
+
+    Args:
+      name: of the variable.
+      part: start and length along each axis.
+
+    Reference: ``EncodeTensorNameSlice``, tensorflow/core/util/saved_tensor_slice_util.cc, and
+      tensorflow/core/lib/strings/ordered_code.cc
+    """
+    text = name.encode().replace(b"\0", b"\0\xff")
+    numbers = b"".join(_ordered(number) for place in part for number in place)
+    return b"\0" + text + b"\0\1" + bytes([1, len(part)]) + numbers
+
+
+def _ordered(number: int) -> bytes:
+    """The number in bytes that sort as numbers do: as many ones in front as there are bytes."""
+    size = 1
+    while not -(1 << 7 * size - 1) <= number < 1 << 7 * size - 1:
+        size += 1
+    header = (1 << 8 * size) - (1 << 7 * size)
+    return ((number & (1 << 8 * size) - 1) ^ header).to_bytes(size, "big")
 
 
 def _names(entries: dict[str, _Entry], values: _Values) -> tuple[dict[str, str], dict[str, str]]:
@@ -246,7 +308,7 @@ def _counted(others: dict[str, str]) -> dict[str, str]:
 def _text(content: np.ndarray) -> bytes:
     """Returns the one string of a tensor of text: its length, a checksum and the characters."""
     data = content.tobytes()
-    length, start = _varint(data, 0)
+    length, start = varint(data, 0)
     if start + 4 + length != len(data):
         raise ValueError("a tree of objects of another length than it claims")
     return data[start + 4 :]
@@ -262,7 +324,7 @@ def _objects(graph: bytes) -> tuple[dict[str, str], dict[str, str]]:
       key of a variable -> the way to it, in the order of the objects; key -> the name that the
       variable was given.
     """
-    nodes = [_message(value) for number, value in _fields(graph) if number == 1]
+    nodes = [message(value) for number, value in fields_of(graph) if number == 1]
     if len(nodes) > MAX_ENTRIES:
         raise ValueError(f"a tree of more than {MAX_ENTRIES} objects")
     paths: dict[str, str] = {}
@@ -275,16 +337,16 @@ def _objects(graph: bytes) -> tuple[dict[str, str], dict[str, str]]:
             continue
         seen.add(number)
         node = nodes[number]
-        children = [_message(value) for value in node.get(1, [])]
-        named = [(_string(child, 2), _value(child, 1, 0)) for child in children]
+        children = [message(value) for value in node.get(1, [])]
+        named = [(string_of(child, 2), value_of(child, 1, 0)) for child in children]
         if node.get(3) or {"_iterations", "iter"} & {name for name, _ in named}:
             continue
         for value in node.get(2, []):
-            attribute = _message(value)
-            key = _string(attribute, 3)
+            attribute = message(value)
+            key = string_of(attribute, 3)
             if key.endswith(_SUFFIX):
                 paths[key] = "/".join(path)
-                given[key] = _string(attribute, 2)
+                given[key] = string_of(attribute, 2)
         if len(path) < 64:
             pending += [
                 (child, (*path, name))
@@ -295,155 +357,21 @@ def _objects(graph: bytes) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _entry(value: bytes) -> _Entry:
-    fields = _message(value)
-    shape = _message(_value(fields, 2, b""))
-    sizes = tuple(_value(_message(dim), 1, 0) for dim in shape.get(2, []))
+    fields = message(value)
+    shape = message(value_of(fields, 2, b""))
+    sizes = tuple(value_of(message(dim), 1, 0) for dim in shape.get(2, []))
     if any(not 0 <= size < 1 << 48 for size in sizes):
         raise ValueError(f"a variable of shape {sizes[:8]}")
-    shard, offset, size = (_value(fields, number, 0) for number in (3, 4, 5))
-    checksum = int.from_bytes(_value(fields, 6, b""), "little")
-    dtype = _value(fields, 1, 0)
-    return _Entry(dtype, sizes, shard, offset, size, checksum, bool(fields.get(7)))
+    shard, offset, size = (value_of(fields, number, 0) for number in (3, 4, 5))
+    checksum = int.from_bytes(value_of(fields, 6, b""), "little")
+    dtype = value_of(fields, 1, 0)
+    slices = tuple(_part(message(part)) for part in fields.get(7, []))
+    if any(len(part) != len(sizes) for part in slices):
+        raise ValueError(f"a part of a variable of shape {sizes[:8]} with other axes")
+    return _Entry(dtype, sizes, shard, offset, size, checksum, slices)
 
 
-def _table(data: np.ndarray) -> Iterator[tuple[bytes, bytes]]:
-    """Yields the (key, value) pairs of a sorted table."""
-    if data.size > MAX_INDEX or data.size < _FOOTER or data[-8:].tobytes() != _MAGIC:
-        raise ValueError("not the index of a TensorFlow checkpoint, or cut")
-    content = data.tobytes()
-    footer = content[-_FOOTER:]
-    _, place = _varint(footer, 0)
-    _, place = _varint(footer, place)
-    room = [MAX_INDEX]
-    count = 0
-    for _, handle in _block(content, footer[place:], room):
-        for pair in _block(content, handle, room):
-            count += 1
-            if count > MAX_ENTRIES:
-                raise ValueError(f"a checkpoint of more than {MAX_ENTRIES} variables")
-            yield pair
-
-
-def _block(content: bytes, handle: bytes, room: list[int]) -> Iterator[tuple[bytes, bytes]]:
-    """Yields the pairs of the block at a place.
-
-    Args:
-      content: of the file.
-      handle: the block's offset and size.
-      room: the bytes that all blocks together may still unpack to.
-    """
-    offset, place = _varint(handle, 0)
-    size, _ = _varint(handle, place)
-    # A byte for the compression and four for a checksum follow.
-    if offset + size + 5 > len(content):
-        raise ValueError("a block of the index that reaches beyond its end")
-    block, kind = content[offset : offset + size], content[offset + size]
-    if kind not in (_PLAIN, _SNAPPY):
-        raise ValueError(f"a block of the index with compression {kind}")
-    if kind == _SNAPPY:
-        block = unpack_snappy(block, room[0])
-    room[0] -= len(block)
-    if room[0] < 0 or len(block) < 4:
-        raise ValueError("blocks of the index of no sensible size")
-    end = len(block) - 4 - 4 * int.from_bytes(block[-4:], "little")
-    place, key = 0, b""
-    while place < end:
-        shared, place = _varint(block, place)
-        own, place = _varint(block, place)
-        length, place = _varint(block, place)
-        if shared > len(key) or shared + own > MAX_NAME or place + own + length > end:
-            raise ValueError("an entry of the index that reaches beyond its block")
-        key = key[:shared] + block[place : place + own]
-        yield key, block[place + own : place + own + length]
-        place += own + length
-
-
-def unpack_snappy(data: bytes, limit: int) -> bytes:
-    """Returns what Snappy has compressed, of at most `limit` bytes."""
-    size, place = _varint(data, 0)
-    if size > limit:
-        raise ValueError(f"refused: a block that unpacks to {size} bytes")
-    made = bytearray()
-    while place < len(data):
-        tag = data[place]
-        place += 1
-        if tag & 3 == 0:
-            length = (tag >> 2) + 1
-            if length > 60:
-                width = length - 60
-                length = int.from_bytes(data[place : place + width], "little") + 1
-                place += width
-            if place + length > len(data) or len(made) + length > size:
-                raise ValueError("a block that is cut")
-            made += data[place : place + length]
-            place += length
-        else:
-            width = (1, 2, 4)[(tag & 3) - 1]
-            length = (tag >> 2) + 1 if tag & 3 > 1 else (tag >> 2 & 7) + 4
-            high = tag >> 5 << 8 if tag & 3 == 1 else 0
-            back = high | int.from_bytes(data[place : place + width], "little")
-            place += width
-            if not 0 < back <= len(made) or len(made) + length > size:
-                raise ValueError("a block with a copy from outside itself")
-            part = bytes(made[-back:][:length])
-            made += (part * (length // len(part) + 1))[:length]
-    if len(made) != size:
-        raise ValueError(f"a block of {size} bytes that unpacks to {len(made)}")
-    return bytes(made)
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Yields (number, value) of the fields of a protocol buffer: integers, or bytes."""
-    place = 0
-    while place < len(data):
-        tag, place = _varint(data, place)
-        kind = tag & 7
-        if kind == 0:
-            value, place = _varint(data, place)
-            yield tag >> 3, value
-            continue
-        length = {1: 8, 5: 4}.get(kind)
-        if kind == 2:
-            length, place = _varint(data, place)
-        if length is None or place + length > len(data):
-            raise ValueError("a protocol buffer that is cut or damaged")
-        yield tag >> 3, data[place : place + length]
-        place += length
-
-
-def _message(data: Any) -> dict[int, list[Any]]:
-    """Returns the fields of a protocol buffer by number."""
-    if not isinstance(data, bytes):
-        raise ValueError("a number in place of a protocol buffer")
-    fields: dict[int, list[Any]] = {}
-    for number, value in _fields(data):
-        fields.setdefault(number, []).append(value)
-    return fields
-
-
-def _value(fields: dict[int, list[Any]], number: int, default: Any) -> Any:
-    """Returns a field, of the type that its default has."""
-    value = fields.get(number, [default])[0]
-    if not isinstance(value, type(default)):
-        raise ValueError("a field of another type in a protocol buffer")
-    return value
-
-
-def _string(fields: dict[int, list[Any]], number: int) -> str:
-    text = _value(fields, number, b"").decode("utf-8", "replace")
-    if len(text) > MAX_NAME:
-        raise ValueError(f"a name of {len(text)} characters: {text[:40]!r}…")
-    return text
-
-
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-    """Returns a number of seven bits a byte, and the place behind it."""
-    number = shift = 0
-    while True:
-        if place >= len(data) or shift > 63:
-            raise ValueError("a number that is cut or too large")
-        number |= (data[place] & 0x7F) << shift
-        place += 1
-        if data[place - 1] < 0x80:
-            return number, place
-        shift += 7
+def _part(fields: dict[int, list[Any]]) -> Part:
+    """Reads a TensorSliceProto."""
+    extents = [message(extent) for extent in fields.get(1, [])]
+    return tuple((value_of(extent, 1, 0), value_of(extent, 2, -1)) for extent in extents)

@@ -4,12 +4,13 @@ import shutil
 import struct
 
 import damage
+import make_fixtures
 import network
 import numpy as np
 import pytest
 
 from kernsym_jax import weights
-from kernsym_jax.formats import tensor_bundle
+from kernsym_jax.formats import sorted_table, tensor_bundle
 
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 
@@ -153,7 +154,7 @@ def test_blocks_packed_by_snappy_are_read(save):
     ],
 )
 def test_snappys_literals_and_copies(packed, wanted):
-    assert tensor_bundle.unpack_snappy(packed, 1000) == wanted
+    assert sorted_table.unpack_snappy(packed, 1000) == wanted
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_snappys_literals_and_copies(packed, wanted):
 )
 def test_damaged_blocks_are_refused(packed):
     with pytest.raises(ValueError, match=r"block|cut"):
-        tensor_bundle.unpack_snappy(packed, 1000)
+        sorted_table.unpack_snappy(packed, 1000)
 
 
 @pytest.mark.usefixtures("within_a_gigabyte")
@@ -218,6 +219,50 @@ def test_objects_that_hold_one_another_end(save):
         (b"k/.ATTRIBUTES/VARIABLE_VALUE", entry(kernel.shape)),
     ]
     assert len(tensor_bundle.read_bundle(table(path, pairs)).arrays) == 1
+
+
+def test_variables_in_parts_are_put_together(fixtures, tmp_path):
+    shutil.unpack_archive(fixtures / "tf1_parts.zip", tmp_path)
+    found = weights.read(tmp_path / "model.ckpt")
+    assert set(found.kernels) == {"net/inputs", "net/outputs"}
+    for name, shape in make_fixtures.PARTS.items():
+        kernel = found.kernels[name.removesuffix("/weights")]
+        np.testing.assert_array_equal(kernel.weight, network.values(name, shape))
+
+
+def in_parts(save, parts, shape=(3, 3, 3, 8)):
+    """A variable whose parts have places and shapes: (starts and lengths) -> shape."""
+    numbers = [
+        field(7, b"".join(field(1, field(1, a) + field(2, n)) for a, n in part)) for part in parts
+    ]
+    whole = entry(shape, size=0) + b"".join(numbers)
+    stored = np.arange(np.prod(shape), dtype=np.float32)
+    index = save({"zz": stored}, **{"net/kernel": whole})
+    pairs = list(sorted_table.read_table(np.fromfile(index, np.uint8)))[1:]
+    pairs += [(tensor_bundle.part_key("net/kernel", p), entry(s)) for p, s in parts.items()]
+    return table(index, sorted(pairs))
+
+
+def test_parts_fill_their_variable_or_it_is_refused(save):
+    whole = tuple((0, n) for n in (3, 3, 3))
+    halves = {(*whole, (0, 4)): (3, 3, 3, 4), (*whole, (4, 4)): (3, 3, 3, 4)}
+    assert weights.read(in_parts(save, halves)).kernels["net"].shape == (3, 3, 3, 8)
+    for parts, says in (
+        ({(*whole, (0, 4)): (3, 3, 3, 4)}, "do not fill"),
+        ({(*whole, (0, 4)): (3, 3, 3, 4), (*whole, (1, 4)): (3, 3, 3, 4)}, "do not fill"),
+        ({(*whole, (0, 4)): (3, 3, 3, 4), (*whole, (5, 4)): (3, 3, 3, 4)}, "does not fit"),
+        ({(*whole, (0, 8)): (3, 3, 3, 7)}, "of another shape"),
+        ({whole: (3, 3, 3)}, "with other axes"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            weights.read(in_parts(save, parts)).kernels["net"].weight  # noqa: B018
+
+
+def test_a_part_that_the_index_lacks_is_named(save):
+    part = field(7, field(1, field(2, 8)))
+    index = save({"zz": np.ones(3, np.float32)}, kernel=entry((8,), size=0) + part)
+    with pytest.raises(ValueError, match="a part of 'kernel' that the index lacks"):
+        weights.read(index)
 
 
 def test_a_missing_file_of_values_is_named(save):

@@ -252,6 +252,37 @@ def _first_variables():
     }
 
 
+PARTS = {"net/outputs/weights": (3, 3, 2, 70), "net/inputs/weights": (3, 3, 140, 1)}
+"""Variables that TensorFlow keeps in parts, cut along their longest axes."""
+
+
+def make_tensorflow_parts():
+    """Variables in parts, as TensorFlow 1 saves those of a partitioner."""
+    import tensorflow as tf
+
+    first = tf.compat.v1
+
+    def initial(name):
+        def make(shape, dtype, partition_info):
+            places = zip(partition_info.var_offset, shape, strict=True)
+            part = tuple(slice(start, start + size) for start, size in places)
+            return tf.constant(network.values(name, PARTS[name])[part], dtype)
+
+        return make
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tf.Graph().as_default(),
+        first.Session() as session,
+    ):
+        for name, shape in PARTS.items():
+            cut = first.fixed_size_partitioner(3, axis=int(np.argmax(shape)))
+            first.get_variable(name, shape, initializer=initial(name), partitioner=cut)
+        session.run(first.global_variables_initializer())
+        first.train.Saver().save(session, f"{folder}/tf1_parts/model.ckpt")
+        _pack_folder(pathlib.Path(folder, "tf1_parts"))
+
+
 def _pack(file):
     content = gzip.compress(file.read_bytes(), 9, mtime=0)
     (_FIXTURES / f"{file.name}.gz").write_bytes(content)
@@ -341,4 +372,5 @@ if __name__ == "__main__":
     makers["torch_objects"] = make_torch_objects
     makers |= {"torch_export": make_torch_export, "torch_distributed": make_torch_distributed}
     makers |= {"equinox": make_equinox, "tensorflow": make_tensorflow}
+    makers["tensorflow_parts"] = make_tensorflow_parts
     makers[sys.argv[1]]()

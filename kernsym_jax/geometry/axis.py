@@ -1,4 +1,4 @@
-"""One axis of a map, followed place by place from the layer that made it to the one that reads it.
+"""Follows one axis of a map, place by place, from the layer that makes it to its reader.
 
 Padding reaches a convolution in many forms: its own argument, a ``pad`` before it, slices that are
 concatenated, an index array. Every form says, for each place along an axis, which position of the
@@ -19,7 +19,7 @@ of layer 0 with one row of reflect padding at each end.
 A second example: BlurPool with two taps adds two slices of a map of 8 rows, ``x[0:7:2]`` and
 ``x[1:8:2]``. The first slice is an axis of step 2 and offset 0, the second of step 2 and offset 1,
 and `joined` gives their sum the offsets (0, 1). Such an axis is *pending*: no single position lies
-at a place. `window_of` writes it as what it is, windows of 2 taps with stride 2::
+at a place. `window_of` writes it as windows of 2 taps with stride 2::
 
     rows = whole(Source(8))
     window_of(joined(cut(rows, 0, 7, 2), cut(rows, 1, 8, 2)))[:3]     # (2, 1, 2)
@@ -205,7 +205,7 @@ def chained(pieces: Sequence[Axis | None], fills: Sequence[tuple[int, int]]) -> 
     size = sum(length for length, _ in fills)
     known = [piece for piece in pieces if piece is not None and piece.source.rows is not None]
     if 2 * sum(piece.size for piece in known) > size:
-        # Something computed that is concatenated to a larger map is its border.
+        # A computed piece beside a larger map is the border of that map.
         pieces = [piece if piece in known else None for piece in pieces]
     sources = {piece.source for piece in pieces if piece is not None}
     if not sources:
@@ -331,8 +331,8 @@ def window_of(axis: Axis) -> tuple[int, int, int, Axis]:
 
     Returns:
       Taps, dilation and stride of the windows, and the axis that they slide on. The first window
-      starts at the near end of this axis. The axis is the rest of the extent if no further window
-      fits on it; otherwise it ends with the last window.
+      starts at the near end of this axis. The axis reaches to the end of the extent if no further
+      window fits there; otherwise it ends with the last window.
     """
     start, reach = axis.offsets[0], axis.offsets[-1] - axis.offsets[0]
     dilation = math.gcd(*(offset - start for offset in axis.offsets)) or 1
@@ -358,7 +358,7 @@ def _same_places(a: Axis, b: Axis) -> bool:
 def _longest_run(index: np.ndarray) -> tuple[int, int]:
     """Returns begin and end of the longest run of successive positions.
 
-    Of several runs of this length it is the middle one.
+    If several runs have this length, it is the middle one.
     """
     goes_on = (np.diff(index) == 1) & (index[:-1] >= 0)
     begins = np.flatnonzero(np.concatenate([[True], ~goes_on]) & (index >= 0))

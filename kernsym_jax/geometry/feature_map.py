@@ -1,4 +1,4 @@
-"""Maps in the graphs of Keras and TensorFlow Lite, and what their operators do to them."""
+"""Maps in the graphs of Keras and TensorFlow Lite, and how operators change them."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ from kernsym_jax.geometry.layer import FileAudit
 from kernsym_jax.geometry.network import Network, Sliding
 
 MAX_OPERATIONS = 50_000
-"""Operations that an audit follows: models in models can repeat one another without end."""
+"""The most operations that an audit follows: nested models can repeat each other without end."""
 
 LARGEST_WINDOW = 1 << 16
 """The largest kernel, stride, dilation or number of groups."""
@@ -44,7 +44,7 @@ class FeatureMap:
 
     @classmethod
     def of(cls, shape: Sequence[int]) -> "FeatureMap":
-        """An array of which only the shape is known."""
+        """Returns an array whose shape is known and nothing else."""
         return cls(tuple(shape), tuple(unknown(size) for size in shape))
 
 
@@ -140,7 +140,7 @@ class GraphAudit:
           window: how it slides.
           features: channels that it makes; None for those of its input.
           channels_first: whether the channels come before the spatial axes.
-          outputs: sizes that a transposed convolution makes, if its padding does not tell.
+          outputs: output sizes of a transposed convolution, if its padding does not determine them.
 
         Raises:
           ValueError: naming the layer, for an empty input or a kernel that does not fit it.
@@ -177,7 +177,7 @@ class GraphAudit:
     def _input(
         self, layer: str, found: FeatureMap | None, n: int, channels_first: bool
     ) -> tuple[tuple[Axis | None, Axis | None, Axes], tuple[int, ...], int] | None:
-        """The axes of a layer's input (batch, channels, space), its sizes and its channels."""
+        """Returns the axes (batch, channels, space), sizes and channels of a layer's input."""
         if found is None:
             self.left_out[layer] = "the size of its input cannot be inferred"
             return None
@@ -212,7 +212,7 @@ class GraphAudit:
         return FeatureMap(tuple(shape), changed(axes, changes))
 
     def sliced(self, found: FeatureMap, ranges: Mapping[int, range]) -> FeatureMap:
-        """Takes the places of each range, which rises, along an axis."""
+        """Returns the map at the places of an ascending range along each of some axes."""
         axes = self._network.settle_along(found.axes, list(ranges))
         shape = list(found.shape)
         changes: dict[int, Axis | None] = {}
@@ -222,7 +222,7 @@ class GraphAudit:
         return FeatureMap(tuple(shape), changed(axes, changes))
 
     def together(self, name: str, maps: Sequence[FeatureMap]) -> FeatureMap:
-        """Adds, multiplies or otherwise joins maps place by place.
+        """Combines maps place by place, as addition and multiplication do.
 
         Raises:
           ValueError: naming the operation, if they do not fit.
@@ -235,7 +235,7 @@ class GraphAudit:
         for each in maps:
             own = (1,) * (len(shape) - len(each.shape)) + each.shape
             axes = (None,) * (len(shape) - len(each.shape)) + each.axes
-            # One pixel, row or column is the same for every place that it is combined with.
+            # A pixel, row or column that is broadcast is the same at every place.
             pairs = zip(axes, own, shape, strict=True)
             operands.append(tuple(a if size == n else None for a, size, n in pairs))
         return FeatureMap(shape, self._network.merge(operands))
@@ -276,7 +276,7 @@ class GraphAudit:
         return FeatureMap(shape, changed(found.axes, changes))
 
     def reshaped(self, found: FeatureMap, shape: Sequence[int]) -> FeatureMap | None:
-        """Gives a map another shape, of which one size may be -1; None if it has none such."""
+        """Gives a map another shape, in which one size may be -1; None if that is impossible."""
         shape, count = list(shape), math.prod(found.shape)
         if shape.count(-1) == 1:
             rest = math.prod(size for size in shape if size != -1)
@@ -308,13 +308,13 @@ def image_shape(
 
     Args:
       name: of the input.
-      shape: as the file has it, below 1 where it is open.
+      shape: the file's shape; a size below 1 is open.
       size: pixels along every spatial axis, or one number per axis; None for the file's own.
       channels_first: whether the channels come before the spatial axes.
 
     Raises:
-      ValueError: naming the input, if a size is open and not given, or as many sizes are given as
-        it has no axes.
+      ValueError: naming the input, if an open size is not given, or the number of sizes is not that
+        of the spatial axes.
     """
     found = [1 if shape[0] < 1 else shape[0], *shape[1:]] if shape else []
     space = range(2, len(found)) if channels_first else range(1, len(found) - 1)
@@ -331,7 +331,7 @@ def image_shape(
 
 
 def _own_padding(window: Window, sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """The padding that a layer adds by itself, in numbers."""
+    """Returns the padding that a layer itself adds, in numbers."""
     if window.padding == "VALID":
         return [(0, 0)] * len(sizes)
     if not isinstance(window.padding, str):
@@ -343,10 +343,10 @@ def _own_padding(window: Window, sizes: Sequence[int]) -> list[tuple[int, int]]:
 def _spread_padding(
     window: Window, sizes: Sequence[int], outputs: Sequence[int] | None
 ) -> list[tuple[int, int]]:
-    """What the windows of TensorFlow's transposed convolution see around their spread input.
+    """Returns the padding around the spread input of TensorFlow's transposed convolution.
 
-    It is the gradient of a convolution: what that pads is cut from the result, the odd pixel at the
-    far end.
+    The layer is the gradient of a convolution: the result loses what that convolution pads, the odd
+    pixel at the far end.
     """
     padding = []
     for i, (n, k, s, d) in enumerate(

@@ -23,13 +23,13 @@ def audit_file(
     *,
     trusted: bool = False,
 ) -> FileAudit:
-    """Reads the geometry of every convolution and pooling window off a file.
+    """Reads the geometry of every convolution and pooling window from a file.
 
     Args:
       path: a model of ONNX, Keras (``.keras``, or ``.h5`` with the model's configuration) or
-        TensorFlow Lite, told by its content.
+        TensorFlow Lite; its content tells the format.
       input_size: pixels of the images that go in, the same on every axis or one per axis; ``None``
-        for the size that the model is fixed to.
+        for the model's own fixed size.
       trusted: reads the file in this process. Otherwise a process of its own reads it, with limits
         on time, memory and the files that it may open (`formats.guard`).
 
@@ -51,7 +51,7 @@ def audit_onnx(
     *,
     trusted: bool = False,
 ) -> FileAudit:
-    """Reads the geometry of every convolution and pooling window off an ONNX file.
+    """Reads the geometry of every convolution and pooling window from an ONNX file.
 
     Args:
       path: the model, whatever its name.
@@ -80,7 +80,7 @@ class FileAudits:
     """
 
     def __init__(self, path: str | os.PathLike, *, trusted: bool = False):
-        """Opens no file yet.
+        """Notes which file to audit; opens it at the first call.
 
         Args:
           path: as in `audit_file`.
@@ -105,7 +105,7 @@ class FileAudits:
         return found
 
     def _audit_around(self, key: Any) -> None:
-        """Audits at a size and at those of the next distances from the middle."""
+        """Audits the file at a size and at the next sizes outwards from the middle."""
         sizes = _outwards(self._middle, key, self._together)
         records = (FileAudit, LayerGeometry, NoGraphError)
         begin = time.monotonic()
@@ -120,7 +120,7 @@ class FileAudits:
 
 
 def _outwards(middle: Any, size: Any, count: int) -> tuple[Any, ...]:
-    """The size, and others that lie as far from the middle, or up to `count` pixels farther."""
+    """Returns the size and others as far from the middle, or up to `count` pixels farther."""
     if type(size) is not type(middle):
         return (size,)
     if isinstance(size, int):
@@ -140,7 +140,7 @@ def _outwards(middle: Any, size: Any, count: int) -> tuple[Any, ...]:
 def follow_sizes(
     path: str | os.PathLike, sizes: Sequence[int | tuple[int, ...]]
 ) -> list[FileAudit | str]:
-    """Audits a file at several input sizes in this process; a message stands for an error."""
+    """Audits a file at several input sizes in this process; an error becomes its message."""
     found: list[FileAudit | str] = []
     for size in sizes:
         try:
@@ -181,7 +181,7 @@ def follow_file(
         return audit_tflite(path, input_size)
     if head == b"\x89HDF\r\n\x1a\n" or (head[:2] == b"PK" and suffix == ".keras"):
         return audit_keras(path, input_size)
-    # The size at the begin of a safetensors file may begin with the byte of ONNX.
+    # A safetensors file begins with a size, whose first byte may be the first byte of ONNX.
     begins = head[:1] == b"\x08" and head[6:8] != b"\0\0"
     if suffix == ".onnx" or begins or not location.exists():
         return follow_onnx(path, input_size)

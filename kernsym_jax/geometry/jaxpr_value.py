@@ -28,7 +28,7 @@ class Leaf(NamedTuple):
 
     @property
     def is_weight(self) -> bool:
-        """Whether its own name is one that weights go by."""
+        """Whether its own name is a usual name of weights."""
         return leaf_name(self.path) in WEIGHT_LEAVES
 
     @property
@@ -38,7 +38,7 @@ class Leaf(NamedTuple):
 
 
 def origin(leaves: Sequence[Leaf | None]) -> Leaf | None:
-    """The leaf that an operation on several comes from: weights first, then the largest."""
+    """Returns the leaf that names the result of an operation: weights first, then the largest."""
     known = [leaf for leaf in leaves if leaf is not None]
     return max(known, key=lambda leaf: (leaf.is_weight, leaf.size), default=None)
 
@@ -77,7 +77,7 @@ def arguments(fn: Any, args: tuple[Any, ...]) -> tuple[list[Leaf], list[Any], Ca
 
 
 def closed_over(fn: Any) -> dict[int, Leaf]:
-    """The arrays in pytrees that a Python function brings along, by identity."""
+    """Returns the arrays in pytrees that a Python function closes over, by identity."""
     found = {}
     for held in _held(fn):
         try:
@@ -91,12 +91,12 @@ def closed_over(fn: Any) -> dict[int, Leaf]:
 
 
 def _held(fn: Any) -> list[Any]:
-    """What a function brings along: its closure, the object of a method, a partial's arguments."""
+    """Returns a function's closure, the object of a method, and a partial's arguments."""
     fn = inspect.unwrap(fn)
     if isinstance(fn, functools.partial):
         return [*fn.args, *fn.keywords.values(), *_held(fn.func)]
     held = [fn.__self__] if inspect.ismethod(fn) else []
-    with contextlib.suppress(ValueError):  # a cell that is not filled yet
+    with contextlib.suppress(ValueError):  # an empty cell
         held += [cell.cell_contents for cell in getattr(fn, "__closure__", None) or ()]
     return held
 

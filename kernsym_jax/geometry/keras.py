@@ -1,4 +1,4 @@
-"""The audit of a Keras model: the same rows as of a JAX function."""
+"""Audits a Keras model; the rows are those of the audit of a JAX function."""
 
 import functools
 import os
@@ -39,7 +39,7 @@ _OPERATIONS = frozenset((
 def audit_keras(
     path: str | os.PathLike, input_size: int | Sequence[int] | None = None
 ) -> FileAudit:
-    """Reads the geometry of every convolution and pooling window off a Keras model.
+    """Reads the geometry of every convolution and pooling window from a Keras model.
 
     Layers have the names that `kernsym_jax.weights.read` gives them: ``backbone/conv1`` for a layer
     of a model inside the model. A layer that is called twice has two rows.
@@ -47,7 +47,7 @@ def audit_keras(
     Args:
       path: a ``.keras`` file, or an ``.h5`` file with the model's configuration.
       input_size: pixels of the images that go in, the same on every axis or one per axis; ``None``
-        for the size that the model is fixed to.
+        for the model's own fixed size.
 
     Returns:
       A row per layer. Layers behind one of an unknown class are in its ``left_out``.
@@ -119,7 +119,7 @@ class _Walk:
         return [self.apply(layer, called, read)]
 
     def apply(self, layer: Layer, call: Call, read: Sequence[Result]) -> Result:
-        """Follows maps through a layer; None if it is of an unknown class, or they are unknown."""
+        """Returns the maps that a layer makes; None if its class or its inputs are unknown."""
         if layer.kind in _WINDOWS:
             return _WINDOWS[layer.kind](self.audit, layer, read[0] if read else None)
         maps = [each for each in read if each is not None]
@@ -164,7 +164,7 @@ def _in_order(model: Model) -> list[_Key]:
 
 
 def _key(model: Model, reference: Reference) -> _Key:
-    """Returns the call that a reference means; of a layer that is called once, that call."""
+    """Returns the call that a reference names, or the only call of the layer."""
     layer = model.layers.get(reference.layer)
     if layer is None:
         return "", 0
@@ -176,7 +176,7 @@ def _called(layer: Layer, call: int) -> Call:
 
 
 def _inputs(model: Model) -> list[tuple[str, list[int], bool]]:
-    """Returns (name, shape, whether channels come first) of each input, sizes below 1 if open."""
+    """Returns (name, shape, whether channels come first) of each input; a size below 1 is open."""
     references = [each.layer for each in model.inputs] or list(model.layers)[:1]
     found = []
     for name in references:
@@ -226,7 +226,7 @@ def _is_channels_first(layer: Layer) -> bool:
 
 
 def _operation(layer: Layer) -> str | None:
-    """Returns the operation that a layer is which Keras makes of a function."""
+    """Returns the operation of a layer that Keras made from a function call."""
     if layer.kind == "TFOpLambda":
         return str(layer.settings.get("function", "")).split(".")[-1].lower()
     if layer.kind == "TensorFlowOpLayer":
@@ -337,7 +337,7 @@ def _transposed(audit: GraphAudit, layer: Layer, found: Result) -> Result:
 
 
 def _padded_output(size: int, span: int, stride: int, more: int, same: bool) -> int:
-    """The size that a transposed convolution with ``output_padding`` makes of an axis."""
+    """Returns the output size of a transposed convolution with ``output_padding``."""
     return (size - 1) * stride + span - (span // 2 * 2 if same else 0) + more
 
 

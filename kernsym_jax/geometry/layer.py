@@ -89,7 +89,7 @@ class LayerGeometry:
 
     @property
     def exposure_gap(self) -> tuple[float, ...]:
-        """Padding met by the near taps minus that met by the far taps: `Windows.exposure_gap`."""
+        """Padding at the near taps minus padding at the far taps, see `Windows.exposure_gap`."""
         return tuple(axis.exposure_gap for axis in self.windows)
 
     @property
@@ -286,7 +286,7 @@ def _left_out(rows: Sequence[LayerGeometry]) -> dict[str, str]:
 
 
 def _joined(numbers: Sequence[Any], by: str = "×") -> str:
-    """``"3"`` for ``(3, 3)``, ``"1×7"`` for ``(1, 7)``."""
+    """Returns ``"3"`` for ``(3, 3)`` and ``"1×7"`` for ``(1, 7)``."""
     words = list(map(str, numbers))
     return words[0] if len(set(words)) == 1 else by.join(words)
 

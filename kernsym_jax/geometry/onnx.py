@@ -1,4 +1,4 @@
-"""The audit of an ONNX file: the same rows as of a JAX function."""
+"""Audits an ONNX file; the rows are those of the audit of a JAX function."""
 
 import functools
 import os
@@ -42,18 +42,18 @@ _INT32, _INT64 = 6, 7
 
 
 def audit_onnx(path: str | os.PathLike, input_size: int | Sequence[int] | None = None) -> FileAudit:
-    """Reads the geometry of every convolution and pooling window off an ONNX file.
+    """Reads the geometry of every convolution and pooling window from an ONNX file.
 
     Shapes are inferred for the given input size; weights are not read. Pads, slices and
     concatenations in front of a layer count as its padding, whatever the exporter made of them, and
     so does what a window covers beyond the far end (``ceil_mode``). Layers have the names that
-    `kernsym_jax.weights.read` gives them: ``layer1.0.conv1`` for ``layer1.0.conv1.weight``, or the
-    name of the node where the exporter made up that of the weights.
+    `kernsym_jax.weights.read` gives them: ``layer1.0.conv1`` for ``layer1.0.conv1.weight``. If the
+    exporter invented the name of the weights, the layer has the name of its node.
 
     Args:
       path: the model.
       input_size: pixels of the images that go in, the same on every axis or one per axis; ``None``
-        for the size that the model is fixed to.
+        for the model's own fixed size.
 
     Returns:
       A row per layer, in the order of the graph. Layers whose shapes cannot be inferred, such as
@@ -168,7 +168,7 @@ def _set_input_size(proto: Any, graph: Graph, input_size: int | Sequence[int] | 
 
 
 def _is_channels_last_image(graph: Graph, image: Any) -> bool:
-    """Whether an image's channels are its last dimension, as TensorFlow's exporter leaves them."""
+    """Returns whether an image's channels come last, as TensorFlow's exporter writes them."""
     name = text(image.name)
     for _ in range(len(_SAME_PLACES)):
         reader = next(iter(graph.users.get(name, [])), None)
@@ -298,7 +298,7 @@ class _Walk:
         return axes[2:], shape[2:], shape[1]
 
     def made(self, node: Node, places: Axes | list[Any], features: Any) -> None:
-        """Takes in the map that a layer makes; features ``None`` are those of its input."""
+        """Records a layer's output; without ``features`` it has the channels of the input."""
         axes = self.values.axes[node.inputs[0]] or ()
         batch, channels = axes[0], axes[-1] if is_channels_last(node) else axes[1]
         batch = batch or unknown(self.values.shapes[node.inputs[0]][0])
@@ -371,7 +371,7 @@ def _spread_padding(
     stride: Sequence[int],
     dilation: Sequence[int],
 ) -> list[tuple[int, int]]:
-    """What a transposed convolution's windows see around its spread input.
+    """Returns the padding that a transposed convolution's windows see around its spread input.
 
     Reference: https://onnx.ai/onnx/operators/onnx__ConvTranspose.html
     """
@@ -397,7 +397,7 @@ def _spread_padding(
 def _with_overhang(
     size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int
 ) -> int:
-    """The output size of ``ceil_mode``: one window may hang over, if it begins before the far end.
+    """Returns the output size under ``ceil_mode``: the last window may reach beyond the map.
 
     Reference: https://onnx.ai/onnx/operators/onnx__MaxPool.html
     """
@@ -407,6 +407,6 @@ def _with_overhang(
 
 
 def _reads(graph: Graph) -> list[str]:
-    """Every name that the nodes of a graph read, those of graphs inside it included."""
+    """Returns every name that the nodes of a graph read, also in graphs inside it."""
     names = [name for node in graph.nodes for name in node.inputs] + graph.outputs
     return names + [name for node in graph.nodes for g in node.graphs for name in _reads(g)]

@@ -1,4 +1,4 @@
-"""What the operators of an ONNX graph that are no layers do to the axes of a map."""
+"""How the operators of an ONNX graph, other than layers, change the axes of a map."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ from kernsym_jax.geometry.axis import (
 from kernsym_jax.geometry.network import Network
 
 SMALL = 1024
-"""The largest number of elements of a constant whose values are followed: amounts of padding,
+"""The largest number of elements of a constant whose values the audit follows: amounts of padding,
 indices and shapes."""
 
 _MAX_EVALUATIONS = 3000
@@ -41,7 +41,7 @@ _PLACE_BY_PLACE = frozenset((
     "Pow", "QuantizeLinear", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Softplus", "Sqrt",
     "Sub", "Sum", "Tanh", *(f"com.microsoft.{op}" for op in _MICROSOFT),
 ))  # fmt: skip
-# Operators on several maps, which a runtime refuses if the maps do not fit one another.
+# Operators on several maps; a runtime refuses maps that do not fit each other.
 _JOINING = frozenset((
     "Add", "Div", "Max", "Min", "Mul", "Sub", "Sum", "com.microsoft.QLinearAdd",
     "com.microsoft.QLinearMul",
@@ -59,7 +59,7 @@ _EVALUATED = frozenset((
 
 
 class Values:
-    """What is known of the values of a graph, by name.
+    """The values of a graph by name, as far as they are known.
 
     Attributes:
       network: the layers found so far.
@@ -80,13 +80,13 @@ class Values:
         self._alternatives = 0
 
     def store(self, graph: Graph) -> None:
-        """Takes in the arrays that are stored in a graph."""
+        """Records the arrays that a graph stores."""
         for name, array in graph.arrays.items():
             self.shapes.setdefault(name, graph.shapes[name])
             self.number(name, small_array(array))
 
     def keep(self, name: str, axes: Axes | None) -> None:
-        """Takes in a value that depends on the input."""
+        """Records a value that depends on the input."""
         self.depends.add(name)
         if axes is None and name in self.shapes:
             axes = tuple(unknown(size) for size in self.shapes[name])
@@ -95,13 +95,13 @@ class Values:
             self.shapes.setdefault(name, tuple(axis.size for axis in axes if axis is not None))
 
     def number(self, name: str, value: np.ndarray | None) -> None:
-        """Takes in a constant, if it is known."""
+        """Records a constant, if it is known."""
         if value is not None:
             self.consts[name] = value
             self.shapes.setdefault(name, value.shape)
 
     def constant(self, node: Node) -> None:
-        """Takes in the outputs of a node that depends on no input."""
+        """Records the outputs of a node that depends on no input."""
         if node.op == "Constant" and node.outputs:
             self.number(node.outputs[0], _constant(node))
         elif node.op in _EVALUATED and node.inputs and node.outputs:
@@ -111,26 +111,27 @@ class Values:
                 self.number(node.outputs[0], self._evaluated(node, values))
 
     def numbers(self, name: str, default: list[int] | None = None) -> list[int] | None:
-        """A small constant as a list of integers; ``default`` where the input is omitted."""
+        """Returns a small constant as a list of integers; ``default`` if the input is omitted."""
         if not name:
             return default
         return self.consts[name].reshape(-1).tolist() if name in self.consts else None
 
     @contextlib.contextmanager
     def alternatives(self) -> Iterator[None]:
-        """Follows branches of which the network may never take one: nothing there must fit."""
+        """Follows the branches of a condition; one that never runs may hold maps that do not
+        fit."""
         self._alternatives += 1
         yield
         self._alternatives -= 1
 
     def misfit(self, node: Node, shapes: list[tuple[int, ...]]) -> None:
-        """Raises a ``ValueError`` for maps that a node cannot put together."""
+        """Raises a ``ValueError`` for maps whose sizes a node cannot combine."""
         if not self._alternatives:
             sizes = " and ".join("×".join(map(str, shape)) for shape in dict.fromkeys(shapes))
             raise ValueError(f"{node.name or node.op}: cannot put maps of {sizes} together")
 
     def _evaluated(self, node: Node, known: dict[str, np.ndarray]) -> np.ndarray | None:
-        """Works out the first output of a node with constant inputs; ``None`` where it cannot."""
+        """Computes the first output of a node with constant inputs; ``None`` if it cannot."""
         shape = self.shapes.get(node.outputs[0])
         self._evaluations += 1
         if shape is None or not _is_small(shape) or self._evaluations > _MAX_EVALUATIONS:
@@ -139,7 +140,7 @@ class Values:
 
 
 def small_array(array: StoredArray | None) -> np.ndarray | None:
-    """The numbers of an array; ``None`` for a large one, or one in a file that is not there."""
+    """Returns the numbers of an array; ``None`` if it is large or its file is missing."""
     if array is None or not _is_small(array.shape):
         return None
     with contextlib.suppress(ValueError):
@@ -148,11 +149,11 @@ def small_array(array: StoredArray | None) -> np.ndarray | None:
 
 
 def apply(values: Values, node: Node) -> None:
-    """Follows a map through a node.
+    """Records the outputs of a node whose input depends on the network's input.
 
     Args:
       values: what is known so far; the node's outputs are added.
-      node: the node, with an input that depends on the network's.
+      node: the node.
     """
     source = node.input(0)
     if node.op == "Shape" and source in values.shapes:
@@ -168,7 +169,7 @@ def apply(values: Values, node: Node) -> None:
         if axes is not None:
             results = _HANDLERS[node.op](values, node, axes)
     elif "." in node.op and node.op not in _PLACE_BY_PLACE:
-        # An operator that is not known may do anything to its maps.
+        # An unknown operator may do anything to its maps.
         for name in node.inputs:
             values.network.leave(values.axes.get(name) or ())
     else:
@@ -185,7 +186,7 @@ def _is_small(shape: tuple[int, ...]) -> bool:
 
 
 def _constant(node: Node) -> np.ndarray | None:
-    """The numbers of a Constant node; ``None`` for many."""
+    """Returns the numbers of a Constant node; ``None`` if they are many."""
     for name, value in node.attributes.items():
         if name in ("value", "sparse_value"):
             return small_array(value)
@@ -196,12 +197,12 @@ def _constant(node: Node) -> np.ndarray | None:
 
 
 def _place_by_place(values: Values, node: Node) -> Axes | None:
-    """An operation on maps that are broadcast to one shape, or one of which nothing is known."""
+    """Follows an elementwise operation on maps that are broadcast, or an unknown operation."""
     shape = values.shapes.get(node.outputs[0]) if node.outputs else None
     known = [name for name in node.inputs if name in values.depends and name in values.shapes]
     shapes = [values.shapes[name] for name in known]
     if node.op in _PLACE_BY_PLACE and shapes and (shape is None or node.op in _JOINING):
-        # Behind an operator that onnx does not know, it infers no shape.
+        # Onnx infers no shape behind an operator that it does not know.
         try:
             together = np.broadcast_shapes(*shapes)
             shape = shape or together
@@ -364,7 +365,7 @@ def _matmul(values: Values, node: Node, axes: Axes) -> list[Axes | None]:
 
 
 def _reorder(values: Values, node: Node, axes: Axes) -> list[Axes | None]:
-    """ONNX Runtime's change from plain channels to blocks of them or back; the map stays."""
+    """Follows ONNX Runtime's change between plain channels and blocks; the map stays."""
     if len(axes) != 4 or not node.integer("channels_last", 0):
         return [axes]
     order = (0, 3, 1, 2) if node.op.endswith("Input") else (0, 2, 3, 1)

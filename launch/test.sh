@@ -1,8 +1,17 @@
 #!/usr/bin/env bash
 # Runs the whole suite; arguments are passed on to pytest.
+# --lowest comes first: the suite runs with the lowest versions that requirements.txt and setup.py
+# allow, in an environment of its own, .venv-lowest.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-prepare_environment test
-exec .venv/bin/python -m pytest --numprocesses="${TEST_PROCESSES:-2}" --dist=loadfile "$@"
+venv=.venv
+if [[ ${1:-} == --lowest ]]; then
+  shift
+  venv=.venv-lowest
+  prepare_lowest test
+else
+  prepare_environment test
+fi
+exec "$venv"/bin/python -m pytest --numprocesses="${TEST_PROCESSES:-2}" --dist=loadfile "$@"

@@ -144,7 +144,10 @@ def test_a_run_directory_at_its_own_and_another_size(run, run_directory):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--json"], "name one ONNX, Keras or TensorFlow Lite file, one run directory or one --model"),
+        (
+            ["--json"],
+            "name one ONNX, Keras or TensorFlow Lite file, one run directory or one --model",
+        ),
         (["a.onnx", "b.onnx"], "name one ONNX, Keras or TensorFlow Lite file"),
         (["{t}/net.onnx", "--model=resnet18"], "name one ONNX, Keras or TensorFlow Lite file"),
         (["{t}/none.onnx"], "none.onnx"),

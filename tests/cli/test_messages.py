@@ -43,7 +43,8 @@ import pytest
         (
             "train",
             ["--config=digits", "--workdir={t}/run", "--config.model.nme=vgg11"],
-            "small_cnn: unknown fields ['nme']; wanted some of ['blur_size', 'bn_axis_name', 'depth', "
+            "small_cnn: unknown fields ['nme']; wanted some of ['blur_size', 'bn_axis_name', "
+            "'depth', "
             "'downsample', 'dtype', 'flatten', 'kernel_size', 'max_width', 'norm', 'num_classes', "
             "'padding', 'pool', 'separable', 'strided', 'width']; did you mean 'name'?",
         ),

@@ -21,7 +21,7 @@ def _version() -> str:
 def _long_description() -> str:
     """Returns the README without pictures and links into the checkout, which no index shows."""
     text = (_ROOT / "README.md").read_text(encoding="utf-8")
-    text = re.sub(r"^!\[[^]]*\]\((?!https?:)[^)]*\)\n+", "", text, flags=re.MULTILINE)
+    text = re.sub(r"!\[[^]]*\]\((?!https?:)[^)]*\) ?", "", text)
     return re.sub(r"(?<!!)\[([^]]+)\]\((?!https?:|#)[^)]*\)", r"\1", text)
 
 
@@ -88,6 +88,11 @@ setuptools.setup(
             "PyYAML>=6",
             "onnxruntime>=1.20",
             "setuptools>=70.1",  # the first that builds wheels without the package wheel
+        ],
+        "docs": [
+            "mkdocs-material>=9.6",
+            "mkdocstrings[python]>=0.30",
+            "latex2mathml>=3.77",
         ],
         "tf": ["tensorflow>=2.18"],
         "tpu": ["jax[tpu]>=0.9.2"],

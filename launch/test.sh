@@ -12,6 +12,6 @@ if [[ ${1:-} == --lowest ]]; then
   venv=.venv-lowest
   prepare_lowest test
 else
-  prepare_environment test
+  prepare_environment test,docs
 fi
 exec "$venv"/bin/python -m pytest --numprocesses="${TEST_PROCESSES:-2}" --dist=loadfile "$@"

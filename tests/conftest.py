@@ -79,6 +79,8 @@ def run_binary(monkeypatch, capsys):
         # Binaries share flags' names, which can be defined only once in a process.
         defined = flags.FLAGS.flags_by_module_dict().items()
         ours = [flag.name for module, of in defined if "kernsym_jax." in module for flag in of]
+        # Overrides such as --config.epochs become flags of absl's own while they are parsed.
+        ours += [name for name in flags.FLAGS if name.startswith("config.")]
         for flag in set(ours) & set(flags.FLAGS):
             delattr(flags.FLAGS, flag)
         sys.modules.pop(f"kernsym_jax.{name}", None)

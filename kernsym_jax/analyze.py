@@ -13,7 +13,6 @@ from absl import flags
 
 from kernsym_jax import cli
 from kernsym_jax.cli import one_line
-from kernsym_jax.formats import guard
 
 _LAYOUT = flags.DEFINE_enum(
     "layout", None, ["HWIO", "OIHW", "OHWI"], "Axes of kernels, for files that do not tell them."
@@ -68,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) < 2:
         raise ValueError("name at least one run directory or file of weights")
     if not _TRUSTED.value:
+        from kernsym_jax.formats import guard
+
         # The first source is read while JAX is imported.
         reader = ("kernsym_jax.weights.read", "read_file")
         guard.begin(reader, argv[1], _LAYOUT.value, _FOLD.value, _WHICH.value)

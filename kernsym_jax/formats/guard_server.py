@@ -16,7 +16,6 @@ import sys
 import tempfile
 from typing import Any
 
-from kernsym_jax.formats import shared_arrays
 from kernsym_jax.formats.arrays import OPENED_FOLDER, naming
 from kernsym_jax.formats.guard import (
     FAILURE,
@@ -24,6 +23,7 @@ from kernsym_jax.formats.guard import (
     STATUS_SIZE,
     Call,
     function,
+    packed,
 )
 
 _FREE_MEMORY, _MEMORY_PER_BYTE = 1_000_000_000, 4
@@ -134,7 +134,7 @@ def _outcome(made: Call, block: int) -> tuple[bytes, bytes]:
     try:
         with naming(source):
             sys.addaudithook(limits.watch)
-            return RESULT, shared_arrays.packed(reader(source, *arguments), block)
+            return RESULT, packed(reader(source, *arguments), block)
     except Exception as error:
         limits.lift()
         return FAILURE, json.dumps([type(error).__name__, str(error)]).encode()

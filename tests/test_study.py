@@ -44,7 +44,7 @@ def wait_for(path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--workdir={t}/s"], "--study and --workdir are needed"),
+        (["--workdir={t}/s"], "--study is missing: a name (--study=list shows them) or a file"),
         (["--study={m}", "--workdir={t}/s", "--size=huge"], "unknown size 'huge'"),
         (["--study={m}", "--workdir={t}/s", "--gather"], "none of the 4 runs of micro"),
         (["--study={m}", "--workdir={t}/s", "--parallel=many"], "a number or auto; got 'many'"),

@@ -1,6 +1,16 @@
 """How every binary starts, explains itself and ends; and text from files made safe to print."""
 
-from kernsym_jax.cli.binary import BAD_INPUT, PREEMPTED, describe, fail, folder, run
+from kernsym_jax.cli.binary import (
+    BAD_INPUT,
+    PREEMPTED,
+    Command,
+    complete,
+    describe,
+    explain,
+    fail,
+    folder,
+    run,
+)
 from kernsym_jax.cli.shipped import CONFIGS, STUDIES, ConfigFile, find_shipped, list_shipped
 from kernsym_jax.cli.text import (
     PIPE_WIDTH,
@@ -11,7 +21,6 @@ from kernsym_jax.cli.text import (
     path_name,
     printable,
 )
-from kernsym_jax.cli.usage import Command, complete, explain
 
 __all__ = [
     "BAD_INPUT",

@@ -1,21 +1,246 @@
-"""The start and the end of every binary."""
+"""How a binary starts and ends, and what it says about itself: help and completion for shells."""
 
+import dataclasses
 import os
 import pathlib
 import re
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
 
 from kernsym_jax.cli.text import nearest, one_line
-from kernsym_jax.cli.usage import Command, complete, explain, listing
+
+SHELLS = ("bash", "zsh")
+_WIDEST, _FLAG_COLUMN = 100, 27
+_GENERAL = {
+    "--help, -h": "Show this text; --helpfull adds the flags of the libraries.",
+    "--version": "Show the version.",
+    "--completion=bash|zsh": "Print the script with which the shell completes this command.",
+    "--verbosity=1": "Show the traceback of an error.",
+}
 
 BAD_INPUT = 2
 PREEMPTED = 75
 
 _HELP = ("--help", "-h", "-help", "--helpshort", "-?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A binary as its user meets it.
+
+    Attributes:
+      name: the last part of its module's name, such as ``train``.
+      summary: what it does, in a sentence or two.
+      usage: the forms of its arguments, such as ``[flags] SOURCE...``.
+      groups: heading -> the flags below it, each as ``name`` or ``name=PLACEHOLDER``, separated by
+        spaces. FILE or DIR in a placeholder makes shells complete paths.
+      examples: arguments -> what they are an example of.
+      choices: function that returns flag -> names that the flag takes -> a line on each.
+        ``--flag=list`` prints them.
+      more_flags: function that returns further flags for shells to complete.
+    """
+
+    name: str
+    summary: str
+    usage: Sequence[str]
+    groups: Mapping[str, str]
+    examples: Mapping[str, str]
+    choices: Callable[[], Mapping[str, Mapping[str, str]]]
+    more_flags: Callable[[], Iterable[str]] = tuple
+
+    @property
+    def script(self) -> str:
+        """The console script."""
+        return f"kernsym-{self.name}"
+
+    def flags(self) -> Iterator[tuple[str, "_Flag"]]:
+        """Yields heading and flag, in the order of the help."""
+        for heading, entries in self.groups.items():
+            for entry in entries.split():
+                name, _, placeholder = entry.partition("=")
+                yield heading, _Flag(flags.FLAGS[name], placeholder)
+
+
+class _Flag:
+    """One flag with its form on the command line."""
+
+    def __init__(self, flag: flags.Flag, placeholder: str):
+        # absl writes the values in front of the text, and tells how to repeat a flag behind it.
+        text = re.sub(r"^<[^>]*>: ", "", flag.help or "")
+        self.name, self.help = flag.name, re.sub(r";\s+repeat this option.*", "", text, flags=re.S)
+        self.values: Sequence[str] = getattr(flag.parser, "enum_values", ())
+        number = isinstance(flag.parser, flags.IntegerParser)
+        self.placeholder = placeholder or "|".join(self.values) or ("N" if number else "TEXT")
+        self.is_switch = bool(flag.boolean)
+        if flag.default not in (None, False, ""):
+            self.help += f" Default: {flag.default}."
+
+    @property
+    def form(self) -> str:
+        """``--name=PLACEHOLDER``, or ``--name`` for a switch."""
+        return f"--{self.name}" if self.is_switch else f"--{self.name}={self.placeholder}"
+
+    @property
+    def takes_path(self) -> bool:
+        """Whether its value is a file or a folder."""
+        return any(word in self.placeholder for word in ("FILE", "DIR"))
+
+
+def explain(command: Command, program: str) -> str:
+    """Returns the text of ``--help``.
+
+    Args:
+      command: the binary.
+      program: how the user calls it, ``kernsym-train`` or ``python -m kernsym_jax.train``.
+    """
+    width = min(_WIDEST, max(40, shutil.get_terminal_size((_WIDEST, 24)).columns))
+    lines = [textwrap.fill(command.summary, width), ""]
+    lines += [
+        f"{'Usage: ' if not n else '       '}{program} {form}"
+        for n, form in enumerate(command.usage)
+    ]
+    heading = None
+    for group, flag in command.flags():
+        if group != heading:
+            lines += ["", group]
+            heading = group
+        lines += _entry(flag.form, flag.help, width)
+    lines += ["", "General"]
+    for form, text in _GENERAL.items():
+        lines += _entry(form, text, width)
+    lines += ["", "Examples"]
+    for arguments, text in command.examples.items():
+        lines += [*textwrap.wrap(text, width - 4, initial_indent="  # ", subsequent_indent="  # ")]
+        lines += [f"  {program} {arguments}"]
+    return "\n".join(lines)
+
+
+def listing(names: Mapping[str, str]) -> str:
+    """Returns names with a line on each, in two columns."""
+    column = max(map(len, names), default=0)
+    return "\n".join(f"{name:{column}}  {text}".rstrip() for name, text in names.items())
+
+
+def complete(command: Command, shell: str) -> str:
+    """Returns the script with which a shell completes a console script.
+
+    Args:
+      command: the binary.
+      shell: ``bash`` or ``zsh``.
+
+    Raises:
+      ValueError: for another shell.
+    """
+    if shell not in SHELLS:
+        raise ValueError(f"--completion is {' or '.join(SHELLS)}; got {shell!r}")
+    choices = {name: tuple(names) for name, names in command.choices().items()}
+    own = {flag.name: flag for _, flag in command.flags()}
+    for name, flag in own.items():
+        choices.setdefault(name, tuple(flag.values))
+    return (_bash if shell == "bash" else _zsh)(command, own, choices)
+
+
+_BASH = """\
+# Lets bash complete {script}: source this, or save it as
+# ~/.local/share/bash-completion/completions/{script}
+_{function}() {{
+  local word=${{COMP_WORDS[COMP_CWORD]}} flag=${{COMP_WORDS[COMP_CWORD - 1]}}
+  # bash splits --flag=value at the equals sign.
+  if [[ $word == "=" ]]; then
+    word=""
+  elif [[ $flag == "=" ]]; then
+    flag=${{COMP_WORDS[COMP_CWORD - 2]}}
+  fi
+  COMPREPLY=()
+  if [[ $word == -* ]]; then
+    COMPREPLY=($(compgen -W '{flags}' -- "$word"))
+    if [[ ${{COMPREPLY[0]-}} == *= ]]; then compopt -o nospace 2>/dev/null; fi
+    return
+  fi
+  case $flag in
+{cases}
+  esac
+}}
+# What the function leaves open, readline completes with the names of files.
+complete -o default -F _{function} {script}
+"""
+
+
+def _bash(command: Command, own: Mapping[str, _Flag], choices: Mapping[str, Sequence[str]]) -> str:
+    words = [f"--{name}" if flag.is_switch else f"--{name}=" for name, flag in own.items()]
+    words += [f"--{key}=" for key in command.more_flags()]
+    cases = [
+        f"    --{name}) COMPREPLY=($(compgen -W '{' '.join(values)}' -- \"$word\")) ;;"
+        for name, values in choices.items()
+        if values
+    ]
+    return _BASH.format(
+        script=command.script,
+        function=command.script.replace("-", "_"),
+        flags=" ".join([*words, "--help", "--version", "--completion="]),
+        cases="\n".join(cases) or "    *) ;;",
+    )
+
+
+_ZSH = """\
+#compdef {script}
+# Lets zsh complete {script}: save this as _{script} in a folder of $fpath,
+# or source it after compinit.
+{helpers}_{script}() {{
+  _arguments \\
+{specs}
+}}
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+  _{script} "$@"
+else
+  compdef _{script} {script}
+fi
+"""
+
+
+def _zsh(command: Command, own: Mapping[str, _Flag], choices: Mapping[str, Sequence[str]]) -> str:
+    specs, helpers = [], []
+    for name, flag in own.items():
+        text = _zsh_text(flag.help)
+        if flag.is_switch:
+            specs.append(f"'--{name}[{text}]'")
+            continue
+        values, action = " ".join(choices[name]), "_files" if flag.takes_path else " "
+        if values and flag.takes_path:
+            action = f"_{command.script}-{name}"
+            helpers.append(f"{action}() {{\n  compadd -- {values}\n  _files\n}}\n")
+        elif values:
+            action = f"({values})"
+        specs.append(f"'--{name}=[{text}]:{name}:{action}'")
+    specs += [f"'--{key}=[A key of the config]:value: '" for key in command.more_flags()]
+    specs += ["'--help[Show the help]'", "'--version[Show the version]'"]
+    specs += [f"'--completion=[Print this script]:shell:({' '.join(SHELLS)})'", "'*:file:_files'"]
+    return _ZSH.format(
+        script=command.script,
+        helpers="".join(helpers),
+        specs=" \\\n".join(f"    {spec}" for spec in specs),
+    )
+
+
+def _zsh_text(text: str) -> str:
+    """Returns the text without the characters that mean something to ``_arguments``."""
+    plain = text.replace("'", "’").replace("[", "(").replace("]", ")")
+    return plain.replace("\\", "/").replace(":", "\\:")
+
+
+def _entry(form: str, text: str, width: int) -> list[str]:
+    """Returns the lines of a flag: its form on the left, its meaning on the right."""
+    indent = " " * _FLAG_COLUMN
+    lines = textwrap.wrap(text, width - _FLAG_COLUMN, break_on_hyphens=False) or [""]
+    left = f"  {form}"
+    if len(left) < _FLAG_COLUMN:
+        return [left.ljust(_FLAG_COLUMN) + lines[0], *(indent + line for line in lines[1:])]
+    return [left, *(indent + line for line in lines)]
 
 
 def run(main: Callable[[Sequence[str]], int | None], command: Command) -> None:

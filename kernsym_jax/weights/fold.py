@@ -166,7 +166,8 @@ def merge_parts(
     for name, array in arrays.items():
         weight, parts, made = _weight_of(name, array, arrays)
         taken = weight in merged or (weight != name and weight in arrays)
-        if taken and parts and made.shape == arrays.get(weight, merged.get(weight)).shape:
+        same = arrays.get(weight, merged.get(weight))
+        if taken and parts and same is not None and made.shape == same.shape:
             # The first versions of spectral normalisation save the weight too.
             used |= dict.fromkeys((name, *parts), PART)
             continue
@@ -194,8 +195,8 @@ def _weight_of(
         return _normalised(name, array, weight, f"{weight}_g", arrays, True)
     elif name.endswith("weight"):
         masks = (f"{name}_mask", f"{name.removesuffix('weight')}mask")
-        mask = next((mask for mask in masks if _is_mask(arrays.get(mask), array)), None)
-        return (name, [mask], _masked(array, arrays[mask])) if mask else (name, [], array)
+        used = next((each for each in masks if _is_mask(arrays.get(each), array)), None)
+        return (name, [used], _masked(array, arrays[used])) if used else (name, [], array)
     else:
         return name, [], array
     made, parts = array, []

@@ -1,7 +1,8 @@
-"""What every reader of a format stands on.
+"""The common parts of all readers of formats.
 
-Arrays that stay in a mapped file until they are used, checks of the sizes that a file claims,
-JSON of bounded size, the names of arrays, and the one error that a damaged file ends in.
+They are: arrays that stay in a mapped file until their values are used; checks of the sizes that a
+file claims; JSON of bounded size; names of arrays; one error for every damaged file; and hints on
+kinds of files that are not read.
 """
 
 import contextlib
@@ -315,7 +316,7 @@ WEIGHT_LEAVES = frozenset((
     "weight", "kernel", "weights", "w", "W", "weight_v", "weight_orig", "depthwise_kernel",
     "original",
 ))  # fmt: skip
-"""The last parts of names that kernels go by."""
+"""The usual last parts of the names of kernels."""
 
 
 def leaf_name(name: str) -> str:
@@ -324,7 +325,7 @@ def leaf_name(name: str) -> str:
 
 
 def layer_name(name: str) -> str:
-    """The layer of a kernel's name: ``layer1.0.conv1`` of ``layer1.0.conv1.weight``."""
+    """Returns the layer in a kernel's name: ``layer1.0.conv1`` of ``layer1.0.conv1.weight``."""
     leaf = leaf_name(name)
     parent = name.removesuffix(leaf)[:-1]
     return parent if leaf in WEIGHT_LEAVES and parent else name
@@ -373,7 +374,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def _message(path: str, error: Exception) -> str:
-    """Names a path in front of an error; names from the file may hold line breaks and escapes."""
+    """Puts a path in front of an error; names from the file may hold line breaks and escapes."""
     name = shortened(path, _LONGEST_NAME)
     text = str(error) or type(error).__name__
     if isinstance(error, MemoryError):
@@ -385,7 +386,7 @@ def _message(path: str, error: Exception) -> str:
 
 
 def shortened(text: str, length: int) -> str:
-    """The text, cut in its middle if it has more than `length` characters."""
+    """Returns the text, cut in its middle if it has more than `length` characters."""
     if len(text) <= length:
         return text
     end = length // 2
@@ -393,7 +394,7 @@ def shortened(text: str, length: int) -> str:
 
 
 def what_it_is(path: str | os.PathLike) -> str | None:
-    """Returns a hint if a file is of a known kind that holds no weights we read, or None.
+    """Returns a hint for a file of a known kind that is not read, or None for any other file.
 
     Args:
       path: a file or a folder.
@@ -405,7 +406,7 @@ def what_it_is(path: str | os.PathLike) -> str | None:
         return _SUFFIXES[".mlmodel"] if is_core_ml else None
     with open_regular(location) as file:
         head = file.read(_HEAD)
-    # An empty file is told by its reader, and a name says little about an archive.
+    # The reader reports an empty file, and the name of an archive says little.
     if not head or head.startswith((b"PK", b"\x89HDF")):
         return None
     return _hint(head) or _SUFFIXES.get(suffix)

@@ -13,7 +13,7 @@ MAX_DEPTH = 64
 MAX_NAME = 1000
 
 _STEP_KEYS = ("step", "global_step", "iteration", "iter", "epoch")
-# The dictionaries in which a module of PyTorch keeps what its names lead to.
+# The dictionaries in which a PyTorch module keeps its parameters, buffers and modules.
 _MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 _SCRIPT = "__torch__"
 
@@ -139,8 +139,8 @@ class Leaves:
 def leaves(tree: Any) -> Leaves:
     """Returns every array of nested containers by its path; visits each container once.
 
-    The parameters, buffers and modules of a pickled module of PyTorch have the module's names for
-    them.
+    In a pickled PyTorch module, parameters, buffers and modules have the names that the module
+    gives them.
 
     Raises:
       ValueError: if the containers are nested more than `MAX_DEPTH` deep.
@@ -181,7 +181,7 @@ def in_memory(source: Any) -> Any:
 
 
 def step(tree: Any) -> int | None:
-    """Returns the number of steps after which a checkpoint says it was saved, else of epochs.
+    """Returns the step, or else the epoch, that a checkpoint states; None if it states none.
 
     Args:
       tree: the containers of the checkpoint.
@@ -206,7 +206,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self.found = Leaves()
-        # The references keep containers that were made on access alive, and so their ids unique.
+        # References keep containers alive that are made on access, so their ids stay unique.
         self.seen: dict[int, Any] = {}
         self.in_records = 0
 
@@ -224,7 +224,7 @@ class _Walk:
                 yield from self.record(node, path)
         elif isinstance(node, str | bytes | bytearray):
             return
-        # A small file can name one container many times, and would unfold without end.
+        # A small file can name one container many times and so unfold without end.
         elif isinstance(node, Mapping | Sequence) and not self.again(node):
             yield from self.children(node, path)
 
@@ -244,7 +244,7 @@ class _Walk:
             yield from self.visit(child, (*path, _name(key)))
 
     def note_optimizer(self, node: Mapping[Any, Any], path: Path) -> None:
-        """PyTorch's optimizers save groups of parameters beside their state; fastai's, hypers."""
+        """Notes the place of an optimizer's state, which PyTorch and fastai mark by other keys."""
         if "state" in node and ("param_groups" in node or "hypers" in node):
             self.found.optimizers.append(path)
 
@@ -271,7 +271,7 @@ class _Walk:
     def sequence(
         self, node: Inert, part: Sequence[Any], path: Path
     ) -> Iterator[tuple[Path, StoredArray]]:
-        """The parts of a record that have no names; those of a quantised layer are known."""
+        """Visits the unnamed parts of a record: in a quantised layer, weight and bias."""
         if "quantized" in node.name:
             tensors = list(_tensors(part, 2))
             weight = next((each for each in tensors if len(each.shape) > 1), None)
@@ -304,7 +304,7 @@ def _on_host(array: Any) -> Any:
     for method in ("detach", "cpu"):
         if callable(getattr(array, method, None)):
             array = getattr(array, method)()
-    # NumPy has no bfloat16 that it could make of PyTorch's.
+    # NumPy cannot hold PyTorch's bfloat16.
     if str(getattr(array, "dtype", "")) == "torch.bfloat16":
         array = array.float()
     return array

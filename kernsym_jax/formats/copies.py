@@ -16,10 +16,10 @@ from kernsym_jax.formats.arrays import Path, StoredArray
 
 OPTIMIZER, AVERAGE = "optimizer state", "moving average"
 REPEATED = "a second copy of the weights"
-"""What an array may be that is not of the network."""
+"""The kinds of arrays that do not belong to the network."""
 
 BOXES = ("value", "raw_value")
-"""Names at the end of a path that say nothing of the array."""
+"""Names at the end of a path that say nothing about the array."""
 
 CANONICAL = frozenset((
     "params", "target", "state_dict", "model_state_dict", "model_state", "model", "net", "network",
@@ -50,7 +50,7 @@ _STATE_WORDS = frozenset((
     "opt", "optim", "optimizer", "optimizers", "mu", "nu", "m", "v", "trace", "momentum",
     "velocity", "slots", "adam", "sgd", "tx", "moments", "moment", "grad", "grads", "gradients",
 ))  # fmt: skip
-# Beyond this much work, no copies are looked for.
+# The search for copies ends after this much work.
 _MOST_CHARACTERS = 50_000_000
 _MOST_COMPARISONS = 100
 _LONGEST_NAME = 1000
@@ -109,13 +109,13 @@ def is_average_name(name: str) -> bool:
 
 
 def is_original_name(name: str) -> bool:
-    """Returns whether a name has a word for what averages are taken of."""
+    """Returns whether a name marks the weights that an average is taken of."""
     return bool(_ORIGINAL_WORDS & set(_words(name)))
 
 
 @dataclasses.dataclass
 class Copies:
-    """What is a second copy of other arrays.
+    """The arrays that are second copies of others.
 
     Attributes:
       kinds: path of an array -> the kind of copy that it belongs to.
@@ -206,7 +206,7 @@ class _Search:
         return found
 
     def kind(self, prefix: Prefix, original: Prefix) -> str | None:
-        """Returns what a group is that repeats another; None for layers of the network's own."""
+        """Returns the kind of copy that a group is; None for layers of the network itself."""
         pairs = [
             (named, self.groups[original][rest]) for rest, named in self.groups[prefix].items()
         ]
@@ -253,7 +253,7 @@ class _Search:
     def kind_beside(
         self, prefix: Prefix, network: Prefix, pairs: Sequence[tuple[Named, Named]], average: str
     ) -> str | None:
-        """Does the same for a group that stands beside what a checkpoint calls its network."""
+        """Does the same for a group beside the container that a checkpoint calls its network."""
         words = {word for name in prefix for word in _words(name)}
         if re.fullmatch(rf"{re.escape(network[-1])}[_-]?\w{{1,2}}", prefix[-1]):
             return None  # ``model2`` is another network
@@ -314,7 +314,7 @@ class _Search:
 
 
 def _canonical(named: Named) -> Prefix | None:
-    """Returns the first tokens of a name up to the one that says network; None without it."""
+    """Returns the tokens of a name up to the one that means a network; None without one."""
     for index, token in enumerate(named.tokens[: named.containers]):
         if token in CANONICAL:
             return named.tokens[: index + 1]
@@ -349,6 +349,6 @@ def _words(name: str) -> list[str]:
 
 
 def _centred(values: np.ndarray) -> np.ndarray:
-    """The values as a vector of mean 0; zeros where they are not finite."""
+    """Returns the values as a vector of mean 0, with zeros for values that are not finite."""
     values = np.nan_to_num(values.astype(np.float64).reshape(-1), posinf=0, neginf=0)
     return values - values.mean() if values.size > 1 else values

@@ -1,4 +1,4 @@
-"""Reads Darknet's ``.weights`` with the ``.cfg`` beside them, which says what they belong to."""
+"""Reads Darknet's ``.weights`` together with the ``.cfg`` beside them, which lists the layers."""
 
 import dataclasses
 import os
@@ -25,7 +25,7 @@ Section = Mapping[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """What the configuration says of a convolution.
+    """The settings of a convolution in the configuration.
 
     Attributes:
       stride: (rows, columns).
@@ -47,8 +47,8 @@ class Darknet:
     Attributes:
       arrays: name -> array: ``conv0.weight`` (out, in / groups, kh, kw), ``conv0.bias``,
         ``bn0.weight`` and so on, numbered as Darknet counts its layers.
-      layers: layer name -> what the configuration says of it.
-      missing: the number of layers at the end that the file has no values for.
+      layers: layer name -> its settings in the configuration.
+      missing: the number of layers at the end for which the file has no values.
     """
 
     arrays: dict[str, StoredArray]
@@ -159,7 +159,7 @@ class _Reader:
         shape: tuple[int, int, int],
         shapes: list[tuple[int, int, int]],
     ) -> tuple[int, int, int]:
-        """Takes the values of a layer; returns (channels, height, width) of what it makes."""
+        """Takes the values of a layer; returns (channels, height, width) of its output."""
         channels, height, width = shape
         if kind in ("convolutional", "conv") and "share_index" not in section:
             return self._convolution(number, section, shape)
@@ -212,7 +212,7 @@ class _Reader:
             raise ValueError(f"{channels} and {filters} channels in {groups} groups")
         normed = _number(section, "batch_normalize", 0, least=0) > 0
         own, norm = f"conv{number}", f"bn{number}"
-        # The bias of a normalised layer is that of its normalisation.
+        # A normalised layer has no bias of its own: the normalisation has it.
         self._take(f"{norm if normed else own}.bias", (filters,))
         if normed:
             for name in ("weight", "running_mean", "running_var"):
@@ -244,7 +244,7 @@ class _Reader:
 
 
 def _route(section: Section, shapes: list[tuple[int, int, int]]) -> tuple[int, int, int]:
-    """Returns the shape of several layers' maps, one behind the other or a group of their channels.
+    """Returns the shape of several layers' concatenated maps, or of a group of their channels.
 
     Raises:
       ValueError: if it names a layer that does not come before it.

@@ -33,7 +33,7 @@ import numpy as np
 from kernsym_jax.formats.arrays import DTYPES, MappedFile, StoredArray, map_file, naming
 
 RESULT, FAILURE = b"R", b"F"
-"""An answer begins with one of these; a description of the result or JSON is behind it."""
+"""An answer begins with one of these; a description of the result, or JSON, follows."""
 
 STATUS_SIZE = 12
 """Bytes of the exit status with which every answer ends."""
@@ -126,7 +126,7 @@ _begun: dict[Call, socket.socket] = {}
 
 
 def _program(control: int) -> str:
-    """The program of the server, which finds its modules where this process does."""
+    """Returns the program of the server, which finds modules where this process finds them."""
     root = str(pathlib.Path(__file__).resolve().parents[2])
     places = [root, *(place for place in sys.path if place)]
     return (
@@ -221,7 +221,7 @@ def _ask(made: Call) -> socket.socket:
 
 
 def _received(connection: socket.socket) -> tuple[bytearray, int | None]:
-    """The answer, and the descriptor of the block of shared memory if there is one."""
+    """Returns the answer, and the descriptor of the block of shared memory if there is one."""
     content, blocks = bytearray(), []
     while True:
         part, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 1)
@@ -232,13 +232,13 @@ def _received(connection: socket.socket) -> tuple[bytearray, int | None]:
 
 
 def _status(content: bytearray) -> int | None:
-    """The exit status of the process that read the source; None if it is unknown."""
+    """Returns the exit status of the process that read the source; None if it is unknown."""
     end = bytes(content[-STATUS_SIZE:])
     return int(end) if len(content) >= STATUS_SIZE and end.strip(b"- 0123456789") == b"" else None
 
 
 def _end(status: int | None) -> str:
-    """Says how a process ended that gave no answer."""
+    """Describes the end of a process that gave no answer."""
     if status is None:
         return _ENDS[signal.SIGKILL]
     return _ENDS.get(-status, f"a damaged file: the library that reads it crashed ({-status})")  # type: ignore[call-overload]  # numbers of signals
@@ -264,7 +264,7 @@ class _Packing:
     _known: dict[Any, int] = dataclasses.field(default_factory=dict)
 
     def number(self, array: np.ndarray) -> int:
-        """The number of an array, which is placed when it is first met."""
+        """Returns the number of an array; its first use gives it a place."""
         address = array.__array_interface__["data"][0]
         key = (address, array.dtype, array.shape, array.strides)
         if key not in self._known:
@@ -290,7 +290,7 @@ class _Packing:
 
 
 def _mapped(array: np.ndarray) -> MappedFile | None:
-    """The mapped file that an array is a view of."""
+    """Returns the mapped file that an array is a view of, or None."""
     owner: Any = array
     while isinstance(owner, np.ndarray | memoryview):
         owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
@@ -298,7 +298,7 @@ def _mapped(array: np.ndarray) -> MappedFile | None:
 
 
 def _dense_strides(array: np.ndarray) -> tuple[int, ...]:
-    """The strides of a copy whose axes lie in memory in the same order."""
+    """Returns the strides of a dense copy with the same order of axes in memory."""
     strides, step = [0] * array.ndim, array.itemsize
     for axis in sorted(range(array.ndim), key=lambda axis: (abs(array.strides[axis]), -axis)):
         strides[axis] = step
@@ -313,7 +313,7 @@ class _Pickler(pickle.Pickler):
         self._read: dict[int, tuple[StoredArray, np.ndarray]] = {}
 
     def persistent_id(self, value: Any) -> tuple[str, int] | None:
-        """Puts the number of its place for an array."""
+        """Replaces an array by the number of its place."""
         if isinstance(value, StoredArray):
             if id(value) not in self._read:
                 self._read[id(value)] = (value, value.read())

@@ -101,7 +101,7 @@ class _Reading:
         """Tells the other end how the process has ended, unless it lacked a library."""
         status = os.waitstatus_to_exitcode(os.waitpid(self._process, 0)[1])
         if status >= _LACKS:
-            # Libraries do more while they are imported than a reader may.
+            # While it is imported, a library does things that a reader may not do.
             _tried.add(_LIBRARIES[status - _LACKS])
             with contextlib.suppress(ImportError):
                 importlib.import_module(_LIBRARIES[status - _LACKS])
@@ -127,7 +127,7 @@ def _answer(connection: socket.socket, request: bytes) -> None:
 
 
 def _outcome(made: Call, block: int) -> tuple[bytes, bytes]:
-    """The kind and content of the answer to a call."""
+    """Returns the kind and the content of the answer to a call."""
     module, name, source, arguments = made
     reader = function((module, name))
     limits = _Limits(source)
@@ -228,7 +228,7 @@ class _Limits:
 
 
 def _roots(source: str) -> tuple[str, ...]:
-    """The folders, and files outside them, that a source consists of."""
+    """Returns the folders of a source, and its files outside them."""
     real = os.path.realpath(source)
     folder = real if os.path.isdir(real) else os.path.realpath(os.path.dirname(source) or ".")
     roots = {folder, real}
@@ -249,7 +249,7 @@ def _outside(path: str) -> str:
 
 
 def _used_memory() -> int:
-    """The address space of this process in bytes."""
+    """Returns the address space of this process in bytes."""
     try:
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
     except (OSError, ValueError):

@@ -14,10 +14,10 @@ CONFIG = "config.json"
 """The member of a ``.keras`` file that holds the configuration."""
 
 MAX_DEPTH = 16
-"""How deep models may lie in models."""
+"""The deepest nesting of models."""
 
 MAX_LAYERS = 20_000
-"""The layers that a model may have, those of the models inside it included."""
+"""The most layers of a model, counting those of the models inside it."""
 
 # Keras 1 has other names for classes and settings.
 _CLASSES_1 = {
@@ -238,7 +238,7 @@ def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _call(node: Any) -> Call:
-    """Returns a call, of which Keras 2 lists the results and Keras 3 the arguments."""
+    """Returns a call; Keras 2 lists the results that it reads, Keras 3 its arguments."""
     named = node.get("kwargs") if isinstance(node, dict) else None
     if isinstance(node, list) and node and isinstance(node[0], list) and len(node[0]) > 3:
         named = node[0][3]
@@ -246,7 +246,7 @@ def _call(node: Any) -> Call:
 
 
 def _references(node: Any) -> list[Reference]:
-    """Returns the results that a part of a configuration names, in its order.
+    """Returns the results that a part of a configuration names, in order.
 
     Keras 2 writes ``[layer, call, index, arguments]``, and Keras 3 a ``keras_history``.
     """

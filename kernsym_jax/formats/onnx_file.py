@@ -1,4 +1,4 @@
-"""An ONNX file: the onnx library parses its structure, its arrays stay in the mapped file.
+"""Reads ONNX files: the onnx library parses the structure, the arrays stay in the mapped file.
 
 The library copies every byte that it parses, and a small file can describe millions of messages.
 So the fields of a model are counted first, and each large array is replaced by a reference to its
@@ -102,7 +102,7 @@ def read_structure(path: str | os.PathLike) -> tuple[Any, "Arrays"]:
 
 
 def text(name: str | bytes) -> str:
-    """A string of a model; the library returns bytes for what is not UTF-8."""
+    """Returns a string of a model; the library gives bytes for text that is not UTF-8."""
     return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
 
 
@@ -121,7 +121,7 @@ class Arrays:
         self._dense = 0
 
     def read(self, tensor: Any) -> StoredArray | None:
-        """Reads an onnx.TensorProto; its file is opened when the values are.
+        """Reads an onnx.TensorProto; an external file is opened when its values are read.
 
         Args:
           tensor: the message.
@@ -206,7 +206,7 @@ class Arrays:
                 folder = self._folder.resolve()
                 file = (folder / location).resolve()
                 inside = bool(location) and file.is_relative_to(folder) and file.is_file()
-            except (OSError, RuntimeError, ValueError):  # a link that leads to itself, a NUL
+            except (OSError, RuntimeError, ValueError):  # a link to itself, or a NUL
                 inside = False
             if not inside:
                 raise ValueError(f"values in {location[:80]!r}, which is no file beside the model")
@@ -241,7 +241,7 @@ def _inline_values(tensor: Any, dtype: np.dtype) -> np.ndarray:
 
 @functools.cache
 def _schema() -> dict[str, dict[int, str | None]]:
-    """Message -> field -> the message in that field, or None for a field that nobody reads."""
+    """Returns message -> field -> the message in the field, or None if it is not read."""
     import onnx
 
     schema: dict[str, dict[int, str | None]] = {}
@@ -277,7 +277,7 @@ class _Fields:
         return bytes(self._raw) if light is None else light
 
     def _message(self, kind: str, start: int, end: int, graphs: int) -> bytes | None:
-        """The message at a place in the file without its large arrays; None if it has none."""
+        """Returns the message at a place without its large arrays; None if it has none."""
         if kind == _GRAPH:
             graphs += 1
         elif kind == _NODE:
@@ -325,7 +325,7 @@ class _Fields:
         return b"".join([*parts, raw[kept:end]]) if parts else None
 
     def _array(self, number: int, data_type: int, offset: int, size: int) -> bytes | None:
-        """The reference that takes the place of a large array; None if it must be parsed."""
+        """Returns the reference that replaces a large array; None if the array must be parsed."""
         if number == _RAW or _TYPES.get(data_type) in _AS_STORED.get(number, ()):
             entries = {b"location": _THIS_FILE, b"offset": b"%d" % offset, b"length": b"%d" % size}
             fields = [_field(_EXTERNAL, _field(1, k) + _field(2, v)) for k, v in entries.items()]
@@ -336,7 +336,7 @@ class _Fields:
         return None
 
     def _size_of(self, wire: int, position: int) -> tuple[int, int]:
-        """The bytes of a field that is no integer, and where they begin."""
+        """Returns the size of a field that is no integer, and the place where its bytes begin."""
         if wire == _BYTES:
             return self._varint(position)
         if wire not in _WIDTHS:

@@ -1,4 +1,4 @@
-"""The graph of an ONNX file: nodes, stored arrays, and the names of its layers.
+"""Reads the graph of an ONNX file: nodes, stored arrays, and the names of layers.
 
 `kernsym_jax.weights` and `kernsym_jax.geometry` both read this graph, so that a layer has one name.
 """
@@ -30,7 +30,7 @@ KERNEL_INPUT = {
     "com.microsoft.nchwc.Conv": 1,
     "com.ms.internal.nhwc.Conv": 1,
 }
-"""Every convolution that is known -> which of its inputs is its kernel."""
+"""Operator of a convolution -> number of the input that is its kernel."""
 
 # Operators that may make a kernel from stored arrays: a mask, a norm, another shape.
 _JOINING = ("Add", "Div", "Mul", "Pow", "Sub", "Where")
@@ -39,7 +39,7 @@ _SHAPING = (
     *("Sign", "Sqrt", "Squeeze", "Unsqueeze"),
 )
 COMPUTED = frozenset((*_JOINING, *_SHAPING, "MatMul"))
-"""The operators whose results are worked out if they lead from stored arrays to a kernel."""
+"""The operators that are computed where they lead from stored arrays to a kernel."""
 
 PASSES = (
     *("Identity", "Cast", "QuantizeLinear", "DequantizeLinear"),
@@ -182,8 +182,8 @@ def read_model(path: str | os.PathLike) -> Model:
     """Reads the graph of an ONNX file; the values of arrays are read when they are asked for.
 
     A layer is named by its kernel, ``layer1.0.conv1`` for ``layer1.0.conv1.weight``, or by its node
-    if the exporter made the name of the kernel up. A kernel that is used again gives its layer
-    the name of the node too.
+    if the exporter invented the name of the kernel. A kernel that is used again gives its layer the
+    name of the node too.
 
     Args:
       path: the model.
@@ -243,7 +243,8 @@ class _Reader:
             origin = origins.get(inputs[place], "") if place < len(inputs) else ""
             layer = self._layer(origin, text(proto.name), op, outputs)
         elif all(name in origins for name in inputs if name):
-            # A value made from stored ones goes by the first of them, a constant by its own name.
+            # A value made from stored arrays takes the name of the first; a constant has its own
+            # name.
             made_from = [origins[name] for name in inputs if name]
             origins.update({name: made_from[0] if made_from else name for name in outputs})
         return Node(op, text(proto.name), inputs, outputs, attributes, layer, origin, proto)
@@ -280,21 +281,21 @@ class _Reader:
 
 
 def is_channels_last(node: Node) -> bool:
-    """Whether an operator reads maps as (batch, height, width, channels)."""
+    """Returns whether an operator reads maps as (batch, height, width, channels)."""
     return node.op.startswith(("com.microsoft.Nhwc", "com.ms.internal.nhwc.")) or (
         node.op.startswith("com.microsoft.QLinear") and node.integer("channels_last", 0) == 1
     )
 
 
 def is_height_first(node: Node, shape: tuple[int, ...]) -> bool:
-    """Whether a convolution's kernel is (out, kh, kw, in), as exporters of NhwcConv store it."""
+    """Returns whether a convolution's kernel is (out, kh, kw, in), as for NhwcConv."""
     taps = node.integers("kernel_shape", [])
     agrees = len(taps) != len(shape) - 2 or tuple(taps) == shape[1:-1]
     return node.op == "com.microsoft.NhwcConv" and agrees
 
 
 def evaluated(node: Node, known: Mapping[str, np.ndarray], opsets: Any) -> np.ndarray | None:
-    """Works out the first output of a node as onnx's reference does; None if that cannot.
+    """Computes the first output of a node by onnx's reference evaluator; None if it cannot.
 
     Args:
       node: the node.
@@ -316,12 +317,12 @@ def evaluated(node: Node, known: Mapping[str, np.ndarray], opsets: Any) -> np.nd
     try:
         result: Any = ReferenceEvaluator(model).run([node.outputs[0]], dict(known))
         return np.asarray(result[0])
-    except Exception:  # a node that the reference does not know is a constant that we do not
+    except Exception:  # an unknown node makes an unknown constant
         return None
 
 
 def size_of_result(node: Node, shapes: list[tuple[int, ...]]) -> int:
-    """The most elements that a node of `COMPUTED` makes from arrays of these shapes."""
+    """Returns the most elements that a node of `COMPUTED` makes from arrays of these shapes."""
     if node.op in _JOINING:
         return math.prod(np.broadcast_shapes(*shapes))
     if node.op == "MatMul":
@@ -330,7 +331,7 @@ def size_of_result(node: Node, shapes: list[tuple[int, ...]]) -> int:
 
 
 def on_the_way_to_kernels(graph: Graph) -> set[str]:
-    """Names of the values of a graph from which only nodes of `COMPUTED` lead to a kernel."""
+    """Returns the values of a graph from which only nodes of `COMPUTED` lead to a kernel."""
     pending = [node.input(KERNEL_INPUT[node.op]) for node in graph.nodes if node.layer is not None]
     found: set[str] = set()
     while pending:
@@ -343,7 +344,7 @@ def on_the_way_to_kernels(graph: Graph) -> set[str]:
 
 
 def walk(graph: Graph) -> Iterator[Graph]:
-    """A graph and the graphs inside it."""
+    """Yields a graph and the graphs inside it."""
     yield graph
     for node in graph.nodes:
         for inner in node.graphs:
@@ -364,7 +365,7 @@ def _inlined(model: Any) -> Any:
         raise ValueError(f"local functions that make a graph of {nodes} nodes and {size} bytes")
     try:
         return onnx.inliner.inline_local_functions(model)
-    except Exception as error:  # the library's own errors, of which there are several
+    except Exception as error:  # the library raises errors of several classes
         raise ValueError(f"local functions that cannot be inlined: {error}") from error
 
 
@@ -405,7 +406,7 @@ class _Expansion:
 
 
 def _key(message: Any, name: str | bytes | None = None) -> tuple[str, ...]:
-    """What identifies the function that a FunctionProto defines or a NodeProto calls."""
+    """Returns the key of the function that a FunctionProto defines or a NodeProto calls."""
     own = message.name if name is None else name
     return text(message.domain), text(own), text(message.overload)
 

@@ -178,7 +178,7 @@ def _item_arrays(folder: pathlib.Path, needed: Callable[[Path], bool]) -> dict[P
 
 
 def _size_of_files(folder: pathlib.Path) -> int:
-    """The bytes of a folder's files, which are regular and lie in it, links included."""
+    """Returns the bytes of a folder's files; all must be regular and lie in it, links included."""
     total = 0
     for place in folder.rglob("*"):
         if place.is_symlink() and not _leads_into(place, folder):

@@ -86,7 +86,7 @@ class Inert:
         found: list[Any] = []
         for state in self.states:
             if isinstance(state, tuple):
-                # (attributes, slots), either of which may be None; else a state of its own kind.
+                # (attributes, slots), of which one may be None; or any other state.
                 found += [part for part in state if isinstance(part, dict)]
                 found += [state] if not any(isinstance(part, dict) for part in state) else []
             elif isinstance(state, dict | list):
@@ -109,8 +109,8 @@ _BUILT_IN_CODE = frozenset((
 def inert_symbol(module: str, name: str) -> Symbol | None:
     """Returns the meaning of a name that is not plain data: its calls become inert records.
 
-    Nothing is run in either case. The names that only an attack asks for are told apart so that
-    the user learns about the attack.
+    Nothing is run in either case. A name that only an attack uses has an error of its own, so that
+    the user learns of the attack.
 
     Returns:
       None if the name runs code of the file's choice.

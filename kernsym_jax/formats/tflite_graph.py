@@ -32,8 +32,8 @@ class Table:
         Args:
           data: uint8 (bytes,), the whole buffer.
           position: offset of the table in bytes.
-          opened: the number of tables opened so far, in a list that all tables of the buffer share,
-            because a small file can name one table again and again.
+          opened: the number of tables opened so far, in a list that all tables of the buffer share:
+            a small file can name one table again and again.
 
         Raises:
           ValueError: if the table lies outside the buffer.

@@ -66,7 +66,7 @@ class Exported:
     """An exported program.
 
     Attributes:
-      tree: name -> array, or what else was saved in its place.
+      tree: name -> array, or another object that was saved.
       calls: name of a kernel -> the settings of the convolution that reads it, in forward order:
         stride, padding, dilation and groups, and whether it is transposed.
     """

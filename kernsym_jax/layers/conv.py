@@ -1,6 +1,6 @@
 """Two-dimensional convolution with every padding mode, and BatchNorm.
 
-XLA's CPU backend has two weak spots, of which accelerators have neither
+XLA's CPU backend has two weak spots that accelerators do not have
 (``docs/notes/xla_cpu_small_maps.md``):
 
 - Where the map has fewer pixels than the kernel, XLA swaps both and runs a plain loop, at about a
@@ -45,11 +45,11 @@ _BY_PRODUCTS = contextvars.ContextVar("by_products", default=False)
 
 
 def by_products(function: Callable) -> Callable:
-    """Returns the function with each of its convolutions as one matrix product.
+    """Returns the function with each convolution computed as one matrix product.
 
-    The product is that of the pixels of all windows and the kernel. For many small networks under
-    ``vmap`` it is one batched product, where a convolution would become one with a group for each
-    network. Grouped convolutions stay as they are.
+    The factors are the pixels of all windows and the kernel. For many small networks under ``vmap``
+    this is one batched product, while a convolution would become a grouped one with a group for
+    each network. Grouped convolutions stay as they are.
 
     Args:
       function: a function whose layers call `convolve`.
@@ -132,14 +132,14 @@ def convolve(
 
 
 def _on_cpu(form: Form, plain: Form) -> Form:
-    """The function that programs for a CPU compute by ``form`` and all others by ``plain``."""
+    """Returns a function that CPU programs compute by ``form`` and all others by ``plain``."""
     if form is plain:
         return plain
     return lambda x, kernel: lax.platform_dependent(x, kernel, cpu=form, default=plain)
 
 
 def _bilinear(result: Form, of_map: Form, of_kernel: Form) -> Form:
-    """One bilinear function whose derivatives by the map and by the kernel have their own forms."""
+    """Returns a bilinear function with own forms for its derivatives by map and by kernel."""
     function = jax.custom_jvp(result)
 
     @function.defjvp
@@ -151,7 +151,7 @@ def _bilinear(result: Form, of_map: Form, of_kernel: Form) -> Form:
 
 
 def _parts(x: jax.Array, kernel: jax.Array, out_pixels: int) -> int:
-    """In how many parts of the batch the gradient of the kernel is summed on a CPU."""
+    """Returns in how many parts of the batch a CPU sums the gradient of the kernel."""
     taps = kernel.shape[0] * kernel.shape[1]
     if taps == 1:  # a matrix product, which XLA blocks by itself
         return 1
@@ -220,7 +220,7 @@ def _window_product(
 
 
 def _on_map(start: int, size: int, taps: int, step: int) -> tuple[slice, slice]:
-    """The part of a window that lies on the map: its places there, and its taps.
+    """Returns the places and the taps of the part of a window that lies on the map.
 
     A window from place -1 with three taps on a map of 2 pixels has taps 1 and 2 on places 0 and 1.
     """

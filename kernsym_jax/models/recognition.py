@@ -1,11 +1,11 @@
 """Recognises which network of the registry a state dict belongs to, by its names and shapes.
 
-A state dict does not hold strides, paddings or the order of the layers; the network does. One
-layer followed through: a file holds ``model.backbone.layer2.0.conv1.weight`` (128, 64, 3, 3). As a
-path of ours that is ``model/backbone/layer2_0/conv1`` with a kernel (3, 3, 64, 128). ResNet-18
-starts with ``conv1`` (7, 7, 3, 64), and the file has it behind ``model/backbone/``; every other
-convolution of ResNet-18 is there too, with the same shape, and ``layer1`` to ``layer4`` hold
-nothing else. So the file is a ResNet-18 with the prefix ``model.backbone.``.
+A state dict does not hold strides, paddings or the order of the layers; the network does. An
+example: a file holds ``model.backbone.layer2.0.conv1.weight`` (128, 64, 3, 3). As a path of ours
+that is ``model/backbone/layer2_0/conv1`` with a kernel (3, 3, 64, 128). ResNet-18 starts with
+``conv1`` (7, 7, 3, 64), and the file has it behind ``model/backbone/``; every other convolution of
+ResNet-18 is there too, with the same shape, and ``layer1`` to ``layer4`` hold nothing else. So the
+file is a ResNet-18 with the prefix ``model.backbone.``.
 """
 
 import functools

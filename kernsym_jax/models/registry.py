@@ -133,8 +133,8 @@ def create(
         fields, and the choices for the layers as a `Variant` if it has a field
         ``variant: models.Variant``.
       num_classes: number of outputs; None for that of the published network.
-      kwargs: fields of the network's module; a class of your own may so have a ``padding`` of
-        another meaning.
+      kwargs: fields of the network's module, for a class of your own whose ``padding``, say, means
+        something else.
       **fields: choices for the layers, ``padding`` (one of ``layers.PADDINGS``, default "zero"),
         ``downsample`` (one of ``layers.DOWNSAMPLINGS``, default "stride"), ``blur_size``,
         ``bn_axis_name`` and ``dtype`` (a float type or its name, default float32); and fields of

@@ -186,7 +186,7 @@ def _zip(path: pathlib.Path, which: str | None) -> ArrayFile:
         return _checkpoint(name, tree, ".", which, rule=OIHW, ordered=True)
     if names and all(name.endswith(".npy") for name in names):
         arrays, skipped = named_arrays.read_npz(path)
-        # Names from A to Z come from a sorted tree and say nothing about the order of its layers.
+        # Sorted names come from a sorted tree and do not tell the order of the layers.
         ordered = list(arrays) != sorted(arrays)
         return _flat("npz", arrays, which, ordered=ordered, skipped=skipped)
     raise ValueError(f"a zip archive, but of no supported format; {SUPPORTED}")
@@ -213,11 +213,11 @@ def _bundle(index: pathlib.Path, which: str | None) -> ArrayFile:
 
 
 def _telling_names(arrays: Mapping[str, StoredArray], ordered: bool) -> dict[str, StoredArray]:
-    """Gives depthwise kernels and biases the names by which other formats tell them.
+    """Gives depthwise kernels and biases the names that they have in other formats.
 
-    Keras 3 names the kernel of a depthwise convolution (kh, kw, in, 1) as that of a convolution to
-    one channel. Only behind the depthwise one follow an array of `in` numbers, or a kernel with so
-    many inputs.
+    Keras 3 gives the kernel of a depthwise convolution (kh, kw, in, 1) the same name as that of a
+    convolution to one channel. It is depthwise if an array of `in` numbers follows, or a kernel
+    with `in` inputs.
     """
     names = list(arrays)
     renamed: dict[str, StoredArray] = {}

@@ -22,7 +22,7 @@ from kernsym_jax.formats.copies import (
 
 EMA, RAW = "ema", "raw"
 CHOICES = (EMA, RAW)
-"""Which of two copies of the same layers is read: the moving average, or what it is taken of."""
+"""Which of two copies of the same layers is read: the moving average, or the weights."""
 
 _STATE_NAMES = re.compile(
     r"(opt|optim|optimizer)s?([_-]?states?([_-]?dicts?)?|[_-]?weights|[_-]?vars)?|slots|"
@@ -35,7 +35,7 @@ _WRAPPERS = CANONICAL | {
     "optimizer",
 }  # fmt: skip
 _NETWORK_KEYS = ("params", "state_dict", "model_state_dict")
-# Beyond this many tokens of names, arrays other than kernels stay with the network.
+# In files with more tokens of names than this, only kernels are sorted out.
 _MOST_TOKENS = 5_000_000
 
 
@@ -125,7 +125,7 @@ def _is_4d(array: StoredArray) -> bool:
 
 
 def _state_head(path: Path) -> int | None:
-    """Returns the place in a path of the name of an optimizer's state; None if it has none."""
+    """Returns the index of the first name of an optimizer's state in a path; None without one."""
     for index, key in enumerate(path[:-1]):
         if key in _NETWORK_KEYS:
             return None
@@ -196,7 +196,7 @@ def _averaged(
     named = [Named(path, array) for path, array in arrays.items()]
     chosen = {place: arrays[path] for place, path in renamed.items()}
     taken = set(renamed.values())
-    # Of several copies, the one whose name does not say that it is what averages are taken of.
+    # Of several copies, prefer one whose name does not mark it as the original of an average.
     for prefix, original in sorted(averages, key=lambda pair: is_original_name(pair[0][-1])):
         average, weights = _under(named, prefix), _under(named, original)
         for rest, each in average.items():

@@ -35,7 +35,7 @@ _PARAMETRIZED = re.compile(r"(.*)parametrizations\.([^.]+)\.original(\d?)", re.D
 BLOCKED = "com.microsoft.nchwc."
 """The domain whose operators ONNX Runtime substitutes for one kind of processor."""
 
-# What may lie between a ConvInteger and the multiplication by its scales.
+# Operators that may stand between a ConvInteger and the multiplication by its scales.
 _ON_THE_WAY = ("Add", "Cast", "Identity")
 _MAX_STEPS = 4
 
@@ -240,7 +240,7 @@ def _masked(weight: StoredArray, mask: StoredArray) -> StoredArray:
 
 
 def _spectral(weight: StoredArray, left: StoredArray, right: StoredArray) -> StoredArray:
-    """The weight divided by its largest singular value, as the two vectors estimate it."""
+    """Returns the weight divided by its largest singular value, which two vectors estimate."""
     shape = weight.shape
     # The rows of the matrix are the outputs, the second axis of a transposed convolution.
     axis = 0 if left.shape == shape[:1] else 1
@@ -275,7 +275,7 @@ def _product(length: StoredArray, direction: StoredArray) -> StoredArray:
 
 
 def made_once(array: StoredArray) -> StoredArray:
-    """The same array, computed when it is first read and kept."""
+    """Returns the same array, computed at the first reading and then kept."""
     return StoredArray(array.shape, array.dtype, functools.cache(array.read))
 
 
@@ -329,10 +329,10 @@ def dequantize_conv_integer(
 
 
 def block_size(graph: Graph, values: Values) -> int | None:
-    """How many channels ONNX Runtime stored together: 8, 16, or None if the graph leaves it open.
+    """Returns how many channels ONNX Runtime stored together: 8, 16, or None if unknown.
 
     The numbers of output channels are multiples of it. A convolution that reads an image in plain
-    layout has fewer input channels than it, the others have multiples of it.
+    layout has fewer input channels; the others have multiples of it.
 
     Args:
       graph: of the network.
@@ -386,7 +386,7 @@ def unblocked(node: Node, array: StoredArray, graph: Graph, block: int) -> Store
 
 
 def _used(channels: Any, block: int) -> int:
-    """The number of channels without those at the end that only fill the last block."""
+    """Returns the number of channels before those that only fill the last block."""
     last = np.flatnonzero(channels[len(channels) - block + 1 :])
     return len(channels) - block + 1 + (int(last[-1]) + 1 if last.size else 0)
 
@@ -397,7 +397,7 @@ def _reads_blocks(node: Node, graph: Graph) -> bool:
 
 
 def _scale_behind(node: Node, axes: int, graph: Graph, values: Values) -> np.ndarray | None:
-    """The scales of the integers of a kernel, (1,) or (out,); None if they are not certain."""
+    """Returns the scales of a kernel's integers, (1,) or (out,); None if they are not certain."""
     images = graph.makers.get(node.input(0))
     if images is None or images.op not in ("DynamicQuantizeLinear", "QuantizeLinear"):
         return None
@@ -424,7 +424,7 @@ def _scale_behind(node: Node, axes: int, graph: Graph, values: Values) -> np.nda
 
 
 def _by_output(scale: StoredArray, axes: int) -> np.ndarray | None:
-    """The scales in one row, if the only axis along which they differ is that of the outputs."""
+    """Returns the scales as one row if they differ along the outputs only; else None."""
     shape = (1,) * (axes - len(scale.shape)) + scale.shape
     if len(shape) != axes or shape != (1, shape[1]) + (1,) * (axes - 2):
         return None

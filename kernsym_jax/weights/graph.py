@@ -1,6 +1,6 @@
 """Reads models that keep their graph, ONNX and TensorFlow Lite: kernels in the order of the graph.
 
-Strides, paddings and groups come from the operators. Keras models are read by `weights.keras`.
+Strides, paddings and groups come from the operators. `weights.keras` reads Keras models.
 """
 
 import contextlib
@@ -185,7 +185,7 @@ class _Walk:
                         values[node.outputs[0]] = numbers
 
     def computed(self, node: Node, values: MutableMapping[str, StoredArray]) -> None:
-        """Works out what a node makes from stored arrays, such as a weight and its mask."""
+        """Computes a node from stored arrays, such as a weight and its mask."""
         names = [name for name in node.inputs if name]
         if not all(name in values for name in names):
             return
@@ -224,7 +224,7 @@ class _Walk:
         return {name, origin}
 
     def reason(self, node: Node, array: StoredArray) -> str | None:
-        """Why a convolution's kernel is left out; None if it is not."""
+        """Returns why a convolution's kernel is left out; None if it is read."""
         if len(array.shape) != 4:
             return f"{len(array.shape) - 2}-D convolution"
         if _taps(node, array.shape) == (1, 1):
@@ -238,7 +238,7 @@ class _Walk:
     def numbers(
         self, node: Node, array: StoredArray, graph: Graph, values: Mapping[str, StoredArray]
     ) -> StoredArray | None:
-        """A kernel's values, made from integers or blocks if need be; None if they are unknown."""
+        """Returns a kernel's values, made from integers or blocks if needed; None if unknown."""
         if node.op in _QUANTIZED:
             scale, zero = node.input(4), node.input(5)
             parts = (array, values.get(scale), values.get(zero))
@@ -305,7 +305,7 @@ def _taps(node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _transposed(array: StoredArray, axes: tuple[int, ...]) -> StoredArray:
-    """The array with its axes in another order."""
+    """Returns the array with its axes in another order."""
     if sorted(axes) != list(range(len(array.shape))):
         raise ValueError(f"a transposition {axes} of an array {array.shape}")
     shape = tuple(array.shape[axis] for axis in axes)
@@ -431,7 +431,7 @@ def _tflite_block(graph: tflite_graph.Graph, operator: Operator) -> tuple[int, i
 def _tflite_padding(graph: tflite_graph.Graph, operator: Operator) -> Padding | None:
     """Returns the padding of a layer, including that of a PAD in front of it.
 
-    It is unknown if the layer reads blocks of a map: what is cut off behind it counts too.
+    It is unknown if the layer reads blocks of a map, because crops behind the layer count too.
     """
     if _tflite_block(graph, operator) is not None:
         return None

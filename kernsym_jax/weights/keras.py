@@ -207,7 +207,7 @@ def _numbered(content: Hdf5, layers: Mapping[str, Layer]) -> list[_Variable]:
         return sorted(found, key=lambda variable: natural_order(variable.layer))
 
     def order(variable: _Variable) -> int:
-        # A layer inside one of the user's own class comes where that one is.
+        # A layer inside a layer of the user's own class takes that layer's place in the order.
         parts = variable.layer.split("/")
         outer = ("/".join(parts[:end]) for end in range(len(parts), 0, -1))
         return next((place[name] for name in outer if name in place), len(place))
@@ -286,7 +286,7 @@ class _File:
 
     @property
     def is_turned(self) -> bool:
-        """Whether the network was trained with Theano, which turns kernels by 180°."""
+        """Returns whether the network was trained with Theano, which turns kernels by 180°."""
         backend = self.content.groups[""].get("backend")
         return (backend or self.content.groups.get("model_weights", {}).get("backend")) == _THEANO
 

@@ -36,7 +36,7 @@ _NOT_KERNELS = re.compile(
 _FIXED_FILTERS = frozenset(("filt", "blur_kernel", "blur_filter"))
 FIXED = "a fixed filter, not trained"
 _OPEN = "may be HWIO or OIHW: --layout decides"
-# A blur of many channels is small; a layer of this many values is not read to look for one.
+# A blur is small; a layer of this many values is not read to look for one.
 _LARGEST_FILTER = 1 << 20
 _FIRST_NAMES = re.compile(r"stem|conv_in|conv_?1\b|conv_?0\b|first|patch_embed|features\.0\b")
 _PREFIXES = ("module.", "params/", "params.")
@@ -155,7 +155,7 @@ def _open_note(skipped: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def first_layer(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Returns the convolution whose input is the image: no other one makes its input channels.
+    """Returns the convolution that reads the image: no other convolution makes its inputs.
 
     Args:
       shapes: name -> (kh, kw, in, out) of every convolution but the transposed ones, those of 1×1
@@ -187,7 +187,7 @@ def first_layer(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     spectral = [name for name, shape in unmade.items() if shape[2] <= 32 and uses[shape[2]] == 1]
     if spectral:
         return _earliest(spectral)
-    # Every depthwise layer has its channels from another layer; the first one of grey images not.
+    # A depthwise layer has the channels of another layer, unless it reads grey images.
     others = Counter(shape[3] for shape in several.values())
     grey = [name for name in single if not others[shapes[name][3]]] or single
     if grey:
@@ -198,7 +198,7 @@ def first_layer(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 
 
 def _earliest(names: Sequence[str]) -> str:
-    """Returns the first layer whose name says that it is, else the first of all."""
+    """Returns the first layer whose name marks it as the first, or else the first of all."""
     return next((name for name in names if _FIRST_NAMES.search(name)), names[0])
 
 
@@ -212,7 +212,7 @@ def _without_prefix(arrays: Mapping[str, StoredArray]) -> dict[str, StoredArray]
 
 
 def describe_axes(array: StoredArray) -> str:
-    """Says what an array may be that is not the kernel of a two-dimensional convolution."""
+    """Describes an array that is not the kernel of a two-dimensional convolution."""
     if not is_floating(array.dtype):
         return f"{array.dtype} array: not floating-point weights"
     axes = len(array.shape)
@@ -253,8 +253,8 @@ def _is_fixed(
 ) -> bool:
     """Returns whether an array is a filter that no training has changed, such as a blur.
 
-    A blur has the same taps for every channel. One of a single channel may be told by its perfect
-    symmetry, or by a name that is not one of a parameter.
+    A blur has the same taps for every channel. A filter of one channel is a blur if it is perfectly
+    symmetric, or if its name is not that of a parameter.
     """
     kh, kw, inputs, outputs = (array.shape[axis] for axis in axes_to_hwio(layout))
     leaf = leaf_name(name)

@@ -20,7 +20,7 @@ class _Float32:
 
     def __get__(self, instance: Any, owner: type | None = None) -> np.ndarray:
         if instance is None:
-            raise AttributeError("weight")  # dataclasses reads this as: there is no default
+            raise AttributeError("weight")  # tells dataclasses that there is no default
         with np.errstate(over="ignore", invalid="ignore"):
             return instance.__dict__["weight"].astype(np.float32, copy=False)
 
@@ -126,7 +126,7 @@ def checked(weights: Weights) -> Weights:
 
 
 def _distinct_bytes(arrays: list[np.ndarray]) -> int:
-    """The bytes of memory that arrays take together, counted once where they overlap."""
+    """Returns the bytes that arrays take together, counting overlaps once."""
     total = reached = 0
     for start, end in sorted(map(np.lib.array_utils.byte_bounds, arrays)):
         total += max(0, end - max(start, reached))
@@ -135,7 +135,7 @@ def _distinct_bytes(arrays: list[np.ndarray]) -> int:
 
 
 def _in_utf8(name: str) -> str:
-    """The name with what UTF-8 cannot hold, halves of surrogate pairs, written as escapes."""
+    """Returns the name with escapes for halves of surrogate pairs, which UTF-8 cannot hold."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -253,7 +253,7 @@ def decide(
     majority = _majority(ratings, {name: layout for name, (layout, _) in found.items()})
     for name, rating in ratings.items():
         if majority == OHWI and rating[OHWI] == max(rating.values()):
-            # In a file of such arrays, one that could have a usual layout as well has this one.
+            # In such a file, an array that could have a usual layout as well has this one.
             if found.get(name, (None, None))[0] != HWIO and rule is None:
                 found[name] = OHWI, RECOGNISED
         elif name not in found:

@@ -100,7 +100,7 @@ def _renamed(arrays: Arrays) -> dict[Path, StoredArray]:
 def _without_prefix(
     found: Mapping[Path, StoredArray], wanted: Mapping[Path, Any]
 ) -> dict[Path, StoredArray]:
-    """Takes off what stands before the names of all layers, such as ``model/backbone``."""
+    """Removes a prefix of the names of all layers, such as ``model/backbone``."""
     (collection, *first) = next(path for path, leaf in wanted.items() if len(leaf.shape) == 4)
     prefixes = {
         path[1 : len(path) - len(first)]
@@ -153,7 +153,7 @@ def flax_layer(name: str) -> str:
 
 
 def without_blur(names: Sequence[str]) -> tuple[list[str | None], str]:
-    """Takes the filters of BlurPool out of the numbering of the layers around them.
+    """Renumbers layers as if there were no filters of BlurPool between them.
 
     Networks of antialiased-cnns have ``downsample.0.filt`` before ``downsample.1.weight``, and
     ``conv2.0.filt`` before ``conv2.1.weight``; without blur these are ``downsample.0.weight`` and

@@ -1,4 +1,4 @@
-"""Reads the convolution kernels of a file of any supported format, told by its content."""
+"""Reads the convolution kernels of a file of any supported format; its content tells the format."""
 
 import dataclasses
 import os
@@ -69,7 +69,7 @@ def read(
       FileNotFoundError: if the path does not exist.
       ValueError: if the file is damaged, has an unsupported format, or asks for code to be run; if
         the layout is unknown, or is not that of a graph, which settles its own; if there are no
-        weights of the kind asked for.
+        weights of the requested kind.
     """
     check_layout(layout)
     checkpoint.check_choice(which)

@@ -80,6 +80,7 @@ _STARTS = {
     b"MM\0*": "a TIFF image, not weights",
     b"\x7fELF": "a program, not weights",
     b"PAR1": "a Parquet table, not weights",
+    b"\4\0\0\0\1\0\0\0": "Torch7: convert it with a loader of t7 files, such as torchfile",
 }
 _SUFFIXES = {
     ".mlmodel": "Core ML: export the network to ONNX, or save its weights with coremltools",
@@ -96,7 +97,7 @@ _SUFFIXES = {
     ".yml": "a configuration, not weights",
     ".md": "text, not weights",
 }
-_PAGE = re.compile(rb"\s*<(!doctype\s+html|html|head|body)\b", re.IGNORECASE)
+_PAGE = re.compile(rb"\s*<(!doctype\s+html|html|head|body|\?xml|svg|error)\b", re.IGNORECASE)
 _SCRIPT = re.compile(rb"(#!.*python|(import|from) \w+|\"\"\"|def \w+\()")
 
 
@@ -409,7 +410,20 @@ def what_it_is(path: str | os.PathLike) -> str | None:
     # The reader reports an empty file, and the name of an archive says little.
     if not head or head.startswith((b"PK", b"\x89HDF")):
         return None
-    return _hint(head) or _SUFFIXES.get(suffix)
+    return _hint(head) or _SUFFIXES.get(suffix) or _as_text(head, suffix)
+
+
+def _as_text(head: bytes, suffix: str) -> str | None:
+    """Says that a file is text, such as the answer of a server in place of the file."""
+    if suffix in (".json", ".index") or len(head) == _HEAD or not head.isascii():
+        return None
+    text = head.decode()
+    shown = " ".join(text.split())[:40]
+    return (
+        f"text, not weights: {shown!r}"
+        if all(c.isprintable() or c.isspace() for c in text)
+        else None
+    )
 
 
 def _hint(head: bytes) -> str | None:

@@ -8,7 +8,7 @@ object. It refuses the file, with the name in the message, if only an attack wou
 import dataclasses
 import functools
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 MAX_OPERATIONS = 1_000_000
@@ -162,13 +162,20 @@ def load_pickle(
     """
     machine = _Machine(allowed, persistent)
     try:
-        for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
+        for count, (operation, argument, _) in enumerate(_operations(file)):
             if count > MAX_OPERATIONS:
                 raise ValueError(f"a pickle of more than {MAX_OPERATIONS} operations")
             machine.step(operation.name, argument)
         return machine.stack.pop()
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"a malformed pickle ({type(error).__name__}: {error})") from error
+
+
+def _operations(file: IO[bytes]) -> Iterator[Any]:
+    try:
+        yield from pickletools.genops(file)
+    except ValueError as error:
+        raise ValueError(f"a pickle that is cut or damaged ({error})") from error
 
 
 class _Machine:

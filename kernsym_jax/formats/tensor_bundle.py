@@ -89,10 +89,12 @@ def index_of(path: str | os.PathLike) -> pathlib.Path | None:
 
     Args:
       path: the index; one of the files of values; the prefix that TensorFlow names a checkpoint by
-        (``net-1``); or a folder with one checkpoint, or with the file ``checkpoint`` that names the
-        newest, or of a SavedModel.
+        (``net-1``); the file ``checkpoint`` that names the newest; or a folder with this file, with
+        one checkpoint, or of a SavedModel.
     """
     location = pathlib.Path(path)
+    if location.name == "checkpoint" and _newest(location.parent) is not None:
+        location = location.parent
     if location.is_dir():
         saved = location / SAVED_MODEL
         if saved.is_file():

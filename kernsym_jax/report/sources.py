@@ -10,7 +10,7 @@ from typing import Any
 
 from kernsym_jax import run_directory
 from kernsym_jax.cli import path_name
-from kernsym_jax.formats.arrays import naming, natural_order
+from kernsym_jax.formats.arrays import naming, natural_order, what_it_is
 from kernsym_jax.formats.named_arrays import read_weight_map
 from kernsym_jax.formats.tensor_bundle import index_of
 from kernsym_jax.geometry import LayerGeometry
@@ -32,8 +32,8 @@ _SUFFIXES = (
     ".ckpt", ".onnx", ".keras", ".h5", ".hdf5", ".tflite", ".pth.tar", ".pt.tar", ".pkl", ".pickle",
     ".pdparams", ".ptl", ".pt2", ".eqx", ".weights",
 )  # fmt: skip
-# ``checkpoint_100`` of Flax, and ``ckpt-100``, have no suffix.
-_NUMBERED = re.compile(r"(checkpoint|ckpt)[-_]?\d+", re.IGNORECASE)
+# ``checkpoint_100`` of Flax, ``ckpt-100`` and ``snapshot_iter_100`` have no suffix.
+_NUMBERED = re.compile(r"(checkpoint|ckpt|snapshot|model)([-_][a-z]+)?[-_]?\d+", re.IGNORECASE)
 # The values of a TensorFlow checkpoint, which its index stands for.
 _VALUES = re.compile(r"\.data-\d{5}-of-\d{5}$")
 # What trainers save beside the network.
@@ -306,8 +306,8 @@ def _steps_of(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _is_source(folder: pathlib.Path) -> bool:
-    # A half-written run counts too, so that reading it reports the failure.
-    if run_directory.is_run(folder):
+    # A half-written run counts too, and a wrong kind of folder, so that reading it reports them.
+    if run_directory.is_run(folder) or what_it_is(folder) is not None:
         return True
     from kernsym_jax.formats import orbax, tensor_bundle, torch_export
 

@@ -43,6 +43,10 @@ MEANS = (
 # Names that number several networks of one shape, and not the checkpoints of one run.
 _NO_STEP = re.compile(r"(seed|fold|run|rank|part|shard|member|version|variant|v)[-_=. ]*$", re.I)
 _STEP = re.compile(r"(step|iteration|iter|epoch)s?[-_=. ]*$", re.I)
+# ``checkpoint-500`` of Hugging Face's trainer, ``global_step500`` of DeepSpeed.
+_STEP_FOLDER = re.compile(
+    r"(checkpoint|ckpt|(global[-_]?)?step|iter(ation)?|epoch)[-_=. ]*\d+", re.I
+)
 # Two networks of one shape in a folder may just have been trained for different times.
 _FEWEST_BY_CONTENT = 3
 
@@ -287,7 +291,8 @@ def find_trajectories(
     """Finds the networks that are checkpoints of one run.
 
     These lie in one folder and have the same layers. Their names differ in a number that counts
-    steps or epochs; or, from three checkpoints on, their files hold such numbers.
+    steps or epochs, or those of their own folders do (``checkpoint-500/model.safetensors``); or,
+    from three checkpoints on, their files hold such numbers.
 
     Args:
       tables: one per network.
@@ -296,26 +301,38 @@ def find_trajectories(
       The trajectories, and the networks that belong to none.
     """
     found, others = [], list(tables)
-    for name_of, least in ((_pattern, 2), (lambda table: "*", _FEWEST_BY_CONTENT)):
+    for run_of, least in ((_by_name, 2), (_by_folder, 2), (_by_content, _FEWEST_BY_CONTENT)):
         groups: dict[Any, list[NetworkTable]] = {}
         for table in others:
             shapes = tuple((row["layer"], row["shape"]) for row in table.rows)
-            folder = pathlib.PurePath(table.source).parent
-            groups.setdefault((folder, name_of(table), shapes), []).append(table)
+            groups.setdefault((run_of(pathlib.PurePath(table.source)), shapes), []).append(table)
         others = []
-        for (folder, pattern, _), members in groups.items():
-            steps = _steps(members) if len(members) >= least else None
+        for (run, _), members in groups.items():
+            steps = _steps(members) if run and len(members) >= least else None
             if steps is None:
                 others += members
             else:
-                # The names of checkpoints in a folder of their own tell nothing.
-                source = folder if pattern == "*" else folder / pattern
-                found.append(trajectory_of(members, steps, str(source)))
+                found.append(trajectory_of(members, steps, str(run)))
     return found, others
 
 
-def _pattern(table: NetworkTable) -> str:
-    return re.sub(r"\d+", "*", pathlib.PurePath(table.source).name)
+def _by_name(source: pathlib.PurePath) -> pathlib.PurePath | None:
+    return source.with_name(_pattern(source.name)) if source.name else None
+
+
+def _by_folder(source: pathlib.PurePath) -> pathlib.PurePath | None:
+    folder = source.parent
+    numbered = _STEP_FOLDER.fullmatch(folder.name)
+    return folder.with_name(_pattern(folder.name)) / source.name if numbered else None
+
+
+def _by_content(source: pathlib.PurePath) -> pathlib.PurePath | None:
+    # The names of checkpoints in a folder of their own tell nothing.
+    return source.parent
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
 
 
 def trajectory_of(
@@ -350,8 +367,12 @@ def _steps(tables: Sequence[NetworkTable]) -> list[int] | None:
     """The steps of checkpoints, all different: from their names, else from their contents."""
     if len(tables) < 2:
         return None
-    by_name = _steps_in_names([pathlib.PurePath(table.source).name for table in tables])
-    for steps in (by_name, [table.weights.step for table in tables]):
+    paths = [pathlib.PurePath(table.source) for table in tables]
+    by_name = _steps_in_names([path.name for path in paths])
+    by_folder = None
+    if all(_STEP_FOLDER.fullmatch(path.parent.name) for path in paths):
+        by_folder = _steps_in_names([path.parent.name for path in paths])
+    for steps in (by_name, by_folder, [table.weights.step for table in tables]):
         if steps is not None and None not in steps and len(set(steps)) == len(tables):
             return [int(step) for step in steps if step is not None]
     return None

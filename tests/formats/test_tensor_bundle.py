@@ -122,7 +122,9 @@ def test_a_checkpoint_is_found_by_any_of_its_names(files, tmp_path):
     with pytest.raises(ValueError, match="a folder with no checkpoint"):
         weights.read(tmp_path)
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/far/away/net-2"\n')
-    assert tensor_bundle.index_of(tmp_path).name == "net-2.index"
+    for place in (tmp_path, tmp_path / "checkpoint"):
+        assert tensor_bundle.index_of(place).name == "net-2.index"
+        assert set(weights.read(place).kernels) == set(wanted)
 
 
 def test_names_in_the_tree_of_objects_lose_its_suffix(save):

@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from kernsym_jax import geometry, weights
+from kernsym_jax import geometry, report, weights
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,11 @@ from kernsym_jax import geometry, weights
         ("net.bin", b"%PDF-1.7\n", "a PDF"),
         ("net.tar", b"net.pth".ljust(257, b"\0") + b"ustar\0" + bytes(300), "a tar archive"),
         ("saved_model.pb", b"\x08\x01\x12\x05", "SavedModel"),
+        ("net.pth", b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page"),
+        ("net.pth", b"Entry not found", "text, not weights: 'Entry not found'"),
+        ("net.pth", b'{"error": "404"}', "text, not weights"),
+        ("net.pt.dvc", b"outs:\n- md5: 4d7a\n  path: net.pt\n", "text, not weights: 'outs: - md5"),
+        ("net.t7", b"\4\0\0\0\1\0\0\0\3\0\0\0V 1\r\0\0\0nn.Sequential", "Torch7"),
         ("net.pth", b"", "the file is empty"),
     ],
 )
@@ -52,3 +57,11 @@ def test_a_package_of_core_ml_is_told(tmp_path):
     (folder / "Manifest.json").write_text("{}")
     with pytest.raises(ValueError, match="Core ML: export the network to ONNX"):
         weights.read(folder)
+    with pytest.raises(ValueError, match="Core ML: export the network to ONNX"):
+        report.analyze([folder], tmp_path / "report")
+
+
+def test_a_damaged_pickle_is_called_one(tmp_path):
+    (tmp_path / "net.pth").write_bytes(b"\x80\x02garbage")
+    with pytest.raises(ValueError, match="a pickle that is cut or damaged"):
+        weights.read(tmp_path / "net.pth")

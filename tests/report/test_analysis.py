@@ -180,7 +180,16 @@ def test_folders_and_patterns_stand_for_what_is_in_them(run, tmp_path):
 
 def test_a_folder_holds_networks_and_what_a_trainer_saves_beside_them(tmp_path):
     (tmp_path / "deep").mkdir()
-    ours = ("ckpt-2", "checkpoint_10", "net.pth.tar", "net.pkl", "net.pdparams", "deep/model_2.pt")
+    ours = (
+        "ckpt-2",
+        "checkpoint_10",
+        "net.pth.tar",
+        "net.pkl",
+        "net.pdparams",
+        "deep/model_2.pt",
+        "snapshot_iter_100",
+        "net.ptl",
+    )
     others = (
         "optimizer.pt", "scheduler.pt", "training_args.bin", "rng_state_0.pth", "optimizer_1.bin",
         "trainer_state.json", "ckpt-2.index", "checkpoint",

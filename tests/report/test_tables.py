@@ -144,10 +144,13 @@ def test_two_files_are_compared_on_the_page_the_terminal_and_in_a_csv(tmp_path, 
         (["checkpoint_100", "checkpoint_20"], [20, 100]),
         (["epoch=0-step=50.pkl", "epoch=0-step=100.pkl"], [50, 100]),
         (["net-7-0.91.pkl", "net-8-0.85.pkl", "net-10-0.91.pkl"], [7, 8, 10]),
+        (["checkpoint-1000/net.pkl", "checkpoint-500/net.pkl"], [500, 1000]),
+        (["global_step20/mp_rank_00.pt", "global_step3/mp_rank_00.pt"], [3, 20]),
     ],
 )
 def test_numbers_in_names_order_the_checkpoints(tmp_path, names, steps):
     for seed, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         save(tmp_path / name, seed)
     found = report.trajectory([tmp_path / name for name in names])
     assert found.steps == steps
@@ -172,6 +175,9 @@ def test_contents_order_checkpoints_whose_names_do_not(tmp_path, key):
 
 def test_networks_without_an_order_are_no_trajectory(tmp_path):
     paths = [save(tmp_path / f"seed_{seed}.pkl", seed) for seed in range(3)]
+    for number in (1, 2):
+        (tmp_path / f"train{number}").mkdir()
+        paths.append(save(tmp_path / f"train{number}" / "best.pkl", number))
     with pytest.raises(ValueError, match="neither names nor contents tell the order"):
         report.trajectory([state_dict(1), state_dict(2)])
     report.analyze(paths, tmp_path / "out")

@@ -145,7 +145,7 @@ def _onnx_file(paths: Sequence[str]) -> pathlib.Path | None:
 
 
 def _network() -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """The arguments of `models.create`, the place of the weights, and the settings of the data."""
+    """Returns arguments of `models.create`, the source of the weights, and settings of the data."""
     from kernsym_jax import evaluation
 
     given = [flag for flag in (*_FOREIGN.values(), *_VARIANT) if flag.value is not None]

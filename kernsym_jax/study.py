@@ -1,4 +1,4 @@
-"""Conducts a study: what is missing is trained, and every claim gets a verdict.
+"""Conducts a study: trains the missing runs and gives every claim a verdict.
 
 kernsym-study --study=downsampling --workdir=runs/downsampling
 """

@@ -1,4 +1,4 @@
-"""Tar files, read without writing anything to disk and with bounded memory, whoever made them."""
+"""Reads tar files from any source, with bounded memory and without writing to disk."""
 
 import bz2
 import contextlib
@@ -19,14 +19,14 @@ MOST_BYTES = 2**28
 
 _BLOCK = 512
 _CHUNK = 2**20
-# Longer than any path that Linux can open.
+# Linux cannot open a longer path.
 _MOST_NAME = 4096
-# Of a header with a long name or, in pax archives, with attributes of the next member.
+# The most bytes of a header that holds a long name or, in pax archives, attributes.
 _MOST_HEADER_BYTES, _MOST_HEADER_FIELDS = 2**20, 1000
 # A compressed archive is read from the front and held in memory. Image files hardly shrink when
 # they are compressed, so an archive that grows beyond this holds something else.
 _MOST_GROWTH, _GROWS_TO = 4, 2**28
-# Many members in few bytes are not images either, and each takes its time.
+# Many members in few bytes are no images either, and each takes time.
 _LEAST_BYTES_PER_HEADER, _HEADERS_IN_ANY = 32, 30_000
 # Folders are listed to this depth: a common folder, a split, and a class or a kind.
 _FOLDER_DEPTH = 3
@@ -56,8 +56,8 @@ def members(path: pathlib.Path) -> dict[Path, Read]:
 
     Returns:
       A function that returns the bytes for every file, and None for every folder of the first three
-      levels, also if only the name of a file tells of it. Files and folders whose names start with
-      a dot are left out.
+      levels, also for folders that only occur in the names of files. Files and folders whose names
+      start with a dot are left out.
 
     Raises:
       ValueError: if the file is no tar file or damaged, if a member leads out of the archive, is
@@ -81,13 +81,13 @@ def state(path: pathlib.Path) -> tuple[int, int]:
 
 
 def shown(name: object, most: int = 200) -> str:
-    """Returns a name from an archive for messages: in one line, printable and not too long."""
+    """Returns a name from an archive for a message: printable, short and in one line."""
     text = printable(str(name))
     return text if len(text) <= most else f"{text[:most]}…"
 
 
 class _Member(NamedTuple):
-    """What a header says of the member behind it."""
+    """The member that a header describes."""
 
     name: str
     kind: bytes
@@ -96,7 +96,7 @@ class _Member(NamedTuple):
 
 
 class _Archive:
-    """The bytes of a tar file from the front to the end, and no more than are allowed.
+    """Reads a tar file from front to end, up to the limits on size and growth.
 
     Attributes:
       path: the tar file.
@@ -119,7 +119,7 @@ class _Archive:
         return content
 
     def skip(self, size: int, what: str) -> None:
-        """Goes on behind the next bytes."""
+        """Skips the next bytes."""
         self._require(size, what)
         if not self.compressed:
             if self.offset + size > self.size:
@@ -185,7 +185,7 @@ def _members(archive: _Archive) -> Iterator[_Member]:
 
 
 def _extra_header(archive: _Archive, header: tarfile.TarInfo, name: str) -> dict[str, str]:
-    """Reads a header that says more of the next member than its own header has room for."""
+    """Reads an additional header, for what does not fit into the next member's own header."""
     if not 0 <= header.size <= _MOST_HEADER_BYTES:
         raise tarfile.ReadError(
             f"the header of the member {name} has {header.size} bytes, more than "
@@ -229,7 +229,7 @@ def _pax_fields(content: bytes, name: str) -> dict[str, str]:
 
 
 def _add(archive: _Archive, member: _Member, found: dict[Path, Read]) -> None:
-    """Adds a member and the folders above it, and goes on behind its content."""
+    """Adds a member and the folders above it, and skips its content."""
     path, shown = archive.path, _shown(member.name)
     if len(member.name) > _MOST_NAME:
         raise ValueError(f"{path}: the member {shown} has a name of {len(member.name)} characters")
@@ -258,7 +258,7 @@ def _add(archive: _Archive, member: _Member, found: dict[Path, Read]) -> None:
             found[name] = functools.partial(_read_at, path, shown, archive.offset, member.size)
         archive.skip(padded, what)
         return
-    # It can only be read from the front, so its content is kept.
+    # The archive can only be read from the front, so the content is kept.
     content = archive.read(member.size, what)
     if len(content) < member.size:
         raise tarfile.ReadError("unexpected end of data")

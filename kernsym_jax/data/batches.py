@@ -1,4 +1,4 @@
-"""Batches, from the device or streamed: a pure function of (seed, epoch, step), nothing to save."""
+"""Batches, from the device or streamed: a pure function of (seed, epoch, step)."""
 
 import functools
 import os
@@ -31,7 +31,7 @@ class DataBackend(Protocol):
 
     @property
     def members(self) -> int:
-        """Networks that train as one program; 0 for one network without that axis."""
+        """Number of networks that train as one program; 0 for one network without that axis."""
 
     @property
     def seeds(self) -> Sequence[int]:
@@ -329,7 +329,7 @@ def _batches(
             )
         )
     stream = stream.batch(size).map(place)
-    # A thread of its own, so that the step never waits for a batch to be put together or sent.
+    # A separate thread assembles and sends batches, so that the step never waits for it.
     return iter(
         grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=_ON_DEVICE)
     )
@@ -339,7 +339,7 @@ _order_lock = threading.Lock()
 
 
 def _order(seed: int, epoch: int, size: int) -> np.ndarray:
-    # All threads ask for a new epoch's order at once; one computes it.
+    # All threads need a new epoch's order at the same time; one of them computes it.
     with _order_lock:
         return _kept_order(seed, epoch, size)
 

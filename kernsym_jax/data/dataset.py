@@ -180,7 +180,7 @@ def _stream(run: _Run, train_source: Source, test_source: Source) -> Dataset:
         raise ValueError(
             "config.data.limit needs a set that is decoded before the run, not streamed"
         )
-    # Statistics, shape and channels come from a sample: reading all images would take hours.
+    # A sample gives statistics, shape and channels, because reading all images would take hours.
     known = sample(Reader(train_source, run.view, on_broken))
     view = dataclasses.replace(run.view, channels=known.shape[-1])
     train, test = (
@@ -189,7 +189,7 @@ def _stream(run: _Run, train_source: Source, test_source: Source) -> Dataset:
     )
     if run.config["random_labels"]:
         train = dataclasses.replace(train, label_order=_label_order(run.config, len(train)))
-    # Test images of another shape are refused now, not after the first epoch.
+    # Test images of another shape raise an error now, not after the first epoch.
     test.read_or_next(0)
     mean, std = _statistics(run.config, known)
 
@@ -229,7 +229,7 @@ def _limited(images: ImageSet, limit: int) -> ImageSet:
 
 
 def _label_order(config: Mapping[str, Any], size: int) -> np.ndarray:
-    """Returns the image whose label each training image has if labels are shuffled."""
+    """Returns, if labels are shuffled, for each training image the image whose label it has."""
     return permutation(size, Purpose.LABELS, config["seed"], 0)
 
 
@@ -252,7 +252,7 @@ def _whole(view: View) -> View:
 
 
 def _with_channels(images: ImageSet, other: ImageSet) -> ImageSet:
-    """Returns the images, as colour images if those of the other split are."""
+    """Returns the images; as colour images if the other split has colour images."""
     if images.images.shape[-1] == 1 and other.images.shape[-1] == 3:
         return dataclasses.replace(images, images=np.repeat(images.images, 3, axis=-1))
     return images

@@ -1,4 +1,4 @@
-"""From the bytes of an image file, or an array, to the pixels that a network gets."""
+"""Turns an image file, or an array, into the pixels that a network gets."""
 
 import contextlib
 import dataclasses
@@ -300,7 +300,7 @@ def changes(view: View, height: int, width: int) -> bool:
 
 @contextlib.contextmanager
 def _opened(encoded: bytes, name: str) -> Iterator["Image.Image"]:
-    """Opens an image file; whatever fails before the block ends is a `BrokenImage`."""
+    """Opens an image file; any error inside the block becomes a `BrokenImage`."""
     # The class of the error depends on where a file is damaged; Pillow has no common one.
     try:
         with _identify(encoded) as picture:
@@ -330,7 +330,7 @@ def _identify(encoded: bytes) -> "Image.Image":
 
 
 def _with_few_scans(picture: "Image.Image", encoded: bytes) -> "Image.Image":
-    """Returns the image, unless it is a JPEG file that takes minutes to decode."""
+    """Returns the image; raises an error for a JPEG file that takes minutes to decode."""
     scans = encoded.count(_START_OF_SCAN) if picture.format in ("JPEG", "MPO") else 0
     if scans > _MOST_SCANS:
         raise ValueError(f"a JPEG file of {scans} scans, more than {_MOST_SCANS}")

@@ -198,13 +198,13 @@ def _by_name(place: str, tree: Tree, below: Path) -> dict[Path, _Member]:
 
 
 def _split_folders(present: set[str], splits: Iterable[str] = _SPLIT_FOLDERS) -> list[str]:
-    """Returns which of the folders that are present are those of the splits."""
+    """Returns the folders of the splits that are present."""
     found = ([name for name in _SPLIT_FOLDERS[split] if name in present] for split in splits)
     return [names[0] for names in found if names]
 
 
 def _split_folder(place: str, present: set[str], split: str) -> str:
-    """Returns which of the folders that are present is a split; empty if the place itself is."""
+    """Returns the folder of a split; empty if the place itself is the split."""
     for name in _split_folders(present, [split]):
         return name
     if split == "test" and present and not present & _SPLIT_NAMES:
@@ -221,7 +221,7 @@ def _require_same_classes(place: str, classes: tuple[str, ...], other: tuple[str
 
 
 def _unpacked(path: pathlib.Path) -> Tree:
-    """Returns the members of a tar file below the folder that all have in common, if any."""
+    """Returns the members of a tar file, below their common folder if they have one."""
     members = archive.members(path)
     first = {member.parts[0] for member in members}
     if len(first) != 1 or first & _SPLIT_NAMES:

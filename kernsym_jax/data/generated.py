@@ -133,7 +133,7 @@ def _noise(settings: NoiseSettings, split: str, seed: int) -> ImageSet:
     count = settings.n if split == "train" else settings.test
     shape = (count, settings.size, settings.size, settings.channels)
     pixels = math.prod(shape)
-    # The two splits are two streams of one seed, and labels are drawn after the images.
+    # The splits are two streams of one seed; labels are drawn after the images.
     stream = 0 if split == "train" else 1
     drawn = words(math.ceil(pixels / 8) + count, Purpose.NOISE, seed, stream)
     images = drawn[: len(drawn) - count].astype("<u8").view(np.uint8)[:pixels].reshape(shape)

@@ -12,7 +12,7 @@ import numpy as np
 from kernsym_jax.data.decode import BrokenImage, View, decode, look_at_mask, read_values, size_of
 
 VOID = 255
-"""The label of pixels of a mask that do not count."""
+"""The label of mask pixels that do not count."""
 
 # The largest value that a mask of 16 bits can have.
 _LARGEST_VALUE = 2**16 - 1
@@ -97,7 +97,7 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
 
 @dataclasses.dataclass(frozen=True)
 class MaskCoding:
-    """The class that each value in the masks of a source stands for.
+    """The meaning of each value in the masks of a source: a class, or void.
 
     Attributes:
       void: the values of pixels that do not count.

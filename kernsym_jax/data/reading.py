@@ -23,7 +23,7 @@ from kernsym_jax.data.image_set import EncodedSet, Files, ImageSet
 ON_BROKEN = ("fail", "skip")
 
 CACHE_VARIABLE = "KERNSYM_JAX_CACHE"
-"""Environment variable with the cache's folder; if it is set to nothing, nothing is cached."""
+"""Environment variable with the folder of the cache; an empty value turns the cache off."""
 
 WORTH_SECONDS = 1.0
 """Sets that take less time to decode are not cached."""
@@ -57,7 +57,7 @@ def check_on_broken(on_broken: str) -> None:
 
 
 def read_all(encoded: EncodedSet, view: View, on_broken: str) -> ImageSet:
-    """Decodes a set into memory, through the cache, and logs what was skipped in one line.
+    """Decodes a set into memory, through the cache, and logs skipped images in one line.
 
     Args:
       encoded: the set.
@@ -166,7 +166,7 @@ def _require_memory(place: str, count: int, image: np.ndarray, label: np.ndarray
 
 
 def cache_folder() -> pathlib.Path | None:
-    """Returns the cache's folder, the user's unless `CACHE_VARIABLE` names one; None for none."""
+    """Returns the folder of the cache; None if `CACHE_VARIABLE` turns the cache off."""
     named = os.environ.get(CACHE_VARIABLE)
     if named is not None:
         return pathlib.Path(named).expanduser() if named else None
@@ -180,8 +180,8 @@ def decode_cached(
     """Returns what `decode_all` returns, from the cache if it is there.
 
     An entry is valid for one state of the files (their names, sizes and times of change) and one
-    set of options. A damaged entry is decoded anew. If the cache cannot be written, that is a
-    warning.
+    set of options. A damaged entry is decoded again. If the cache cannot be written, a warning says
+    so.
 
     Args:
       encoded: the set.
@@ -210,7 +210,7 @@ def decode_cached(
 
 
 def find_cached(encoded: EncodedSet, view: View, on_broken: str) -> Decoded | None:
-    """Returns the cache's entry for these files and options; None if there is none or a damaged."""
+    """Returns the cache's entry for these files and options; None if it is missing or damaged."""
     entry = _entry(encoded, view, on_broken)
     if entry is None or not entry.is_dir():
         return None
@@ -263,7 +263,7 @@ def _write(entry: pathlib.Path, source: str, result: Decoded, *, replace: bool) 
 
 def _write_entry(entry: pathlib.Path, source: str, result: Decoded) -> None:
     subject = entry.name.partition("-")[0]
-    # Of writers that were killed.
+    # Files of writers that were killed.
     for old in entry.parent.glob(f".{subject}-*"):
         shutil.rmtree(old, ignore_errors=True)
     # Written beside its place and then renamed: a reader finds all of it or nothing.

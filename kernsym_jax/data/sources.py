@@ -21,7 +21,7 @@ SPLITS = ("train", "test")
 _DIGITS_TO_TEST_PER_CLASS = 36
 _IDX_PREFIX = {"train": "train", "test": "t10k"}
 _UNSIGNED_BYTE = 0x08
-# Real images shrink to about a fifth. What grows far beyond this fills the memory with nothing.
+# Compression shrinks real images to about a fifth; a file that grows far more holds none.
 _IDX_MOST_GROWTH, _IDX_GROWS_TO = 16, 2**28
 
 
@@ -250,7 +250,7 @@ def prepare(source: str) -> None:
     kind, _, place = source.partition(":")
     if kind in ("tfds", "tfds-masks"):
         tfds.prepare(place)
-    # The config of a run gives the values of masks. With any value given, no mask is read here.
+    # The config of a run gives the values of masks. Given any value, this reads no mask.
     coding = MaskCoding(values=(0,)) if kind in _MASKED else None
     for split in SPLITS:
         found = find(source, split, coding=coding)

@@ -220,7 +220,7 @@ def _prepared(place: str) -> Any:
 
 
 def _splits(builder: Any, split: str) -> list[str]:
-    """Returns the splits with examples that fit the request, the best one first."""
+    """Returns the splits that fit the request and have examples, the best one first."""
     present = builder.info.splits
     wanted = _CANDIDATES[split]
     return [name for name in wanted if name in present and present[name].num_examples]

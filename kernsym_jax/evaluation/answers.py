@@ -313,8 +313,8 @@ def collect(
     """Puts the results of all batches together.
 
     Args:
-      found: the results of `judge`, under ``shift`` the sums of those of `compare_shifted`, and
-        under ``flips`` and ``rolled`` those of `compare_flipped`, of all images.
+      found: the results for all images: those of `judge`; under ``shift`` the sums of those of
+        `compare_shifted`; under ``flips`` and ``rolled`` those of `compare_flipped`.
       cells: (3, k, k) float64, over differences: sums of shares, of their squares, comparisons.
       shifts: the shifts that were compared.
 
@@ -362,7 +362,7 @@ def _from_one(masks: jax.Array) -> jax.Array:
 
 
 def _by_class(values: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
-    """Sums of values (batch, height, width) over the pixels of each label from 1 on."""
+    """Returns sums of values (batch, height, width) over the pixels of each label from 1 on."""
     of_class = labels[..., None] == jnp.arange(1, classes + 1).reshape(1, 1, 1, -1)
     return jnp.sum(jnp.where(of_class, values[..., None], 0), (1, 2))
 
@@ -379,7 +379,7 @@ def confusion_matrix(answers: jax.Array, masks: jax.Array, classes: int) -> jax.
       (batch, classes, classes) int32, true classes in rows.
     """
     count = answers.shape[0]
-    # The one-hot row of a label beyond the classes, such as void, is 0, so it is not counted.
+    # A label beyond the classes, such as void, has a one-hot row of zeros, so it does not count.
     true, answered = (
         jax.nn.one_hot(labels.reshape(count, -1), classes, dtype=jnp.float32)
         for labels in (masks, answers)

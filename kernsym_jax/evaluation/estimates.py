@@ -297,7 +297,7 @@ def _by_class(answers: Answers | MaskAnswers, classes: Sequence[str]) -> dict[st
 
 
 def _pixels_by_class(answers: MaskAnswers, classes: Sequence[str]) -> dict[str, Any]:
-    """The figures of the pixels of each class that the masks contain.
+    """Returns the figures of the pixels of each class that the masks contain.
 
     For each name ``images`` (the number of images with the class), ``pixels``, ``iou``,
     ``accuracy``, ``shift_consistency`` and ``flip_consistency``: shares of the pixels of all images
@@ -340,7 +340,7 @@ def _from_margins(answers: MaskAnswers, of: Any) -> list[Estimate]:
 
 
 def _ratios(part: np.ndarray, whole: np.ndarray) -> list[Estimate]:
-    """Ratios of the column sums of two (n, classes) arrays, with the bootstrap's interval."""
+    """Returns ratios of column sums of two (n, classes) arrays, with bootstrap intervals."""
     classes = whole.shape[1]
 
     def ratio(means: np.ndarray) -> np.ndarray:

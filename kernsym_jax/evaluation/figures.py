@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kernsym_jax.evaluation.subject import Subject
 
 
-# Text and axes have this colour and nothing else has, so a page can replace it by its own colour.
+# Only text and axes have this colour, so a page can replace it by its own.
 INK = "#24292f"
 CHANCE = "#9aa5b1"
 """The colour of chance: null bands and reference lines."""
@@ -122,7 +122,7 @@ def write_map(found: Mapping[str, Any], title: str, path: pathlib.Path) -> None:
 
     shares = 100 * np.array(found["map"]["agreement"], np.float64)
     dy, dx = found["map"]["dy"], found["map"]["dx"]
-    # The cell of the image at rest is 100 %; it would take up the colour range of the others.
+    # The cell of the image at rest is 100 % and would use up the colour range of the others.
     others = np.array([[row != 0 or column != 0 for column in dx] for row in dy])
     others &= np.isfinite(shares)
     low, high = (shares[others].min(), shares[others].max()) if others.any() else (0.0, 100.0)
@@ -219,7 +219,7 @@ def write_picture(subject: "Subject", shifts: Shifts | None, path: pathlib.Path)
       path: the PNG file; its folder is created if it is missing.
 
     Returns:
-      Whether a picture was written.
+      Whether it wrote a picture.
     """
     if shifts is None or not subject.images.masks:
         return False
@@ -249,7 +249,7 @@ def _draw(found: Example, shifts: Shifts, classes: Sequence[str]) -> Any:
 
 
 def _panels(found: Example, shifts: Shifts, colors: np.ndarray) -> dict[str, np.ndarray]:
-    """The pictures by title."""
+    """Returns the pictures by title."""
     image = found.image if found.image.shape[-1] == 3 else found.image.repeat(3, axis=-1)
     seen, known = found.outcome != _UNSEEN, found.mask != VOID
     share = np.mean(found.outcome[seen] == _SAME)
@@ -266,7 +266,7 @@ def _panels(found: Example, shifts: Shifts, colors: np.ndarray) -> dict[str, np.
 
 
 def _patches(found: Example, classes: Sequence[str], colors: np.ndarray) -> list[Any]:
-    """The legend: the classes that appear, void, and the outcomes."""
+    """Returns the legend: the classes that appear, void, and the outcomes."""
     from matplotlib.patches import Patch
 
     known = found.mask[found.mask != VOID]
@@ -362,7 +362,7 @@ def _by_class(classes: Mapping[str, Any]) -> Any:
 
 
 def _columns(figures: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The headings of the table by class, with the path to each figure."""
+    """Returns the headings of the table by class, with the path to each figure."""
     columns: dict[str, tuple[str, ...]] = {"IoU": ("iou",)} if "iou" in figures else {}
     columns["accuracy"] = ("accuracy",)
     if "shift_consistency" in figures:

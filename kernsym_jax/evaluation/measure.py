@@ -57,7 +57,7 @@ class HostFunction:
             return logits.astype(np.float32)
 
 
-# Passes of the network that may be under way at once; each holds a batch in device memory.
+# The most passes of the network at once; each holds a batch in device memory.
 _AHEAD = 2
 
 
@@ -162,7 +162,7 @@ class _Network:
         if self._on_host is None:
             return answer(self._placed, images, per_pixel=self._per_pixel)
         logits = self._on_host(images)
-        # Logits of another length are refused below.
+        # Logits of another length raise an error below.
         placed = self.split(logits) if len(logits) == len(images) else jnp.asarray(logits)
         return answer_of(placed, images.shape, per_pixel=self._per_pixel)
 
@@ -188,7 +188,7 @@ class _Network:
 def _at_rest(
     images: jax.Array, truth: jax.Array, shifts: Shifts | None, network: _Network
 ) -> tuple[jax.Array, jax.Array]:
-    """The network's input without a shift, and its labels."""
+    """Returns the network's input without a shift, and its labels."""
     if shifts is None:
         return images, truth
     view = shifts.view_size(*images.shape[1:3])
@@ -209,7 +209,7 @@ def _shifted(
     shifts: Shifts,
     first: int,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The cells that a batch adds to the map, and each image's sums over its comparisons."""
+    """Yields the cells that a batch adds to the map, and each image's sums over its comparisons."""
     side, least = len(shifts.differences), shifts.differences.start
     cells = network.whole(np.zeros((3, side * side), np.float32))
     counted, view = network.split(counts), shifts.view_size(*images.shape[1:3])
@@ -222,7 +222,7 @@ def _shifted(
             rested = network.whole(np.zeros(2, np.int32))
             for offset in shifts.grid:
                 own = network.whole(np.array(offset, np.int32))
-                # The image at rest agrees with itself, so its comparison needs no pass.
+                # The image at rest agrees with itself, so this comparison needs no pass.
                 yield rested, own, rest, answer_to(own) if any(offset) else rest
         for draw in range(shifts.draws):
             numbers = network.whole((np.int32(draw), np.int32(first)))
@@ -263,7 +263,7 @@ def _add(sums: dict[str, jax.Array], more: dict[str, jax.Array]) -> dict[str, ja
 def _flipped(
     network: _Network, images: jax.Array, truth: jax.Array, rest: Answer, *, rolled: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The agreement under each element, plain and with the one-pixel roll."""
+    """Returns the agreement under each element, plain and with the one-pixel roll."""
     size = images.shape[1:3]
     plain: dict[str, Any] = {}
     with_roll: dict[str, Any] = {}
@@ -280,7 +280,7 @@ def _flipped(
 
 
 def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The results of the batches, concatenated over images, flips in the order of D4."""
+    """Returns the results of the batches, concatenated over images, flips in the order of D4."""
     if not any(len(part["finite"]) for part in parts):
         raise ValueError("no images to evaluate on")
     found = jax.tree.map(lambda *columns: np.concatenate(columns), *parts)

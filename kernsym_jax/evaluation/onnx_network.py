@@ -34,14 +34,14 @@ class OnnxNetwork:
       path: the file.
       input: name of the input.
       dtype: ``float32``, ``float16`` or ``uint8``.
-      layout: ``NCHW`` or ``NHWC``; the axis of 1 or 3 channels tells.
+      layout: ``NCHW`` or ``NHWC``, by the axis that has 1 or 3 channels.
       channels: channels of the images.
-      size: height and width in pixels; None where the graph takes any.
+      size: height and width in pixels; None for a side that the graph leaves open.
       batch: the number of images that the graph takes; None if it takes any.
     """
 
     def __init__(self, path: str | pathlib.Path) -> None:
-        """Opens a file.
+        """Opens an ONNX file.
 
         Args:
           path: the ONNX file.
@@ -237,7 +237,7 @@ def _logit_axes(
     if answer.ndim != 4:
         return None
     orders = {"NCHW": (0, 2, 3, 1), "NHWC": (0, 1, 2, 3)}
-    # If both orders fit, that of the input decides.
+    # If both orders fit, the order of the input decides.
     for axes in sorted(orders.values(), key=lambda axes: axes != orders[layout]):
         _, height, width, channels = (answer.shape[axis] for axis in axes)
         # A classifier may leave its pooled map of 1×1 as it is.

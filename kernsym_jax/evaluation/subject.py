@@ -22,7 +22,7 @@ from kernsym_jax.formats.orbax import read_tree
 if TYPE_CHECKING:
     import flax.linen as nn
 
-# The config of a run has these keys; weights from elsewhere leave the images unchanged.
+# The config of a run sets these keys; for other weights the images stay unchanged.
 _UNCHANGED = {
     "scale_to": (), "image_size": 0, "crop_size": 0, "eval_crop": 1.0, "rotate": 0, "seed": 0,
     "on_broken": "fail", "void": (), "mask_values": (), "classes": (),
@@ -150,7 +150,7 @@ def open_subject(
       FileNotFoundError: if the weights or the images do not exist.
       ValueError: if they cannot be read or do not fit each other, or the images are too small.
     """
-    # Here, because Linen takes a quarter of a second to import and figures need no network.
+    # Imported here, because Linen takes a quarter of a second and figures need no network.
     from kernsym_jax import models, weights
 
     photos = {**_UNCHANGED, **photos}
@@ -317,7 +317,7 @@ def _read_images(
 
 
 def _moving_averages(workdir: pathlib.Path) -> Mapping[str, Any]:
-    """The moving averages in a run's newest checkpoint."""
+    """Returns the moving averages in a run's newest checkpoint."""
     folder = workdir / run_directory.CHECKPOINTS
     if not folder.is_dir():
         raise ValueError(f"{workdir}: only a run directory has moving averages")

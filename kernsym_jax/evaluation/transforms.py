@@ -269,7 +269,7 @@ def _rolled_axes(name: str, height: int, width: int) -> tuple[int, ...]:
 
 
 def _axes_of(name: str) -> tuple[bool, tuple[int, ...]]:
-    """Whether an element swaps rows and columns, and which axes of its result it reverses.
+    """Returns whether an element swaps rows and columns, and which axes of its result it reverses.
 
     Reversals compile to faster code than a gather by `cell_permutations`, from which they follow.
     """

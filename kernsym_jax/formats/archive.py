@@ -275,7 +275,7 @@ class _Listing:
                 self._arrays[name] = StoredArray.of(self._values(name, item))
 
     def _values(self, name: str, item: Any) -> np.ndarray:
-        """The values of an array: a view of the file if they lie in it as they are."""
+        """Returns the values of an array: a view of the file if they lie in it as they are."""
         self._claimed += item.size * item.dtype.itemsize
         if self._claimed > self._limit:
             raise ValueError(f"refused: a file whose arrays claim more than {self._limit} bytes")

@@ -200,7 +200,7 @@ class Arrays:
         return StoredArray(shape, dtype, read)
 
     def _file(self, location: str) -> np.ndarray:
-        """The bytes of a file in the folder of the model, uint8 (bytes,)."""
+        """Returns the bytes of a file in the folder of the model, uint8 (bytes,)."""
         if location not in self._mapped:
             try:
                 folder = self._folder.resolve()
@@ -272,7 +272,7 @@ class _Fields:
         self._fields = self._nodes = self._size = 0
 
     def of_model(self) -> bytes:
-        """The model without its large arrays."""
+        """Returns the model without its large arrays."""
         light = self._message("onnx.ModelProto", 0, len(self._raw), 0)
         return bytes(self._raw) if light is None else light
 
@@ -360,7 +360,7 @@ class _Fields:
 
 
 def _field(number: int, content: bytes) -> bytes:
-    """A field of bytes as a protocol buffer has it."""
+    """Returns a field of bytes as a protocol buffer has it."""
     return _as_varint(number << 3 | _BYTES) + _as_varint(len(content)) + content
 
 

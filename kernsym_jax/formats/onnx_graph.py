@@ -84,31 +84,31 @@ class Node:
     proto: Any
 
     def input(self, index: int) -> str:
-        """The name of an input; empty if it is omitted."""
+        """Returns the name of an input; empty if it is omitted."""
         return self.inputs[index] if index < len(self.inputs) else ""
 
     def integers(self, name: str, default: list[int]) -> list[int]:
-        """An attribute that is a list of integers."""
+        """Returns an attribute that is a list of integers."""
         value = self.attributes.get(name, default)
         return self._checked(name, value, isinstance(value, list) and all(map(_is_int, value)))
 
     def integer(self, name: str, default: int) -> int:
-        """An attribute that is an integer."""
+        """Returns an attribute that is an integer."""
         value = self.attributes.get(name, default)
         return self._checked(name, value, _is_int(value))
 
     def floating(self, name: str, default: float) -> float:
-        """An attribute that is a number."""
+        """Returns an attribute that is a number."""
         value = self.attributes.get(name, default)
         return self._checked(name, value, isinstance(value, float | int))
 
     def text(self, name: str, default: str = "") -> str:
-        """An attribute that is a string."""
+        """Returns an attribute that is a string."""
         value = self.attributes.get(name, default)
         return self._checked(name, value, isinstance(value, str))
 
     def graph(self, name: str) -> "Graph":
-        """An attribute that is a graph, such as the body of a loop."""
+        """Returns an attribute that is a graph, such as the body of a loop."""
         value = self.attributes.get(name)
         return self._checked(name, value, isinstance(value, Graph))
 
@@ -160,7 +160,7 @@ class Graph:
         return users
 
     def only_user(self, node: Node) -> Node | None:
-        """The node that takes a node's first output, if no other does."""
+        """Returns the node that takes a node's first output, if no other does."""
         users = self.users.get(node.outputs[0], []) if node.outputs else []
         return users[0] if len(users) == 1 else None
 
@@ -352,7 +352,7 @@ def walk(graph: Graph) -> Iterator[Graph]:
 
 
 def _inlined(model: Any) -> Any:
-    """The model with calls of its local functions replaced by what these contain.
+    """Returns the model with calls of its local functions replaced by what these contain.
 
     Raises:
       ValueError: if a function calls itself, or the graph would become too large.
@@ -378,7 +378,7 @@ class _Expansion:
         self._open: set[tuple[str, ...]] = set()
 
     def of(self, nodes: list[Any], depth: int) -> tuple[int, int]:
-        """The number of nodes and their bytes."""
+        """Returns the number of nodes and their bytes."""
         number, size = len(nodes), 0
         for node in nodes:
             size += node.ByteSize()

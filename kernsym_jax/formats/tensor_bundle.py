@@ -245,7 +245,7 @@ def part_key(name: str, part: Part) -> bytes:
 
 
 def _ordered(number: int) -> bytes:
-    """The number in bytes that sort as numbers do: as many ones in front as there are bytes."""
+    """Returns a number as bytes in sortable form: as many leading ones as there are bytes."""
     size = 1
     while not -(1 << 7 * size - 1) <= number < 1 << 7 * size - 1:
         size += 1

@@ -350,7 +350,7 @@ def _pooling(audit: GraphAudit, layer: Layer, found: Result) -> Result:
 
 
 def _space(layer: Layer, found: FeatureMap) -> range:
-    """The spatial axes of a map."""
+    """Returns the spatial axes of a map."""
     rank = len(found.shape)
     return range(2, rank) if _is_channels_first(layer) else range(1, rank - 1)
 

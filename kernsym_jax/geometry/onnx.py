@@ -83,7 +83,7 @@ def audit_onnx(path: str | os.PathLike, input_size: int | Sequence[int] | None =
 
 
 def _shapes(model: Model, input_size: int | Sequence[int] | None) -> dict[str, tuple[int, ...]]:
-    """The shapes of the values of a graph at one input size, as far as onnx infers them."""
+    """Returns the shapes of the values of a graph at one input size, as far as onnx infers them."""
     import onnx
 
     proto = onnx.ModelProto()
@@ -281,7 +281,7 @@ class _Walk:
         self.made(node, made, None)
 
     def input(self, node: Node, layer: str, n: int) -> tuple[Axes, tuple[int, ...], int] | None:
-        """The spatial axes and sizes of the map that a layer reads, and its channels.
+        """Returns the spatial axes and sizes of the map that a layer reads, and its channels.
 
         ``None`` if they are not known, which leaves the layer out of the audit.
         """

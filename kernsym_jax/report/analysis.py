@@ -1,4 +1,4 @@
-"""From sources of weights to a folder of results and the tables on the terminal."""
+"""Analyzes sources of weights: writes a folder of results and prints tables."""
 
 import csv
 import json
@@ -216,7 +216,7 @@ def print_tables(tables: Sequence[NetworkTable]) -> None:
 def _arranged(
     tables: Sequence[NetworkTable],
 ) -> tuple[list[NetworkTable], Comparison | None, list[Trajectory]]:
-    """The networks to show in full, their comparison, and the trajectories that end in some."""
+    """Returns the networks to show in full, their comparison, and their trajectories."""
     runs, others = find_trajectories(tables)
     last = {id(run.tables[-1]): run.last for run in runs}
     single = {id(table) for table in others}
@@ -260,7 +260,7 @@ def _comparison_table(comparison: Comparison) -> Any:
 
 
 def _grid(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
-    """A table whose first column is text and whose others are numbers."""
+    """Returns a table whose first column is text and whose others are numbers."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -311,7 +311,7 @@ def _layer_table(table: NetworkTable) -> Any:
 
 
 def _as_json(table: NetworkTable) -> dict[str, Any]:
-    """The network's entry in ``layers.json``."""
+    """Returns the network's entry in ``layers.json``."""
     return {
         "source": table.source,
         "format": table.weights.format,
@@ -350,14 +350,14 @@ def _file_names(kernels: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _short(value: float | None) -> str:
-    """Three digits, or nothing."""
+    """Returns three digits, or nothing."""
     if value is None or isinstance(value, int):
         return "" if value is None else str(value)
     return f"{value:.3f}"
 
 
 def _figure(value: float | None) -> str:
-    """Three digits, or ``undefined``."""
+    """Returns three digits, or ``undefined``."""
     return "undefined" if value is None else f"{value:.3f}"
 
 

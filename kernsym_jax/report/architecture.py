@@ -1,4 +1,4 @@
-"""The strides, paddings and order of a source's layers, which a file of weights does not hold.
+"""Finds the strides, paddings and order of layers, which a file of weights does not hold.
 
 They come from the files of a run, from a graph, from the network that the user names, or from the
 network of the registry that the names and shapes of the weights belong to.
@@ -79,7 +79,7 @@ def geometry_of(path: pathlib.Path | None, options: "Options") -> Geometry:
 
 @functools.lru_cache(maxsize=16)
 def _auditor(fields: str) -> RowsAt:
-    """The audit of a network of ours by input size; the checkpoints of one run share it."""
+    """Returns the audit of a network of ours by input size; the checkpoints of one run share it."""
     from kernsym_jax import geometry, models
 
     return functools.partial(geometry.audit_module, models.create(**json.loads(fields)))
@@ -88,7 +88,7 @@ def _auditor(fields: str) -> RowsAt:
 def join(
     weights: Weights, source: str, geometry: Geometry, options: "Options"
 ) -> tuple[Weights, Sequence[LayerGeometry], RowsAt | None]:
-    """Gives kernels and rows of an audit the same names, and the kernels what the audit tells.
+    """Gives kernels and rows of an audit the same names, and the kernels the audit's facts.
 
     Args:
       weights: the kernels of a source.
@@ -123,7 +123,7 @@ def _recognised(
 
     matches = models.recognise(_shapes(weights))
     stored = [name for match in matches for name in match.layers.values()]
-    # Networks of the same layers cannot be told apart; several of other layers are all there.
+    # Networks with the same layers count once; networks with other layers are all present.
     if not matches or len(set(stored)) < len(stored):
         return weights, (), None
     # TensorFlow's weights in timm have the names of the others.
@@ -140,12 +140,12 @@ def _recognised(
         said.insert(0, f"{found.name}{blur}{_behind(found.prefix)}")
     note = f"recognised as {' and '.join(said)}{_besides(weights, stored)}"
     weights = dataclasses.replace(weights, notes=(note, *weights.notes))
-    # The sizes at which several networks are even are not looked for.
+    # It looks for no size at which several networks are even.
     return weights, rows, rows_at if len(matches) == 1 else None
 
 
 def _audit_of(found: "Recognised", options: "Options", *, ported: bool) -> Geometry:
-    """The audit of a recognised network; of EfficientNets, ``ported`` ones are TensorFlow's."""
+    """Returns the audit of a recognised network; ``ported`` EfficientNets are TensorFlow's."""
     from kernsym_jax import models
 
     ported = ported and found.name.startswith("efficientnet")
@@ -170,7 +170,7 @@ def _behind_others(rows: Sequence[LayerGeometry], count: int) -> list[LayerGeome
 
 
 def _shapes(weights: Weights) -> dict[str, tuple[int, ...] | None]:
-    """The names of a source's arrays -> their shapes, as `models.recognise` takes them."""
+    """Returns the names of a source's arrays -> their shapes, as `models.recognise` takes them."""
     shapes: dict[str, tuple[int, ...] | None] = dict.fromkeys(weights.skipped)
     return shapes | {f"{name}.kernel": kernel.shape for name, kernel in weights.kernels.items()}
 

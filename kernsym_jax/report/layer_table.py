@@ -120,7 +120,7 @@ def layer_rows(
 
 
 def role(kernel: ConvKernel, *, is_first: bool) -> str | None:
-    """Names the part that a layer plays.
+    """Returns the role of a layer.
 
     A trivial layer has lost all taps but the middle one. This happens on maps of one pixel, where
     the other taps see only padding; its mean kernel is symmetric for no reason.
@@ -226,7 +226,7 @@ def _padding_test(row: Mapping[str, Any], kernel: ConvKernel) -> dict[str, Any]:
 
 
 def _upper_tail(z: float) -> float:
-    """The one-sided p-value of a standard normal z."""
+    """Returns the one-sided p-value of a standard normal z."""
     return math.erfc(z / math.sqrt(2)) / 2
 
 
@@ -252,7 +252,7 @@ def averaged(weight: np.ndarray) -> np.ndarray:
 
 
 def _blocks_of(weight: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-    """The mean kernel, the kernels averaged over inputs and the single kernels, each (n, kh, kw).
+    """Yields the mean kernel, the kernels averaged over inputs and the single ones, (n, kh, kw).
 
     Each comes with the number of leading `symmetry.FIELDS` that are wanted: all for the mean
     kernel, only the score for the others.
@@ -279,7 +279,7 @@ def _add_false_discovery_rates(rows: list[dict[str, Any]]) -> None:
 
 
 def _first_layer(weights: Weights, *, ordered: bool) -> str | None:
-    """The layer whose input is the image: the one that the reader found, else the first in order.
+    """Returns the layer that reads the image: the one that the reader found, else the first.
 
     If the order is unknown, it is the only one with an image's number of input channels.
     """
@@ -338,7 +338,7 @@ def _padding(value: Any) -> str | None:
 
 
 def _mean_score(figures: np.ndarray) -> float | None:
-    """The mean over the kernels whose score is defined."""
+    """Returns the mean over the kernels whose score is defined."""
     scores = figures[:, 0].astype(np.float64)
     defined = ~np.isnan(scores)
     return float(scores[defined].mean()) if defined.any() else None

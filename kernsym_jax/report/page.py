@@ -192,7 +192,7 @@ def _printable(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _comparison(comparison: "Comparison") -> dict[str, Any]:
-    """The headings and rows of the layer-by-layer table, with a last row of means."""
+    """Returns the headings and rows of the layer-by-layer table, with a last row of means."""
     columns = comparison.columns[3:]
     return {
         "headings": [
@@ -233,7 +233,7 @@ def _network(index: int, table: "NetworkTable") -> dict[str, Any]:
 
 
 def _shares(table: "NetworkTable") -> dict[str, float | None]:
-    """The figures of an evaluation for the comparison of several networks."""
+    """Returns the figures of an evaluation for the comparison of several networks."""
     found = table.consistency or {}
     flips = found.get("flip_consistency", {})
     estimates = {
@@ -245,7 +245,7 @@ def _shares(table: "NetworkTable") -> dict[str, float | None]:
 
 
 def _score_by_depth(table: "NetworkTable") -> dict[str, Any]:
-    """The drawing of the scores: its points with their layers, and the band of chance."""
+    """Returns the drawing of the scores: its points with their layers, and the band of chance."""
     step = (_WIDTH - _LEFT - _RIGHT) / len(table.rows)
     points = [
         {
@@ -282,7 +282,7 @@ def _score_by_depth(table: "NetworkTable") -> dict[str, Any]:
 
 
 def _bands(rows: Sequence[dict[str, Any]], step: float) -> list[dict[str, float]]:
-    """The band of chance; neighbours with one kernel size share a rectangle."""
+    """Returns the band of chance; neighbours with one kernel size share a rectangle."""
     bands: list[dict[str, float]] = []
     for number, row in enumerate(rows):
         band = {"top": _y(row["null_q95"]), "bottom": _y(row["null_mean"])}
@@ -327,7 +327,7 @@ def _layer(row: dict[str, Any], table: "NetworkTable") -> dict[str, Any]:
 
 
 def _coarse(kernel: np.ndarray) -> np.ndarray:
-    """The kernel, or means of blocks of its cells if it has too many for a page."""
+    """Returns the kernel, or means of blocks of its cells if it has too many for a page."""
     for axis, size in enumerate(kernel.shape):
         if size > _MOST_CELLS:
             edges = np.linspace(0, size, _MOST_CELLS, endpoint=False).astype(int)
@@ -346,7 +346,7 @@ def _drift(drift: list[float] | None) -> str | None:
 
 
 def _arrow(row: dict[str, Any], shape: tuple[int, ...]) -> dict[str, float] | None:
-    """An arrow from the kernel's middle along its padding signature, lengthened and clipped."""
+    """Returns an arrow from the middle along the padding signature, lengthened and clipped."""
     if row["role"] != "strided" or row["sig_x"] is None or row["sig_y"] is None:
         return None
     x, y = shape[1] / 2, shape[0] / 2

@@ -36,7 +36,7 @@ _SUFFIXES = (
 _NUMBERED = re.compile(r"(checkpoint|ckpt|snapshot|model)([-_][a-z]+)?[-_]?\d+", re.IGNORECASE)
 # The values of a TensorFlow checkpoint, which its index stands for.
 _VALUES = re.compile(r"\.data-\d{5}-of-\d{5}$")
-# What trainers save beside the network.
+# Names of files that trainers save beside the network.
 _NO_NETWORK = re.compile(
     r"(optimizer|optim|scheduler|scaler|training_args|rng_state|random_states?)([-_.]?\d+)*"
     r"\.(pt|pth|bin|pkl)",
@@ -73,7 +73,7 @@ class Options:
 
 
 class NoNetworkError(ValueError):
-    """A file holds no layers at all, as the state of an optimizer or of a trainer."""
+    """A file holds no layers, such as the state of an optimizer or of a trainer."""
 
 
 def table(source: Any, *, name: str | None = None, **options: Any) -> NetworkTable:
@@ -251,7 +251,7 @@ def _is_of_network(reason: str) -> bool:
 
 
 def _open_layouts(weights: Weights) -> str:
-    """The arrays that would be kernels if their layout were known."""
+    """Returns the arrays that would be kernels if their layout were known."""
     open_ones = [f"{name}: {why}" for name, why in weights.skipped.items() if "--layout" in why]
     return f" ({'; '.join(open_ones[:3])})" if open_ones else ""
 
@@ -285,7 +285,7 @@ def _may_be_network(name: str) -> bool:
 
 
 def _without_shards(files: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-    """The files of a folder without those that an index among them makes one network of."""
+    """Returns the files of a folder without those that an index among them makes one network of."""
     shards: set[pathlib.Path] = set()
     for file in files:
         if file.name.endswith(".index.json"):
@@ -297,7 +297,7 @@ def _without_shards(files: Sequence[pathlib.Path]) -> list[pathlib.Path]:
 
 
 def _steps_of(path: pathlib.Path) -> list[pathlib.Path]:
-    """The checkpoints in a folder of numbered ones; of a run directory only the newest counts."""
+    """Returns the checkpoints of a folder; a run directory counts with its newest only."""
     if not path.is_dir() or run_directory.is_run(path):
         return []
     from kernsym_jax.formats import orbax
@@ -317,7 +317,7 @@ def _is_source(folder: pathlib.Path) -> bool:
 
 
 def _evaluation(source: pathlib.Path) -> dict[str, Any] | None:
-    """The evaluation of a source.
+    """Returns the evaluation of a source.
 
     A run directory has ``consistency.json`` in it. A file of weights may have one beside it, which
     is an evaluation of this file if it names the file. Otherwise it belongs to another file, or to

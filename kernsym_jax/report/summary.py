@@ -124,7 +124,7 @@ def in_words(row: dict[str, Any]) -> str:
 
 
 def _growth(row: Mapping[str, Any]) -> str:
-    """The padding signature of a strided layer, or of one whose padding predicts a direction."""
+    """Describes the padding signature of a layer that has a stride or a predicted direction."""
     if row["sig_x"] is None or row["sig_y"] is None:
         return ""
     direction = measured_direction(row["sig_x"], row["sig_y"])
@@ -136,12 +136,12 @@ def _growth(row: Mapping[str, Any]) -> str:
                 "right" if row["sig_x"] > 0 else "left",
                 "bottom" if row["sig_y"] > 0 else "top",
             }
-            # A lean to the bottom right need not be at 45° to be the predicted one.
+            # A lean to the bottom right confirms the prediction even if it is not at 45°.
             named = predicted if sides >= set(predicted.split()) else direction
             words = f"weights grow towards the {named}, as the padding predicts"
         elif 1 - min(p, shuffled) <= SIGNIFICANT and direction != predicted:
             words = f"weights grow towards the {direction}, the padding predicts the {predicted}"
-            # Rounding leaves nothing smaller of the other tail.
+            # Rounding leaves no smaller number in the other tail.
             p, shuffled = max(1 - p, 1e-15), max(1 - shuffled, 1e-15)
         else:
             words = f"the weights do not show the padding's growth towards the {predicted}"
@@ -152,7 +152,7 @@ def _growth(row: Mapping[str, Any]) -> str:
 
 
 def _two_p(p: float, shuffled: float) -> str:
-    """The larger p-value; both where heavy tails set them apart or they decide differently."""
+    """Returns the larger p-value; both if they differ much or decide differently."""
     digits = [-math.log10(max(value, 1e-300)) for value in (p, shuffled)]
     apart = max(digits) > 1 + 1.5 * min(digits)
     if apart or (p <= SIGNIFICANT) != (shuffled <= SIGNIFICANT):
@@ -213,7 +213,7 @@ def advice(table: "NetworkTable") -> str:
 def _advise(rows: tuple[audits.LayerGeometry, ...], rows_at: Any) -> audits.Advice | None:
     try:
         return audits.advise(rows, rows_at)
-    except ValueError:  # these rows do not tell about other sizes
+    except ValueError:  # these rows do not determine other sizes
         return None
 
 

@@ -141,7 +141,7 @@ class Comparison:
         return page.comparison_fragment(self)
 
     def _cells(self, row: Mapping[str, Any]) -> list[tuple[str, float | None]]:
-        """The figures of a row by column."""
+        """Returns the figures of a row by column."""
         cells: list[tuple[str, float | None]] = []
         names = [f"{number}: {table.source}" for number, table in enumerate(self.tables, 1)]
         for figure in COMPARED:
@@ -364,7 +364,7 @@ def trajectory_of(
 
 
 def _steps(tables: Sequence[NetworkTable]) -> list[int] | None:
-    """The steps of checkpoints, all different: from their names, else from their contents."""
+    """Returns the steps of checkpoints, all different, from their names or else their contents."""
     if len(tables) < 2:
         return None
     paths = [pathlib.PurePath(table.source) for table in tables]
@@ -379,7 +379,7 @@ def _steps(tables: Sequence[NetworkTable]) -> list[int] | None:
 
 
 def _steps_in_names(names: Sequence[str]) -> list[int] | None:
-    """The numbers that count steps or epochs in names which differ in numbers only."""
+    """Returns the numbers that count steps or epochs in names which differ in numbers only."""
     parts = [re.split(r"(\d+)", name) for name in names]
     if len({len(words) for words in parts}) > 1:
         return None

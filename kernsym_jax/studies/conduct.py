@@ -219,8 +219,7 @@ def _groups(missing: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
 
 
 def _places(missing: Sequence[PlannedRun], workdir: pathlib.Path) -> list[dict[str, str]]:
-    """Returns the environment of each child that trains at the same time; none where one process
-    for all runs is faster."""
+    """Returns the environments of children that train at once; none if one process is faster."""
     import jax
 
     places = min(children.cores(), len(missing))
@@ -344,7 +343,7 @@ def power_table(study: Study) -> str:
 
 
 def pilot_table(results: Results) -> str:
-    """Returns what a pilot says about each primary contrast, as lines of Python for the study file.
+    """Returns a pilot's result for each primary contrast, as lines of Python for the study file.
 
     Args:
       results: the results of `Study.as_pilot`.

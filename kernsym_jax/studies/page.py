@@ -184,7 +184,7 @@ def _test(test: Test, study: Study, power: Power | None) -> dict[str, Any]:
 
 
 def _provenance(results: Results, workdir: pathlib.Path) -> dict[str, list[Any]]:
-    """Returns what computed the runs, without what differs from start to start.
+    """Returns commands, versions and devices of the runs, without facts that differ at each start.
 
     For networks that were read, it is what measured them last.
     """

@@ -1,4 +1,4 @@
-"""What the finished runs of a study say: measures, effects of the tests, and verdicts."""
+"""The results of a study's finished runs: measures, effects of the tests, and verdicts."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ VERDICTS = {
     TOO_FEW: "half the interval is wider than the smallest effect that matters",
     UNDECIDED: "neither; the interval holds effects that matter and others",
 }
-"""The verdicts, and in words when they are given; the first that holds counts."""
+"""The verdicts with their conditions in words; the first condition that holds counts."""
 
 Values = Mapping[tuple[str, int | str], Mapping[str, float | None]]
 """(variant, seed or network) -> measure -> number."""

@@ -83,7 +83,7 @@ class Effect:
 
 @dataclasses.dataclass(frozen=True)
 class Pilot:
-    """What runs before the study, which do not count in it, say about an effect.
+    """An effect in runs before the study, which do not count in it.
 
     Attributes:
       mean: the effect.
@@ -98,7 +98,7 @@ class Pilot:
 
 @dataclasses.dataclass(frozen=True)
 class Power:
-    """What a primary test can find, computed before the runs.
+    """The power of a primary test, computed before the runs.
 
     Attributes:
       n: number of seeds, variants or families.

@@ -46,8 +46,8 @@ class Measure:
     """A number of a finished run.
 
     Attributes:
-      meaning: what it is, in a few words.
-      of: computes the number from the run; None if the run has none.
+      meaning: the number in a few words. of: computes the number from the run; None if the run has
+      none.
     """
 
     meaning: str
@@ -198,7 +198,7 @@ class Study:
       contrasts: name -> test.
       correlations: name -> test.
       consistency: how every finished run is evaluated; None for not at all.
-      confounds: another explanation of the outcome -> the measures that tell.
+      confounds: another explanation of the outcome -> the measures that test it.
       level: chance that the study supports or contradicts any claim if nothing differs
         (family-wise error over the primary tests).
       coverage: coverage of the intervals that describe.

@@ -24,7 +24,7 @@ FASTEST_POPULATIONS = {
     "gpu": ("vmap", "not measured yet; launch/accelerator.sh --only=population prints a row"),
     "tpu": ("vmap", "not measured yet"),
 }
-"""How the seeds of a population train fastest, and where that was measured.
+"""The fastest way to train the seeds of a population, and where it was measured.
 
 The keys are kinds of devices, such as ``NVIDIA H100 80GB HBM3``, or else platforms. The ways are
 ``vmap``, ``products`` and ``turn`` of ``config.population``.

@@ -1,11 +1,11 @@
 """Runs side by side on one machine, each in a child process.
 
-On a CPU a small network leaves most of several threads idle: a single-threaded process per core
-trains more images per second in all. `compare_speeds` measures on this machine whether that is so,
-and `run_jobs` starts the processes and sees them through.
+On a CPU a small network leaves most threads idle: one single-threaded process per core trains more
+images per second in total. `compare_speeds` measures on this machine whether that is so, and
+`run_jobs` starts the processes and waits for them.
 
-A run has the same results, bit for bit, in whatever process it trains on the same number of
-threads. Sums over several threads round otherwise than sums over one.
+A run has the same results, bit for bit, in any process with the same number of threads. Sums over
+several threads round differently from sums over one.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ from kernsym_jax.training.processes import Preempted, Stop
 
 _POLL_SECONDS = 0.2
 _MARGIN = 1.1
-"""Several processes have to be this many times as fast, because each compiles by itself."""
+"""Several processes must be this many times as fast, because each compiles by itself."""
 
 _WORTH_MEASURING = 200_000
-"""Images of all runs; fewer are trained before a measurement ends."""
+"""Images of all runs together; fewer would be trained before a measurement ends."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +261,7 @@ def _start(
     with job.log.open("ab") as log:
         return subprocess.Popen(
             job.command,
-            stdin=subprocess.PIPE,  # its end tells the child that this process is gone
+            stdin=subprocess.PIPE,  # closing it tells the child that this process has ended
             stdout=log if stdout is None else stdout,
             stderr=log,
             env={**environment, "PYTHONPATH": path},

@@ -117,7 +117,7 @@ def _model() -> ml_collections.ConfigDict:
     # your own, imported from the current directory or the installed packages. Further keys under
     # config.model are the fields of that network, such as width and depth of small_cnn.
     config.name = "small_cnn"
-    # Fields of the network; a class of your own may so have a padding of another meaning.
+    # Fields of the network, for a class of your own whose padding, say, means something else.
     config.kwargs = ml_collections.ConfigDict()
     # Padding of all convolutions and poolings: zero, same (TensorFlow's), reflect, replicate,
     # symmetric, circular, partial or valid.
@@ -143,9 +143,10 @@ def _data() -> ml_collections.ConfigDict:
     # those of the training images (of a sample, if the set is streamed).
     config.mean = ()
     config.std = ()
-    # Seed of what is drawn once for a whole set: generated images, random labels; 0 to 2³² − 1.
+    # Seed of generated images and of random labels, drawn once for a whole set; 0 to 2³² − 1.
     config.seed = 0
-    # A file that is no readable image stops the run (fail) or is left out (skip).
+    # What happens at a file that is no readable image: the run stops (fail) or leaves it out
+    # (skip).
     config.on_broken = "fail"
     # Pixels per side: the largest square in the middle of each image is scaled to this size as the
     # image is read; 0 leaves images as they are.
@@ -180,7 +181,7 @@ def _data() -> ml_collections.ConfigDict:
     config.eval_crop = 0.875
     # Whether images are read and decoded while the network trains, rather than once before.
     config.streaming = False
-    # Bytes of the decoded training images above which a set is streamed in any case.
+    # Size of the decoded training images, in bytes, above which a set is always streamed.
     config.device_bytes = 4 * 2**30
     # Processes that read and decode a streamed set; 0 for threads of this process alone.
     config.workers = 0
@@ -192,7 +193,7 @@ def _optimizer() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     # Largest learning rate.
     config.learning_rate = 0.1
-    # Momentum, 0 for none, and whether it is Nesterov's.
+    # Momentum, 0 to below 1, 0 for none; and whether it is Nesterov's.
     config.momentum = 0.9
     config.nesterov = True
     # Weight decay of kernels, added to the gradient; BatchNorm and biases have none.

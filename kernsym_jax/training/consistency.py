@@ -1,4 +1,4 @@
-"""The consistency of a few answers while training, measured by `evaluation.measure`."""
+"""Measures the consistency of a few answers during training, by `evaluation.measure`."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from kernsym_jax.training.state import Recipe, TrainState
 
 
 class _Stopped(Exception):
-    """A request to stop came during the measurement."""
+    """The run was asked to stop during the measurement."""
 
 
 class Consistency:

@@ -1,8 +1,8 @@
 """The story of a run, from its config to its summary.
 
-`train_and_evaluate` opens the run and makes the state. Then for each step it gets a batch, trains,
-logs, and where they are due evaluates and saves. A population of several networks is told by the
-same story: the state of all its members is one state, and each member has a run directory.
+`train_and_evaluate` opens the run and makes the state. Then for each step it gets a batch, trains
+and logs; when it is due, it also evaluates and saves. A population of several networks takes the
+same way: the states of all members are one state, and each member has a run directory.
 """
 
 import contextlib
@@ -182,7 +182,7 @@ def _train(
     if processes.first_says(None not in ended):
         return [summary or {} for summary in ended]
 
-    # Whatever is wrong with the config or the data is found before a file is written.
+    # Finds what is wrong with the config or the data before it writes a file.
     states = [backend.initial_state(recipe, dataset.image_shape, c.seed) for c in configs]
     require_fit(recipe, states[0], dataset)
     layers = _layers(recipe, states[0], dataset.image_shape)
@@ -297,7 +297,7 @@ def _run_steps(
         step += 1
         batches.started(logs["meter"])
         if step == first + 1:
-            # The time to compile is no part of the speed.
+            # The speed leaves out the time to compile.
             jax.block_until_ready(logs)
             progress.restart(step)
         # The host writes the logs of a step while the devices compute the next one.

@@ -132,9 +132,9 @@ class _AppendedFile:
 
 
 STEPS_AHEAD = 4
-"""Steps that the host may be ahead of the devices: they hide its own work, and cost memory."""
+"""Steps that the host may be ahead of the devices; they hide the host's work and cost memory."""
 
-# Seconds within which a result counts as one that was there before anyone asked.
+# A result that arrives within this many seconds counts as already there.
 _AT_ONCE = 1e-4
 # Steps of a session before the profile starts, and steps that it records.
 _SKIPPED, _PROFILED = 5, 5

@@ -23,7 +23,7 @@ class AgreedFailure(ValueError):
 
 
 class Preempted(Exception):
-    """The run was asked to stop, and has saved its state."""
+    """The run was asked to stop and has saved its state."""
 
 
 def start(

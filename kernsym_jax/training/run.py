@@ -61,7 +61,7 @@ class Run:
         """
         if not processes.is_first():
             return
-        # Not earlier, because the checkpoints may not fit a changed config.
+        # This comes last, because the checkpoints may not fit a changed config.
         run_directory.write_config(self._workdir, configuration.to_json(self.config))
         run_directory.write_layers(self._workdir, layers)
         run_directory.add_session(
@@ -92,7 +92,7 @@ class Run:
         require_finite(meter)
         figures = {
             "loss": float(meter.loss / meter.steps),
-            # Without a labelled pixel since the last log line there is no accuracy.
+            # The accuracy is undefined if no pixel since the last log line has a label.
             "accuracy": float(meter.correct / meter.images) if meter.images else np.nan,
         }
         if "symmetry_loss" in logs:

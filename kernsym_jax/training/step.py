@@ -49,7 +49,7 @@ def train_step(
     gradients, batch_stats, sums = _gradients(recipe, state, images, labels, layer_key)
     logs: Logs = {}
     if recipe.lever.loss_weight:
-        # On its own: the weights are the same for every part of the batch and every device.
+        # Computed once: the weights are the same for every part of the batch and every device.
         logs["symmetry_loss"], slopes = jax.value_and_grad(recipe.lever.loss)(state.params)
         gradients = jax.tree.map(jnp.add, gradients, slopes)
     updates, opt_state = optimizer(recipe).update(gradients, state.opt_state, state.params)
@@ -199,7 +199,7 @@ def _layer_keys(recipe: Recipe, key: jax.Array) -> dict[str, jax.Array]:
 def _average(recipe: Recipe, old: Any, new: Any, step: jax.Array) -> Any:
     if not recipe.ema_decay:
         return {}
-    # A short average at first, so that the initial weights soon leave it.
+    # The average is short at first, so that the initial weights soon vanish from it.
     count = step.astype(jnp.float32)
     decay = jnp.minimum(recipe.ema_decay, (1 + count) / (10 + count))
     ema = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)

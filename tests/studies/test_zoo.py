@@ -2,11 +2,13 @@ import csv
 import dataclasses
 import hashlib
 import json
+import types
 
 import numpy as np
 import pytest
 
 from kernsym_jax import report, studies, training
+from kernsym_jax.geometry import LayerGeometry
 from kernsym_jax.studies import Claim, Contrast, Correlation, Network, Study, load_study
 from kernsym_jax.studies import measures as m
 
@@ -205,7 +207,128 @@ def test_finished_runs_of_ones_own_are_a_family_more(micro_study, repository, tm
         load_study(repository / "configs/studies/zoo.py", "smoke", None, tmp_path / "zoo")
 
 
-@pytest.mark.parametrize(("size", "least"), [("smoke", 5), ("cpu", 8), ("full", 40)])
+@pytest.fixture(scope="module")
+def measured(repository):
+    """Computes a measure of the zoo of hand-made layers."""
+    measures = load_study(repository / "configs/studies/zoo.py", "smoke").measures
+
+    def of(name, rows, geometry=(), network="run-own"):
+        table = types.SimpleNamespace(rows=rows, geometry=geometry)
+        return measures[name].of(types.SimpleNamespace(table=table, seed=network))
+
+    return of
+
+
+def strided(size, padding, *, kernel=3, stride=(2, 2), kind="conv", mode="zero", sig=(0.02, 0.04)):
+    """A layer on a square map: its row, with a signature (x, y), and its audit."""
+    taps, role = (kernel, kernel), "strided"
+    outputs = tuple((size + sum(padding) - kernel) // s + 1 for s in stride)
+    name = f"{kind}-{size}-{padding}-{kernel}-{stride}"
+    row = {"layer": name, "role": role, "kind": kind, "shape": f"{kernel}×{kernel}×4×4"}
+    row |= {"sig_x": sig[0], "sig_y": sig[1]}
+    audit = LayerGeometry(
+        name, kind, (size, size), outputs, taps, stride, (1, 1), (padding,) * 2, padding_mode=mode
+    )
+    return row, audit
+
+
+def signatures(measured, *layers):
+    rows, geometry = zip(*layers, strict=True)
+    groups = ("signature", "signature_same", "signature_unpadded")
+    return tuple(measured(group, rows, geometry) for group in groups)
+
+
+def test_weights_are_predicted_to_grow_away_from_the_side_that_meets_more_padding(measured):
+    # Equal padding on an even map: the strides leave out the bottom and the right.
+    assert signatures(measured, strided(8, (1, 1))) == (pytest.approx(0.03), None, None)
+    assert signatures(measured, strided(8, (2, 2), kernel=5)) == (pytest.approx(0.03), None, None)
+    # TensorFlow's SAME on an even map pads them more.
+    assert signatures(measured, strided(8, (0, 1))) == (None, pytest.approx(-0.03), None)
+    assert signatures(measured, strided(8, (1, 2), kernel=5)) == (None, pytest.approx(-0.03), None)
+    # No tap meets padding, whatever the strides leave out.
+    assert signatures(measured, strided(8, (0, 0))) == (None, None, pytest.approx(0.03))
+
+
+@pytest.mark.parametrize("padding", [(1, 1), (0, 0)])
+def test_what_is_even_predicts_nothing(measured, padding):
+    assert signatures(measured, strided(9, padding)) == (None, None, None)
+
+
+def test_an_axis_without_stride_predicts_nothing(measured):
+    down, right = strided(8, (1, 1), stride=(2, 1)), strided(8, (1, 1), stride=(1, 2))
+    assert measured("signature", *zip(down, strict=True)) == 0.04
+    assert measured("signature", *zip(right, strict=True)) == 0.02
+    assert signatures(measured, strided(8, (1, 2), kernel=4, stride=(1, 1))) == (None,) * 3
+
+
+def test_each_axis_of_each_layer_counts_once(measured):
+    layers = [strided(8, (1, 1)), strided(8, (1, 1), stride=(2, 1), sig=(9.0, 0.09))]
+    assert signatures(measured, *layers)[0] == pytest.approx((0.02 + 0.04 + 0.09) / 3)
+
+
+def test_layers_without_a_prediction_are_left_out(measured):
+    row, audit = strided(8, (1, 1))
+    for other in (
+        ({**row, "role": "trivial"}, audit),
+        ({**row, "sig_x": None, "sig_y": None}, audit),
+        ({**row, "layer": "not audited"}, audit),
+        ({**row, "shape": "3×1×4×4"}, audit),
+        strided(8, (1, 1), kind="transposed"),
+        strided(8, (1, 1), mode="reflect"),
+        strided(8, (0, 0), kernel=1),
+        strided(8, (-1, 1)),
+    ):
+        assert signatures(measured, other) == (None, None, None)
+    assert signatures(measured, (row, audit), strided(7, (1, 1)))[0] == pytest.approx(0.03)
+    # The image's own layer is strided too.
+    assert measured("signature", [{**row, "role": "first"}], [audit]) == pytest.approx(0.03)
+
+
+def test_the_signature_of_3x3_kernels_leaves_larger_ones_out(measured):
+    layers = [strided(8, (1, 1)), strided(8, (2, 2), kernel=5, sig=(0.5, 0.5))]
+    rows, geometry = zip(*layers, strict=True)
+    assert measured("signature_3x3", rows, geometry) == pytest.approx(0.03)
+
+
+def deep(kind, scores, role):
+    return [
+        {"order": i, "kind": kind, "role": role, "shape": "3×3×4×4", "score": s, "null_mean": 0.5}
+        for i, s in enumerate(scores)
+    ]
+
+
+def test_depth_compares_the_halves_of_classifiers(measured):
+    rows = deep("conv", [0.5] * 4 + [0.9] + [0.7, 0.8, 0.9, 1.0], "internal")
+    assert measured("halves", rows) == pytest.approx(0.35)
+    assert measured("halves", rows[::-1]) == pytest.approx(0.35)
+    assert measured("halves", rows, network="cifar_resnet20") == pytest.approx(0.35)
+    for other in ("mtcnn_onet", "deepcr_acs", "palm_detection_full", "pp_ocr_det"):
+        assert measured("halves", rows, network=other) is None
+    assert measured("halves", rows, network="pp_ocr_rec") == pytest.approx(0.35)
+    assert measured("halves", rows[:7]) is None
+    depthwise = deep("depthwise", [0.6] * 4 + [0.7] * 4, "depthwise")
+    assert measured("halves", [*rows[:7], *depthwise]) == pytest.approx(0.1)
+    assert measured("halves", [*rows, *depthwise]) == pytest.approx(0.35)
+    assert measured("halves", [{**row, "order": None} for row in rows]) is None
+
+
+def test_a_network_may_name_the_size_of_its_images(study, files):
+    network = Network("net.onnx", "a", "https://example.org", input_size=(48, 320))
+    assert network.options == report.Options(input_size=(48, 320))
+    assert study.networks["a1"].options == report.Options()
+
+
+def test_a_study_may_choose_the_columns_of_its_layer_table(study, tmp_path):
+    chosen = dataclasses.replace(study, layer_columns=("layer", "score"))
+    studies.conduct(chosen, tmp_path / "zoo", COMMAND)
+    found = rows(tmp_path / "zoo/layers.csv")
+    assert list(found[0]) == ["variant", "network", "layer", "score"]
+    table = report.read_table(study.files / "a1.npz")
+    assert float(found[0]["score"]) == pytest.approx(table.rows[0]["score"], rel=1e-6)
+    assert len(found[0]["score"]) <= len("0.123456789")
+
+
+@pytest.mark.parametrize(("size", "least"), [("smoke", 5), ("cpu", 60), ("full", 80)])
 def test_the_zoo_names_each_file_once_with_its_origin_and_family(repository, size, least):
     study = load_study(repository / "configs/studies/zoo.py", size, "elsewhere")
     assert len(study.networks) >= least
@@ -215,6 +338,9 @@ def test_the_zoo_names_each_file_once_with_its_origin_and_family(repository, siz
     for network in study.networks.values():
         assert network.origin.startswith(("https://", "PyPI's "))
         assert len(network.sha256) == 64 or size == "full"
+    with (repository / "configs/studies/zoo.csv").open(newline="") as file:
+        tasks = {row["task"] for row in csv.DictReader(file)}
+    assert tasks == {"classify", "read", "detect", "locate", "segment", "restore", "transcribe"}
 
 
 def test_the_reference_scores_of_real_networks_come_out(repository, shared, tmp_path):

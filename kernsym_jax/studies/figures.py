@@ -12,6 +12,7 @@ from kernsym_jax.studies.results import FinishedRun, Results
 
 COLORS = ("#1b7f79", "#d1495b", "#8a5fbf", "#b8860b", "#3a6ea5", "#7f7f7f", "#e07b39", "#4c9f38",
           "#c45ab3", "#5b5bd6")  # fmt: skip
+_ARROW = 20.0
 
 
 def draw(results: Results) -> dict[str, Any]:
@@ -22,7 +23,8 @@ def draw(results: Results) -> dict[str, Any]:
 
     Returns:
       Name -> matplotlib figure: ``effects``, ``scatter_<number>`` for each pair of correlated
-      measures, ``layers_<figure>``, ``steps_<figure>``, and ``networks`` if networks were read.
+      measures, ``layers_<figure>``, ``steps_<figure>``, ``networks`` if networks were read, and
+      ``kernels`` if the study is about the padding signature.
     """
     study = results.study
     drawn = {"effects": effects(results)}
@@ -31,6 +33,8 @@ def draw(results: Results) -> dict[str, Any]:
         drawn[f"scatter_{number}"] = scatter(results, x, y)
     if study.networks:
         drawn["networks"] = networks(results)
+    elif "sig_x" in study.layer_figures:
+        drawn["kernels"] = kernels(results)
     for name in study.layer_figures:
         drawn[f"layers_{name}"] = layers(results, name)
     for name in study.trajectories:
@@ -136,6 +140,54 @@ def _depths(axis: Any, run: FinishedRun, index: int) -> None:
             x, y = zip(*found, strict=True)
             axis.plot(x, y, mark, ms=5 if kind == "first" else 3, lw=1, color=color, label=label)
             label = "_"
+
+
+def kernels(results: Results) -> Any:
+    """Draws the size of the weights per tap, averaged over seeds, with the padding signature.
+
+    Each row is a variant, each column a layer of the study's roles. Red cells have larger weights
+    than the mean of the kernel, blue ones smaller ones. An arrow is the mean signature, drawn
+    `_ARROW` times as long as it is.
+    """
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
+    for run in results.finished:
+        for row in run.table.rows:
+            if row["role"] in results.study.roles and row["sig_x"] is not None:
+                weight = np.asarray(run.weights[row["layer"]], np.float32)
+                sizes = np.sqrt(np.mean(weight**2, axis=(2, 3)))
+                by_layer = found.setdefault(run.variant, {})
+                by_layer.setdefault(row["layer"], []).append(sizes / sizes.sum())
+    names = list(dict.fromkeys(name for by_layer in found.values() for name in by_layer))
+    down, across = max(len(found), 1), max(len(names), 1)
+    figure, axes = _figure(0.8 + 1.1 * across, 1.1 * down, (down, across))
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.set_frame_on(False)
+    for row_axes, (variant, by_layer) in zip(axes, found.items(), strict=False):
+        row_axes[0].set_ylabel(variant, fontsize=7)
+        for axis, name in zip(row_axes, names, strict=True):
+            if name in by_layer:
+                _tap_sizes(axis, np.mean(by_layer[name], axis=0))
+    for axis, name in zip(axes[0], names, strict=False):
+        axis.set_title(name, fontsize=8, color=INK)
+    return figure
+
+
+def _tap_sizes(axis: Any, sizes: np.ndarray) -> None:
+    """Draws one rms kernel, relative to its mean, and the arrow of its first moment."""
+    height, width = sizes.shape
+    axis.imshow(sizes * sizes.size - 1, cmap="RdBu_r", vmin=-0.5, vmax=0.5)
+    x, y = np.arange(width) - (width - 1) / 2, np.arange(height) - (height - 1) / 2
+    right, low = float(sizes.sum(0) @ x), float(sizes.sum(1) @ y)
+    start = ((width - 1) / 2, (height - 1) / 2)
+    tip = (start[0] + _ARROW * right, start[1] + _ARROW * low)
+    axis.annotate(
+        "",
+        tip,
+        start,
+        arrowprops={"arrowstyle": "->", "lw": 1.4, "mutation_scale": 7, "shrinkA": 0, "shrinkB": 0},
+    )
+    axis.set_xlabel(f"{right:+.3f}, {low:+.3f}".replace("-", "−"), fontsize=6)
 
 
 def layers(results: Results, name: str) -> Any:

@@ -23,6 +23,9 @@ _LAYER_FIGURES = (
 _CAPTIONS = {
     "effects": "Every test: the effect in units of the smallest effect that matters. Primary tests "
     "have their corrected interval and their verdict.",
+    "kernels": "Size of the weights per tap (root mean square), averaged over the seeds: red is "
+    "larger than the kernel's mean, blue smaller. Arrows show the padding signature, 20 times as "
+    "long as it is; the numbers are its x (to the right) and y (down), in cells.",
     "layers": "Layer by layer: the mean over the seeds and its interval.",
     "networks": "The square kernels of every network, in order: the score minus that of random "
     "kernels of their size. Circles are ordinary layers, crosses depthwise ones, stars the first.",

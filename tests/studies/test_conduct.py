@@ -5,13 +5,14 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 
 from kernsym_jax import evaluation, studies, training
-from kernsym_jax.studies import load_study
+from kernsym_jax.studies import figures, load_study
 from kernsym_jax.studies import measures as m
 from kernsym_jax.studies.claims_page import BEGIN, END
-from kernsym_jax.studies.results import decide
+from kernsym_jax.studies.results import collect, decide
 
 COMMAND = ["-m", "kernsym_jax.study", "--study=micro.py", "--size=smoke", "--workdir=runs"]
 TABLES = (
@@ -265,6 +266,20 @@ def test_the_seeds_of_a_population_are_runs_of_the_study(conducted, study, tmp_p
     results = studies.gather(study, tmp_path, COMMAND)
     assert [run.seed for run in results.finished] == [0, 1]
     assert results.values["even", 1] == conducted[1].values["even", 1]
+
+
+def test_the_signature_is_drawn_over_the_kernels(conducted, study):
+    asked = dataclasses.replace(study, layer_figures=("sig_x",))
+    results = collect(asked, conducted[0])
+    drawn = figures.draw(results)["kernels"]
+    (layer,) = {row["layer"] for row in results.layers() if row["role"] == "strided"}
+    assert [axis.get_title() for axis in drawn.axes] == [layer, ""]
+    for axis, variant in zip(drawn.axes, ("even", "odd"), strict=True):
+        assert axis.get_ylabel() == variant
+        rows = [r for r in results.layers() if (r["variant"], r["layer"]) == (variant, layer)]
+        means = [np.mean([row[figure] for row in rows]) for figure in ("sig_x", "sig_y")]
+        shown = axis.get_xlabel().replace("−", "-").split(", ")
+        assert [float(text) for text in shown] == pytest.approx(means, abs=6e-4)
 
 
 def test_small_results_are_kept_and_make_the_table_of_claims(conducted, study, tmp_path):

@@ -26,16 +26,18 @@ ROOMS = (
 )
 _CONFIG = PACKAGE / "training" / "config.py"
 
-# Prints the flags that one binary defines. Binaries share flag names, so each needs a process.
-_LIST_FLAGS = """
+# Prints what one binary says about itself. Binaries share flags' names: each needs a process.
+_DESCRIBE = """
 import importlib, json, sys
-from absl import flags
-name = "kernsym_jax." + sys.argv[1]
-module = importlib.import_module(name)
-own = flags.FLAGS.flags_by_module_dict().get(name, [])
-own += [f for f in flags.FLAGS.flags_by_module_dict().get("__main__", []) if f not in own]
-rows = [(f.name, f.default_as_str or "", f.help or "", f.flag_type()) for f in own]
-print(json.dumps({"doc": module.__doc__, "flags": rows}))
+command = importlib.import_module("kernsym_jax." + sys.argv[1]).COMMAND
+rows = [(heading, flag.form, flag.help) for heading, flag in command.flags()]
+print(json.dumps({
+    "summary": command.summary,
+    "usage": [f"python -m kernsym_jax.{command.name} {form}" for form in command.usage],
+    "flags": rows,
+    "examples": dict(command.examples),
+    "choices": {name: dict(names) for name, names in command.choices().items()},
+}))
 """
 
 
@@ -114,12 +116,16 @@ def _rows(function, prefix, comments):
 
 
 def commands_page():
-    """Returns the page of all commands and their flags."""
+    """Returns the page of all commands, with what each says about itself under ``--help``."""
     lines = [
         "# Commands",
         "",
         "Each command runs as `python -m kernsym_jax.NAME`, and as `kernsym-NAME` once the package "
-        "is installed. The page is generated from the flags that the commands define.",
+        "is installed. The page is generated from what the commands say under `--help`.",
+        "",
+        "Every command knows `--help` (`-h`), `--version`, `--completion=bash|zsh`, which prints "
+        "the script with which the shell completes it, and `--verbosity=1`, which shows the "
+        "traceback of an error.",
         "",
         "| exit status | meaning |",
         "|---|---|",
@@ -129,26 +135,35 @@ def commands_page():
         "| 75 | stopped by a signal, after saving |",
     ]
     for name in BINARIES:
-        run = subprocess.run(
-            [sys.executable, "-c", _LIST_FLAGS, name], capture_output=True, text=True, cwd=ROOT
-        )
-        if run.returncode:
-            raise RuntimeError(f"cannot list the flags of {name}:\n{run.stderr}")
-        listed = json.loads(run.stdout.splitlines()[-1])
-        summary, _, usage = listed["doc"].strip().partition("\n")
-        lines += ["", f"## {name}", "", summary]
-        if usage.strip():
-            lines += ["", "```text", usage.strip(), "```"]
-        lines += ["", "| flag | default | meaning |", "|---|---|---|"]
-        for flag, default, meaning, kind in listed["flags"]:
-            shown = f"`{default.strip(chr(39))}`" if default.strip("'") else ""
-            flag = f"--[no]{flag}" if kind == "bool" else f"--{flag}"
-            lines.append(f"| `{flag}` | {shown} | {_cell(meaning)} |")
+        described = _described(name)
+        lines += ["", f"## {name}", "", described["summary"], "", "```text", *described["usage"]]
+        lines += ["```", "", "| flag | meaning |", "|---|---|"]
+        group = None
+        for heading, form, meaning in described["flags"]:
+            if heading != group:
+                lines.append(f"| **{heading}** | |")
+                group = heading
+            lines.append(f"| `{_cell(form)}` | {_cell(meaning)} |")
+        for arguments, meaning in described["examples"].items():
+            lines += ["", f"{meaning}:", "", "```text"]
+            lines += [f"python -m kernsym_jax.{name} {arguments}", "```"]
+        for flag, names in described["choices"].items():
+            if names and any(names.values()):
+                lines += ["", f"Names for `--{flag}`:", "", "| name | |", "|---|---|"]
+                lines += [f"| `{choice}` | {_cell(text)} |" for choice, text in names.items()]
     return "\n".join(lines) + "\n"
 
 
+def _described(name):
+    command = [sys.executable, "-c", _DESCRIBE, name]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if run.returncode:
+        raise RuntimeError(f"cannot describe {name}:\n{run.stderr}")
+    return json.loads(run.stdout.splitlines()[-1])
+
+
 def _cell(text):
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def public_names(room):

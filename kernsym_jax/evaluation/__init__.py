@@ -12,9 +12,7 @@ from kernsym_jax.evaluation.estimates import (
     accuracy,
     agreement_map,
     bootstrap,
-    class_iou,
     flip_consistency,
-    margins,
     mean_iou,
     share,
     shift_consistency,
@@ -28,7 +26,7 @@ from kernsym_jax.evaluation.figures import (
     write_picture,
     write_results,
 )
-from kernsym_jax.evaluation.measure import HostFunction, measure
+from kernsym_jax.evaluation.measure import HostFunction, class_iou, margins, measure
 from kernsym_jax.evaluation.onnx_network import OnnxNetwork
 from kernsym_jax.evaluation.subject import (
     Subject,

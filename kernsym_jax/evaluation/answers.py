@@ -29,6 +29,14 @@ class Flips(NamedTuple):
     Attributes:
       agrees: (n,) bool, whether the class is the same.
       similarity: (n,) float32, 1 − the total variation between the softmaxes.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> constant = evaluation.HostFunction(lambda images: np.eye(2)[len(images) * [0]])
+    >>> batch = {"image": np.zeros((4, 8, 8, 1), np.float32), "label": np.array([0, 0, 0, 1])}
+    >>> answers = evaluation.measure(constant, [batch], evaluation.Shifts("circular", 0, 1))
+    >>> answers.flips["fliplr"].agrees
+    array([ True,  True,  True,  True])
     """
 
     agrees: Any
@@ -44,6 +52,17 @@ class MaskFlips(NamedTuple):
       agrees_by_class: (n, classes) float32, number of pixels of each class in the mask whose answer
         is the same.
       similarity_by_class: (n, classes) float32, sum of the similarities of these pixels.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> def bright_pixels(images):
+    ...     return np.concatenate([0.5 - images, images], axis=-1)
+    ...
+    >>> images = np.eye(4, dtype=np.float32)[None, :, :, None]
+    >>> batch = {"image": images, "label": np.eye(4, dtype=np.uint8)[None]}
+    >>> answers = evaluation.measure(evaluation.HostFunction(bright_pixels), [batch])
+    >>> answers.flips["transpose"].agrees
+    array([1.], dtype=float32)
     """
 
     agrees: Any
@@ -67,6 +86,16 @@ class Answers:
       map_compared: int64 (k, k), number of comparisons.
       flips: element of D4 -> agreement; empty if flips were not compared.
       rolled: the same with the one-pixel roll, for the elements with a roll.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> constant = evaluation.HostFunction(lambda images: np.eye(2)[len(images) * [0]])
+    >>> batch = {"image": np.zeros((4, 8, 8, 1), np.float32), "label": np.array([0, 0, 0, 1])}
+    >>> answers = evaluation.measure(constant, [batch], evaluation.Shifts("circular", 0, 1))
+    >>> answers.correct
+    array([ True,  True,  True, False])
+    >>> answers.shift_agreement
+    array([1., 1., 1., 1.])
     """
 
     labels: np.ndarray
@@ -111,6 +140,18 @@ class MaskAnswers:
       map_compared: int64 (k, k), number of comparisons.
       flips: element of D4 -> agreement; empty if flips were not compared.
       rolled: the same with the one-pixel roll, for the elements with a roll.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> def bright_pixels(images):
+    ...     return np.concatenate([0.5 - images, images], axis=-1)
+    ...
+    >>> images = np.eye(4, dtype=np.float32)[None, :, :, None]
+    >>> batch = {"image": images, "label": np.eye(4, dtype=np.uint8)[None]}
+    >>> answers = evaluation.measure(evaluation.HostFunction(bright_pixels), [batch])
+    >>> answers.confusion[0]
+    array([[12,  0],
+           [ 0,  4]], dtype=int32)
     """
 
     confusion: np.ndarray
@@ -377,6 +418,13 @@ def confusion_matrix(answers: jax.Array, masks: jax.Array, classes: int) -> jax.
 
     Returns:
       (batch, classes, classes) int32, true classes in rows.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import evaluation
+    >>> answers, masks = jnp.array([[[0, 1, 1]]]), jnp.array([[[0, 0, 1]]], jnp.uint8)
+    >>> print(evaluation.confusion_matrix(answers, masks, 2)[0])
+    [[1 1]
+     [0 1]]
     """
     count = answers.shape[0]
     # A label beyond the classes, such as void, has a one-hot row of zeros, so it does not count.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kernsym_jax.evaluation.answers import Answers, Flips, MaskAnswers, MaskFlips
+from kernsym_jax.evaluation.measure import class_iou, margins, mean_class_iou, pixel_accuracy
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
@@ -23,6 +24,10 @@ class Estimate:
       value: the mean; NaN without data.
       low: lower end of the interval.
       high: upper end of the interval.
+
+    >>> from kernsym_jax import evaluation
+    >>> evaluation.Estimate(0.9, 0.85, 0.93).as_dict()
+    {'value': 0.9, 'low': 0.85, 'high': 0.93}
     """
 
     value: float
@@ -90,6 +95,11 @@ def share(successes: np.ndarray) -> Estimate:
 
     Args:
       successes: (n,) bool, one per image.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> evaluation.share(np.array([True, True, True, False])).value
+    0.75
     """
     count, total = int(np.sum(successes)), len(successes)
     low, high = wilson(count, total)
@@ -120,6 +130,12 @@ def bootstrap(
       k estimates, or m.
 
     Reference: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> (mean,) = evaluation.bootstrap(np.array([[0.1], [0.2], [0.3], [0.2]]))
+    >>> print(f"{mean.value:.2f} from {mean.low:.2f} to {mean.high:.2f}")
+    0.20 from 0.12 to 0.25
     """
     values = np.asarray(values, np.float64)
     total, columns = values.shape
@@ -150,6 +166,14 @@ def accuracy(answers: Answers | MaskAnswers) -> Estimate:
     Returns:
       The share of images with Wilson's interval; the share of pixels with the bootstrap's interval
       over images, because pixels of an image do not err independently.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> constant = evaluation.HostFunction(lambda images: np.eye(2)[len(images) * [0]])
+    >>> batch = {"image": np.zeros((4, 8, 8, 1), np.float32), "label": np.array([0, 0, 0, 1])}
+    >>> answers = evaluation.measure(constant, [batch], evaluation.Shifts("circular", 0, 1))
+    >>> evaluation.accuracy(answers).value
+    0.75
     """
     if isinstance(answers, MaskAnswers):
         return _from_margins(answers, lambda counts: pixel_accuracy(counts)[:, None])[0]
@@ -165,6 +189,17 @@ def mean_iou(answers: MaskAnswers) -> Estimate:
     Returns:
       The intersection over union of the pixels of all images together, averaged over the classes
       that appear in masks or answers.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> def bright_pixels(images):
+    ...     return np.concatenate([0.5 - images, images], axis=-1)
+    ...
+    >>> images = np.eye(4, dtype=np.float32)[None, :, :, None]
+    >>> batch = {"image": images, "label": np.eye(4, dtype=np.uint8)[None]}
+    >>> answers = evaluation.measure(evaluation.HostFunction(bright_pixels), [batch])
+    >>> evaluation.mean_iou(answers).value
+    1.0
     """
     return _from_margins(answers, lambda counts: mean_class_iou(counts)[:, None])[0]
 
@@ -179,6 +214,14 @@ def shift_consistency(answers: Answers | MaskAnswers) -> Estimate:
       Over the full grid, the share of offsets (0 included) whose answer is the answer at rest; over
       drawn pairs, the share of pairs with equal answers. For masks, the share of pixels with equal
       classes among the pixels that both images show (mASSC).
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> constant = evaluation.HostFunction(lambda images: np.eye(2)[len(images) * [0]])
+    >>> batch = {"image": np.zeros((4, 8, 8, 1), np.float32), "label": np.array([0, 0, 0, 1])}
+    >>> answers = evaluation.measure(constant, [batch], evaluation.Shifts("circular", 0, 1))
+    >>> evaluation.shift_consistency(answers).value
+    1.0
     """
     return bootstrap(answers.shift_agreement[:, None])[0]
 
@@ -195,6 +238,14 @@ def flip_consistency(answers: Answers | MaskAnswers) -> dict[str, dict[str, Esti
       with the one-pixel roll as ``rolled_hard`` and ``rolled_soft``, which equal the plain ones
       where the roll has no effect. For masks both are means over pixels, after undoing the flip,
       with the bootstrap's interval.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> constant = evaluation.HostFunction(lambda images: np.eye(2)[len(images) * [0]])
+    >>> batch = {"image": np.zeros((4, 8, 8, 1), np.float32), "label": np.array([0, 0, 0, 1])}
+    >>> answers = evaluation.measure(constant, [batch], evaluation.Shifts("circular", 0, 1))
+    >>> evaluation.flip_consistency(answers)["fliplr"]["hard"].value
+    1.0
     """
     plain: dict[str, Any] = dict(answers.flips)
     found: dict[str, dict[str, Estimate]] = {name: {} for name in plain}
@@ -214,6 +265,15 @@ def agreement_map(answers: Answers | MaskAnswers) -> dict[str, Any]:
       ``dy`` and ``dx`` in pixels, the differences of the rows and columns; ``agreement`` with its
       interval ``low`` and ``high`` (Wilson's, or the normal interval for masks); ``compared``, the
       numbers of comparisons. Cells without comparisons are NaN.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> constant = evaluation.HostFunction(lambda images: np.eye(2)[len(images) * [0]])
+    >>> batch = {"image": np.zeros((4, 8, 8, 1), np.float32), "label": np.array([0, 0, 0, 1])}
+    >>> answers = evaluation.measure(constant, [batch], evaluation.Shifts("circular", 0, 1))
+    >>> found = evaluation.agreement_map(answers)
+    >>> found["dy"], found["compared"]
+    ([0, 1], [[4, 4], [4, 4]])
     """
     assert answers.shifts is not None, "a map needs answers to shifts"
     agreeing, compared = answers.map_agreeing, answers.map_compared
@@ -245,6 +305,15 @@ def summarize(answers: Answers | MaskAnswers, classes: Sequence[str]) -> dict[st
       ``shift_consistency`` with its settings and ``map``, ``flip_consistency`` per element, and
       ``classes``: the same figures for the images, or the pixels, of each class that appears.
       Comparisons that `measure` did not make are absent.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> constant = evaluation.HostFunction(lambda images: np.eye(2)[len(images) * [0]])
+    >>> batch = {"image": np.zeros((4, 8, 8, 1), np.float32), "label": np.array([0, 0, 0, 1])}
+    >>> answers = evaluation.measure(constant, [batch], evaluation.Shifts("circular", 0, 1))
+    >>> results = evaluation.summarize(answers, ("dark", "bright"))
+    >>> results["images"], results["accuracy"]["value"]
+    (4, 0.75)
     """
     found = _figures(answers)
     if answers.shifts is not None:
@@ -348,67 +417,3 @@ def _ratios(part: np.ndarray, whole: np.ndarray) -> list[Estimate]:
             return means[:, :classes] / means[:, classes:]
 
     return bootstrap(np.concatenate([part, whole], axis=1), of=ratio)
-
-
-def margins(confusion: Any) -> np.ndarray:
-    """Reduces confusion matrices to the counts that accuracy and intersection over union need.
-
-    Args:
-      confusion: (…, classes, classes), true classes in rows.
-
-    Returns:
-      (…, 3, classes): for each class the correct pixels, the pixels in the masks, and the pixels in
-      the answers.
-    """
-    matrix = np.asarray(confusion)
-    hits = np.diagonal(matrix, axis1=-2, axis2=-1)
-    return np.stack([hits, matrix.sum(-1), matrix.sum(-2)], axis=-2)
-
-
-def pixel_accuracy(counts: Any) -> np.ndarray:
-    """Computes the share of correct pixels.
-
-    Args:
-      counts: (…, 3, classes) from `margins`.
-
-    Returns:
-      (…) float64; NaN without pixels.
-    """
-    hits, true, _ = np.moveaxis(np.asarray(counts, np.float64), -2, 0)
-    with np.errstate(invalid="ignore"):
-        return hits.sum(-1) / true.sum(-1)
-
-
-def class_iou(counts: Any) -> np.ndarray:
-    """Computes the intersection over union of each class.
-
-    Args:
-      counts: (…, 3, classes) from `margins`.
-
-    Returns:
-      (…, classes) float64; NaN for a class that appears neither in masks nor in answers.
-
-    Reference: Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective",
-    IJCV 2015, section 4.3.
-    """
-    hits, true, answered = np.moveaxis(np.asarray(counts, np.float64), -2, 0)
-    with np.errstate(invalid="ignore"):
-        return hits / (true + answered - hits)
-
-
-def mean_class_iou(counts: Any) -> np.ndarray:
-    """Averages `class_iou` over the classes that appear in masks or answers.
-
-    Args:
-      counts: (…, 3, classes) from `margins`.
-
-    Returns:
-      (…) float64; NaN without pixels.
-
-    >>> print(mean_class_iou(margins([[3, 1, 0], [0, 4, 0], [0, 0, 0]])))
-    0.775
-    """
-    shares = class_iou(counts)
-    known = ~np.isnan(shares)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, shares, 0).sum(-1) / known.sum(-1)

@@ -102,6 +102,20 @@ def write_results(results: Mapping[str, Any], path: pathlib.Path) -> None:
     Args:
       results: from `evaluate`.
       path: the JSON file; its folder is created if it is missing.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> constant = evaluation.HostFunction(lambda images: np.eye(2)[len(images) * [0]])
+    >>> batch = {"image": np.zeros((4, 8, 8, 1), np.float32), "label": np.array([0, 0, 0, 1])}
+    >>> answers = evaluation.measure(constant, [batch], evaluation.Shifts("circular", 0, 1))
+    >>> import pathlib
+    >>> import tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> results = evaluation.summarize(answers, ("dark", "bright"))
+    >>> results["settings"] = {"weights": "net", "data": "two images"}
+    >>> evaluation.write_results(results, folder / "found.json")
+    >>> sorted(path.name for path in folder.iterdir())
+    ['found.json', 'found.svg']
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     json_file.write_json(path, results)
@@ -117,6 +131,19 @@ def write_map(found: Mapping[str, Any], title: str, path: pathlib.Path) -> None:
       found: ``shift_consistency`` of an evaluation, with its map.
       title: the title of the figure.
       path: the SVG file.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> constant = evaluation.HostFunction(lambda images: np.eye(2)[len(images) * [0]])
+    >>> batch = {"image": np.zeros((4, 8, 8, 1), np.float32), "label": np.array([0, 0, 0, 1])}
+    >>> answers = evaluation.measure(constant, [batch], evaluation.Shifts("circular", 0, 1))
+    >>> import pathlib
+    >>> import tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> results = evaluation.summarize(answers, ("dark", "bright"))
+    >>> evaluation.write_map(results["shift_consistency"], "shifts", folder / "map.svg")
+    >>> (folder / "map.svg").is_file()
+    True
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -190,6 +217,18 @@ def example(subject: "Subject", shifts: Shifts, number: int) -> Example:
 
     Raises:
       ValueError: if that shift moves the image out of sight.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import data, evaluation
+    >>> def bright_pixels(images):
+    ...     return np.concatenate([0.5 - images, images], axis=-1)
+    ...
+    >>> masks = np.eye(4, dtype=np.uint8)[None]
+    >>> images = data.ImageSet(255 * masks[..., None], masks, ("dark", "bright"))
+    >>> network = evaluation.HostFunction(bright_pixels)
+    >>> subject = evaluation.Subject(network, images, (0.0,), (1.0,), {})
+    >>> evaluation.example(subject, evaluation.Shifts("zero", -1, 1), number=0).offset
+    (1, 1)
     """
     offset = max(reversed(shifts.grid), key=lambda place: abs(place[0]) + abs(place[1]))
     images, masks = subject.images.images[[number]], subject.images.labels[[number]]
@@ -220,6 +259,21 @@ def write_picture(subject: "Subject", shifts: Shifts | None, path: pathlib.Path)
 
     Returns:
       Whether it wrote a picture.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import numpy as np
+    >>> from kernsym_jax import data, evaluation, models
+    >>> images = data.load("digits", "test")
+    >>> model = models.create("small_cnn", num_classes=10)
+    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> predict = evaluation.predictor(model, variables)
+    >>> subject = evaluation.Subject(predict, images, (0.3,), (0.4,), {})
+    >>> import pathlib
+    >>> import tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> evaluation.write_picture(subject, evaluation.Shifts(), folder / "net.png")  # no masks
+    False
     """
     if shifts is None or not subject.images.masks:
         return False
@@ -303,6 +357,17 @@ def print_consistency(results: Mapping[str, Any]) -> None:
 
     Args:
       results: from `evaluate`.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> constant = evaluation.HostFunction(lambda images: np.eye(2)[len(images) * [0]])
+    >>> batch = {"image": np.zeros((4, 8, 8, 1), np.float32), "label": np.array([0, 0, 0, 1])}
+    >>> answers = evaluation.measure(constant, [batch], evaluation.Shifts("circular", 0, 1))
+    >>> results = evaluation.summarize(answers, ("dark", "bright"))
+    >>> results["settings"] = {"weights": "net", "data": "zeros"}
+    >>> evaluation.print_consistency(results)  # doctest: +ELLIPSIS
+    net on 4 images of zeros
+    ...
     """
     console = cli.console()
     console.print(_figures(results))

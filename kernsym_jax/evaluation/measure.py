@@ -1,4 +1,4 @@
-"""One pass over labelled images: a network's answers to them, at rest, shifted and flipped."""
+"""One pass over labelled images, at rest, shifted and flipped, and the counts of its pixels."""
 
 import collections
 import dataclasses
@@ -45,6 +45,12 @@ class HostFunction:
     Attributes:
       function: maps images (batch, height, width, channels) float32 to logits (batch, classes), or
         of every pixel (batch, height, width, classes); both are NumPy arrays.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> function = evaluation.HostFunction(lambda images: images.mean((1, 2)))
+    >>> function(np.ones((2, 4, 4, 3))).shape
+    (2, 3)
     """
 
     function: Callable[[np.ndarray], Any]
@@ -99,6 +105,19 @@ def measure(
     Raises:
       ValueError: if there are no images, a shift moves them out of sight, a label is beyond the
         logits, or logits are not finite or not of the kind of the labels.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> images = np.zeros((2, 4, 4, 1), np.float32)
+    >>> images[1, 0, 0] = 16.0
+    >>> def brightness(images):  # two classes: dark and bright
+    ...     return images.mean((1, 2, 3))[:, None] * [0, 1] + [0.5, 0]
+    ...
+    >>> batch = {"image": images, "label": np.array([0, 1], np.int32)}
+    >>> network, shifts = evaluation.HostFunction(brightness), evaluation.Shifts("zero", -1, 0)
+    >>> answers = evaluation.measure(network, [batch], shifts)
+    >>> answers.correct, answers.shift_agreement  # the corner leaves in three of four shifts
+    (array([ True,  True]), array([1.  , 0.25]))
     """
     network = _Network(predict, devices or jax.local_devices(), before_pass)
     parts: list[Any] = []
@@ -294,3 +313,80 @@ def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 name: found[flips][name] for name in symmetry.D4 if name in found[flips]
             }
     return found
+
+
+def margins(confusion: Any) -> np.ndarray:
+    """Reduces confusion matrices to the counts that accuracy and intersection over union need.
+
+    Args:
+      confusion: (…, classes, classes), true classes in rows.
+
+    Returns:
+      (…, 3, classes): for each class the correct pixels, the pixels in the masks, and the pixels in
+      the answers.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> evaluation.margins(np.array([[6, 2], [0, 8]]))
+    array([[ 6,  8],
+           [ 8,  8],
+           [ 6, 10]])
+    """
+    matrix = np.asarray(confusion)
+    hits = np.diagonal(matrix, axis1=-2, axis2=-1)
+    return np.stack([hits, matrix.sum(-1), matrix.sum(-2)], axis=-2)
+
+
+def pixel_accuracy(counts: Any) -> np.ndarray:
+    """Computes the share of correct pixels.
+
+    Args:
+      counts: (…, 3, classes) from `margins`.
+
+    Returns:
+      (…) float64; NaN without pixels.
+    """
+    hits, true, _ = np.moveaxis(np.asarray(counts, np.float64), -2, 0)
+    with np.errstate(invalid="ignore"):
+        return hits.sum(-1) / true.sum(-1)
+
+
+def class_iou(counts: Any) -> np.ndarray:
+    """Computes the intersection over union of each class.
+
+    Args:
+      counts: (…, 3, classes) from `margins`.
+
+    Returns:
+      (…, classes) float64; NaN for a class that appears neither in masks nor in answers.
+
+    Reference: Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective",
+    IJCV 2015, section 4.3.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import evaluation
+    >>> confusion = np.array([[6, 2], [0, 8]])
+    >>> print(evaluation.class_iou(evaluation.margins(confusion)))  # 6 of 8, and 8 of 10
+    [0.75 0.8 ]
+    """
+    hits, true, answered = np.moveaxis(np.asarray(counts, np.float64), -2, 0)
+    with np.errstate(invalid="ignore"):
+        return hits / (true + answered - hits)
+
+
+def mean_class_iou(counts: Any) -> np.ndarray:
+    """Averages `class_iou` over the classes that appear in masks or answers.
+
+    Args:
+      counts: (…, 3, classes) from `margins`.
+
+    Returns:
+      (…) float64; NaN without pixels.
+
+    >>> print(mean_class_iou(margins([[3, 1, 0], [0, 4, 0], [0, 0, 0]])))
+    0.775
+    """
+    shares = class_iou(counts)
+    known = ~np.isnan(shares)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, shares, 0).sum(-1) / known.sum(-1)

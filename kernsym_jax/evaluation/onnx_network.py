@@ -38,6 +38,25 @@ class OnnxNetwork:
       channels: channels of the images.
       size: height and width in pixels; None for a side that the graph leaves open.
       batch: the number of images that the graph takes; None if it takes any.
+
+    >>> import pathlib
+    >>> import tempfile
+    >>> import onnx
+    >>> from onnx import TensorProto, helper
+    >>> from kernsym_jax import evaluation
+    >>> pool = helper.make_node("GlobalAveragePool", ["x"], ["mean"])
+    >>> flat = helper.make_node("Flatten", ["mean"], ["logits"])
+    >>> x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 8, 8])
+    >>> y = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 1])
+    >>> model = helper.make_model(
+    ...     helper.make_graph([pool, flat], "net", [x], [y]),
+    ...     opset_imports=[helper.make_opsetid("", 17)], ir_version=8,
+    ... )
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.onnx"
+    >>> onnx.save(model, path)
+    >>> network = evaluation.OnnxNetwork(path)
+    >>> network.layout, network.channels, network.size
+    ('NCHW', 1, (8, 8))
     """
 
     def __init__(self, path: str | pathlib.Path) -> None:

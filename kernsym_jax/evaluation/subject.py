@@ -39,6 +39,18 @@ class Subject:
       mean: mean of the network's training images per channel, on the scale where white is 1.
       std: their standard deviation per channel.
       settings: the settings of the evaluation, of JSON types.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import numpy as np
+    >>> from kernsym_jax import data, evaluation, models
+    >>> images = data.load("digits", "test")
+    >>> model = models.create("small_cnn", num_classes=10)
+    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> predict = evaluation.predictor(model, variables)
+    >>> subject = evaluation.Subject(predict, images, (0.3,), (0.4,), {})
+    >>> len(subject.images), subject.settings
+    (360, {})
     """
 
     predict: Predict | HostFunction
@@ -90,6 +102,15 @@ def predictor(network: "nn.Module", variables: Any) -> Predict:
 
     Returns:
       A function of normalised images (batch, height, width, channels) float32.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import evaluation, models
+    >>> model = models.create("small_cnn", num_classes=10)
+    >>> images = jnp.zeros((2, 8, 8, 1))
+    >>> predict = evaluation.predictor(model, model.init(jax.random.key(0), images))
+    >>> predict(images).shape
+    (2, 10)
     """
     return Partial(_Apply(network), variables)
 
@@ -107,6 +128,16 @@ def read_run(workdir: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any
     Raises:
       FileNotFoundError: if it is not a run directory.
       ValueError: if its config is damaged.
+
+    >>> import json
+    >>> import pathlib
+    >>> import tempfile
+    >>> from kernsym_jax import evaluation, training
+    >>> run = pathlib.Path(tempfile.mkdtemp())
+    >>> _ = (run / "config.json").write_text(training.resolve({}).to_json())
+    >>> model, photos = evaluation.read_run(run)
+    >>> model["name"], photos["source"]
+    ('small_cnn', 'digits')
     """
     needed = ("data.source", "data.mean", "data.std")
     config = run_directory.read_config(pathlib.Path(workdir), *needed)
@@ -149,6 +180,21 @@ def open_subject(
     Raises:
       FileNotFoundError: if the weights or the images do not exist.
       ValueError: if they cannot be read or do not fit each other, or the images are too small.
+
+    >>> import pathlib
+    >>> import tempfile
+    >>> import flax.serialization
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import evaluation, models
+    >>> model = models.create("small_cnn", num_classes=10)
+    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.msgpack"
+    >>> _ = path.write_bytes(flax.serialization.to_bytes(variables))
+    >>> photos = {"source": "digits", "mean": (0.3,), "std": (0.4,)}
+    >>> subject = evaluation.open_subject({"name": "small_cnn"}, path, photos, limit=10)
+    >>> len(subject.images)
+    10
     """
     # Imported here, because Linen takes a quarter of a second and figures need no network.
     from kernsym_jax import models, weights
@@ -209,6 +255,27 @@ def open_onnx(
     Raises:
       FileNotFoundError: if the images do not exist.
       ValueError: if they cannot be read, do not fit the network, or the network does not run.
+
+    >>> import pathlib
+    >>> import tempfile
+    >>> import onnx
+    >>> from onnx import TensorProto, helper
+    >>> pool = helper.make_node("GlobalAveragePool", ["x"], ["mean"])
+    >>> flat = helper.make_node("Flatten", ["mean"], ["logits"])
+    >>> x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 8, 8])
+    >>> y = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 1])
+    >>> model = helper.make_model(
+    ...     helper.make_graph([pool, flat], "net", [x], [y]),
+    ...     opset_imports=[helper.make_opsetid("", 17)], ir_version=8,
+    ... )
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.onnx"
+    >>> onnx.save(model, path)
+    >>> from kernsym_jax import evaluation
+    >>> network = evaluation.OnnxNetwork(path)
+    >>> photos = {"source": "fake:size=8,channels=1,classes=1"}
+    >>> subject = evaluation.open_onnx(network, photos, limit=4)
+    >>> len(subject.images)
+    4
     """
     channels = network.channels
     given = [name for name in ("mean", "std") if photos.get(name) is not None]
@@ -266,6 +333,19 @@ def evaluate(
 
     Raises:
       ValueError: if the network's logits are not finite.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import numpy as np
+    >>> from kernsym_jax import data, evaluation, models
+    >>> images = data.load("digits", "test")
+    >>> model = models.create("small_cnn", num_classes=10)
+    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> predict = evaluation.predictor(model, variables)
+    >>> subject = evaluation.Subject(predict, images, (0.3,), (0.4,), {})
+    >>> results = evaluation.evaluate(subject, flips=False)
+    >>> results["images"], sorted(results)
+    (360, ['accuracy', 'classes', 'images', 'intervals', 'settings'])
     """
     answers = measure(subject.predict, subject.batches(batch_size), shifts, flips=flips)
     settings = {**subject.settings, "batch_size": batch_size}

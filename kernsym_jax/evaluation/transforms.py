@@ -42,6 +42,11 @@ class Shifts:
     224 in images of 256 that start in {0, …, 31}²: ``Shifts("crop", -15, 16, draws=5, per="batch",
     window=224)``); Chaman and Dokmanić, "Truly Shift-Invariant Convolutional Neural Networks", CVPR
     2021 (rolls by [−3, 2]²: ``Shifts("circular", -3, 2, draws=1)``).
+
+    >>> from kernsym_jax import evaluation
+    >>> shifts = evaluation.Shifts("circular", -1, 1)
+    >>> len(shifts.grid), shifts.differences
+    (9, range(-1, 2))
     """
 
     mode: str = "circular"
@@ -145,6 +150,13 @@ def parse_shifts(
 
     Raises:
       ValueError: if the text is malformed or a value is out of range.
+
+    >>> from kernsym_jax import evaluation
+    >>> shifts = evaluation.parse_shifts("-3,2", "circular")
+    >>> shifts.low, shifts.high, len(shifts.grid)
+    (-3, 2, 36)
+    >>> evaluation.parse_shifts("0", "zero") is None
+    True
     """
     if not re.fullmatch(r"\d{1,6}|-?\d{1,6},-?\d{1,6}", text, re.ASCII):
         raise ValueError(f"a shift is given as 3, or as -3,2 for least and largest; got {text!r}")

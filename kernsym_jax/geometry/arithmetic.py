@@ -40,6 +40,11 @@ class Windows:
     Raises:
       ValueError: if the size, kernel, stride or dilation is below 1, or if the kernel spans more
         than the padded input.
+
+    >>> from kernsym_jax import geometry
+    >>> windows = geometry.Windows(size=32, kernel=3, stride=2, lo=1, hi=1)
+    >>> windows.output_size, windows.uneven, windows.centre_drift
+    (16, 1, -0.5)
     """
 
     size: int
@@ -163,6 +168,11 @@ def windows(
     Raises:
       ValueError: if the arguments are for different numbers of axes, if the padding is unknown, or
         as `Windows` does.
+
+    >>> from kernsym_jax import geometry
+    >>> height, width = geometry.windows((32, 33), 3, 2, 1)
+    >>> height.uneven, width.uneven
+    (1, 0)
     """
     arguments = [size, kernel, stride, dilation]
     pairs = not isinstance(padding, int | str) and any(isinstance(p, Sequence) for p in padding)
@@ -219,6 +229,12 @@ def output_size(
 
     Raises:
       ValueError: as `windows` does.
+
+    >>> from kernsym_jax import geometry
+    >>> geometry.output_size(224, kernel=7, stride=2, padding=3)
+    112
+    >>> geometry.output_size((32, 48), kernel=3, stride=2, padding="SAME")
+    (16, 24)
     """
     arguments = (size, kernel, stride, padding, dilation)
     return _figure(operator.attrgetter("output_size"), *arguments)
@@ -263,6 +279,12 @@ def uneven_padding(
       ValueError: as `windows` does.
 
     Reference: Alsallakh et al., "Mind the Pad", arXiv 2010.02178.
+
+    >>> from kernsym_jax import geometry
+    >>> geometry.uneven_padding(224, kernel=7, stride=2, padding=3)
+    1
+    >>> geometry.uneven_padding(225, kernel=7, stride=2, padding=3)
+    0
     """
     return _figure(operator.attrgetter("uneven"), size, kernel, stride, padding, dilation)
 
@@ -288,6 +310,10 @@ def padding_amounts(
 
     Raises:
       ValueError: as `windows` does.
+
+    >>> from kernsym_jax import geometry
+    >>> geometry.padding_amounts(224, kernel=7, stride=2, padding="SAME")
+    (2, 3)
     """
     return _figure(operator.attrgetter("lo", "hi"), size, kernel, stride, padding, dilation)
 
@@ -300,6 +326,10 @@ def skew_direction(gaps: Sequence[float]) -> str | None:
 
     Returns:
       For example ``"bottom right"``; ``None`` if no axis has a gap.
+
+    >>> from kernsym_jax import geometry
+    >>> geometry.skew_direction([0.1, 0.1]), geometry.skew_direction([0.0, -0.1])
+    ('bottom right', 'left')
     """
     names = (("front", "back"), ("top", "bottom"), ("left", "right"))[-len(gaps) :]
     words = [far if gap > 0 else near for gap, (near, far) in zip(gaps, names, strict=True) if gap]

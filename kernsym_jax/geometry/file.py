@@ -41,6 +41,23 @@ def audit_file(
       ValueError: naming the file, if it is damaged or its graph cannot be followed, see
         `audit_onnx`.
       FileNotFoundError: if there is no such file.
+
+    >>> import pathlib
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import onnx
+    >>> from onnx import TensorProto, helper, numpy_helper
+    >>> from kernsym_jax import geometry
+    >>> weight = numpy_helper.from_array(np.ones((8, 3, 3, 3), np.float32), "weight")
+    >>> conv = helper.make_node("Conv", ["x", "weight"], ["y"], strides=[2, 2], pads=[1] * 4)
+    >>> x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 32, 32])
+    >>> y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    >>> model = helper.make_model(helper.make_graph([conv], "net", [x], [y], [weight]))
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.onnx"
+    >>> onnx.save(model, path)
+    >>> (row,) = geometry.audit_file(path)
+    >>> row.input_size, row.stride, row.uneven, row.skew
+    ((32, 32), (2, 2), (1, 1), 'bottom right')
     """
     return _audit("follow_file", path, input_size, trusted)
 
@@ -68,6 +85,23 @@ def audit_onnx(
         naming the layer too, for an empty map, a kernel larger than its padded input, or maps that
         do not fit together.
       FileNotFoundError: if there is no such file.
+
+    >>> import pathlib
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import onnx
+    >>> from onnx import TensorProto, helper, numpy_helper
+    >>> from kernsym_jax import geometry
+    >>> weight = numpy_helper.from_array(np.ones((8, 3, 3, 3), np.float32), "weight")
+    >>> conv = helper.make_node("Conv", ["x", "weight"], ["y"], strides=[2, 2], pads=[1] * 4)
+    >>> x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 32, 32])
+    >>> y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    >>> model = helper.make_model(helper.make_graph([conv], "net", [x], [y], [weight]))
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.onnx"
+    >>> onnx.save(model, path)
+    >>> (row,) = geometry.audit_onnx(path, input_size=33)
+    >>> row.layer, row.uneven
+    ('weight', (0, 0))
     """
     return _audit("follow_onnx", path, input_size, trusted)
 
@@ -77,6 +111,23 @@ class FileAudits:
 
     A process of its own reads an untrusted file, and starting one takes longer than most audits. So
     several sizes are audited together, as many as took less than a second before.
+
+    >>> import pathlib
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import onnx
+    >>> from onnx import TensorProto, helper, numpy_helper
+    >>> from kernsym_jax import geometry
+    >>> weight = numpy_helper.from_array(np.ones((8, 3, 3, 3), np.float32), "weight")
+    >>> conv = helper.make_node("Conv", ["x", "weight"], ["y"], strides=[2, 2], pads=[1] * 4)
+    >>> x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 32, 32])
+    >>> y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    >>> model = helper.make_model(helper.make_graph([conv], "net", [x], [y], [weight]))
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.onnx"
+    >>> onnx.save(model, path)
+    >>> rows_at = geometry.FileAudits(path, trusted=True)
+    >>> [(size, rows_at(size)[0].uneven) for size in (32, 33)]
+    [(32, (1, 1)), (33, (0, 0))]
     """
 
     def __init__(self, path: str | os.PathLike, *, trusted: bool = False):

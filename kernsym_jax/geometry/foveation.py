@@ -57,6 +57,10 @@ def foveation(
       ValueError: if the mode is unknown, or as `arithmetic.output_size` does.
 
     Reference: Alsallakh et al., "Mind the Pad", arXiv 2010.02178.
+
+    >>> from kernsym_jax import geometry
+    >>> print(geometry.foveation(8, kernel=3, stride=2)[1])
+    [2. 4. 2. 4. 2. 4. 2. 2.]
     """
     if padding_mode not in PADDING_MODES:
         raise ValueError(f"unknown padding mode {padding_mode!r}; wanted one of {PADDING_MODES}")
@@ -102,6 +106,12 @@ def window_matrix(
 
     Raises:
       ValueError: as `arithmetic.output_size` does.
+
+    >>> from kernsym_jax import geometry
+    >>> print(geometry.window_matrix(5, kernel=3, stride=2, padding=1))
+    [[1. 1. 0. 0. 0.]
+     [0. 1. 1. 1. 0.]
+     [0. 0. 0. 1. 1.]]
     """
     spread = (size - 1) * upsampling + 1
     (axis,) = arithmetic.windows(spread, kernel, stride, padding, dilation)
@@ -149,6 +159,11 @@ def network_foveation(
         the image.
 
     Reference: Alsallakh et al., "Mind the Pad", arXiv 2010.02178.
+
+    >>> from kernsym_jax import geometry
+    >>> counts = geometry.network_foveation([(3, 2, 1), (3, 2, 1)], 9)
+    >>> counts.shape, round(float(counts.mean()), 6)
+    ((9, 9), 1.0)
     """
     rows = layers_at(layers, size)
     read = {number for row in rows for number in row.reads or ()}

@@ -36,6 +36,12 @@ def layers_at(
     Raises:
       ValueError: if a map is empty, a kernel does not fit, or the input size of a layer does not
         follow from the rows (the message names the layer); or for tuples without a size.
+
+    >>> from kernsym_jax import geometry
+    >>> [row.uneven for row in geometry.layers_at([(3, 2, 1), (3, 2, 1)], 32)]
+    [(1, 1), (1, 1)]
+    >>> [row.uneven for row in geometry.layers_at([(3, 2, 1), (3, 2, 1)], 33)]
+    [(0, 0), (0, 0)]
     """
     rows = list(layers)
     if size is None:
@@ -85,6 +91,11 @@ def even_input_sizes(
     Raises:
       ValueError: if the input size of a row does not follow from the rows (`layers_at`); a function
         of the size avoids this. Whatever the function raises at ``around``.
+
+    >>> from kernsym_jax import geometry
+    >>> chain = [(7, 2, 3), (3, 2, 1), (3, 2, 1), (3, 2, 1), (3, 2, 1)]  # a ResNet's steps
+    >>> geometry.even_input_sizes(chain, around=224)
+    [225, 193, 257]
     """
     square = not isinstance(around, Sequence)
     wanted = list(around) if isinstance(around, Sequence) else [around]
@@ -116,6 +127,14 @@ class Advice:
       uneven: number of strided layers whose windows meet more padding at one end than at the other.
       nearest: the nearest input size in pixels at which no layer is uneven, one number or one per
         axis; ``None`` if there is none within reach or if no layer is uneven.
+
+    >>> from kernsym_jax import geometry
+    >>> rows = geometry.layers_at([(3, 2, 1), (3, 1, 1)], 32)
+    >>> advice = geometry.advise(rows)
+    >>> advice.uneven, advice.strided, advice.nearest
+    (1, 1, 33)
+    >>> print(advice.verdict)
+    uneven at 1 of 1 strided layer; 33 is the nearest size where none is
     """
 
     total: int
@@ -163,6 +182,11 @@ def advise(
 
     Raises:
       ValueError: if there is no ``rows_at`` and the rows do not determine other sizes.
+
+    >>> from kernsym_jax import geometry
+    >>> rows = geometry.layers_at([(3, 2, 1), (3, 1, 1)], 32)
+    >>> geometry.advise(rows).nearest
+    33
     """
     strided = [row for row in rows if row.strided]
     uneven = sum(not row.even for row in strided)

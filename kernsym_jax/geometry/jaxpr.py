@@ -54,6 +54,20 @@ def audit(fn: Callable[..., Any], *example_args: Any) -> list[LayerGeometry]:
     Raises:
       ValueError: if a map is empty or a kernel is larger than its padded input; the message names
         the layer.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import geometry
+    >>> def network(params, images):
+    ...     return jax.lax.conv_general_dilated(
+    ...         images, params["conv"]["kernel"], (2, 2), [(1, 1), (1, 1)],
+    ...         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    ...     )
+    ...
+    >>> params = {"conv": {"kernel": jnp.zeros((3, 3, 3, 8))}}
+    >>> (row,) = geometry.audit(network, params, jnp.zeros((1, 32, 32, 3)))
+    >>> row.layer, row.input_size, row.output_size, row.uneven
+    ('conv', (32, 32), (16, 16), (1, 1))
     """
     leaves, arrays, call = jaxpr_value.arguments(fn, example_args)
     jaxpr = jax.make_jaxpr(call)(*arrays)
@@ -82,6 +96,11 @@ def audit_module(
 
     Raises:
       ValueError: as `audit` does, and whatever the module raises at this size.
+
+    >>> from kernsym_jax import geometry, models
+    >>> rows = geometry.audit_module(models.create("small_cnn"), 32)
+    >>> [row.layer for row in rows if any(row.uneven)]
+    ['conv2', 'conv4']
     """
     size = tuple(input_size) if isinstance(input_size, Sequence) else (input_size, input_size)
     images = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)

@@ -47,6 +47,13 @@ class LayerGeometry:
         several if branches are added or concatenated. -1 is the input of the network. ``None`` if
         the audit could not follow the path between the layers.
       repeats: how many times loops run this layer.
+
+    >>> from kernsym_jax import geometry
+    >>> row = geometry.LayerGeometry(
+    ...     "conv", "conv", (32, 32), (16, 16), (3, 3), (2, 2), (1, 1), ((1, 1), (1, 1))
+    ... )
+    >>> row.uneven, row.skew, row.even
+    ((1, 1), 'bottom right', False)
     """
 
     layer: str
@@ -144,6 +151,12 @@ class FileAudit(list[LayerGeometry]):
 
     Attributes:
       left_out: layer -> the reason why it has no row.
+
+    >>> from kernsym_jax import geometry
+    >>> rows = geometry.layers_at([(3, 2, 1), (3, 1, 1)], 32)
+    >>> audit = geometry.FileAudit(rows, left_out={"attention": "its shape cannot be inferred"})
+    >>> len(audit), audit.left_out
+    (2, {'attention': 'its shape cannot be inferred'})
     """
 
     def __init__(self, rows: Iterable[LayerGeometry], left_out: Mapping[str, str] | None = None):
@@ -152,7 +165,21 @@ class FileAudit(list[LayerGeometry]):
 
 
 class NoGraphError(ValueError):
-    """The error for a file that holds weights, but not how its layers are put together."""
+    """The error for a file that holds weights, but not how its layers are put together.
+
+    >>> import pathlib
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from kernsym_jax import geometry
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "weights.npz"
+    >>> np.savez(path, conv=np.ones((3, 3, 1, 8)))
+    >>> try:
+    ...     geometry.audit_file(path, 32)
+    ... except geometry.NoGraphError:
+    ...     print("only weights")
+    ...
+    only weights
+    """
 
 
 def read_rows(path: str | os.PathLike) -> list[LayerGeometry]:
@@ -167,6 +194,15 @@ def read_rows(path: str | os.PathLike) -> list[LayerGeometry]:
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: if the file is damaged; the message names it.
+
+    >>> import json
+    >>> import pathlib
+    >>> import tempfile
+    >>> from kernsym_jax import geometry, models
+    >>> run = pathlib.Path(tempfile.mkdtemp())
+    >>> _ = (run / "layers.json").write_text(json.dumps(models.layer_rows("resnet18")))
+    >>> len(geometry.read_rows(run))
+    21
     """
     rows = run_directory.read_layers(pathlib.Path(path))
     try:
@@ -201,6 +237,11 @@ def layer_table(rows: Sequence[LayerGeometry]) -> Any:
 
     Returns:
       A rich.table.Table.
+
+    >>> from kernsym_jax import geometry
+    >>> rows = geometry.layers_at([(3, 2, 1), (3, 1, 1)], 32)
+    >>> geometry.layer_table(rows).row_count
+    2
     """
     from rich import box
     from rich.table import Table
@@ -254,6 +295,13 @@ def print_audit(title: str, rows: Sequence[LayerGeometry], advice: "Advice") -> 
       title: line above the table.
       rows: rows of the audit.
       advice: the result of `advise` for these rows.
+
+    >>> from kernsym_jax import geometry
+    >>> rows = geometry.layers_at([(3, 2, 1), (3, 1, 1)], 32)
+    >>> geometry.print_audit("two layers", rows, geometry.advise(rows))  # doctest: +ELLIPSIS
+    two layers
+    ...
+    uneven at 1 of 1 strided layer; 33 is the nearest size where none is
     """
     console = cli.console()
     console.print(cli.printable(title), style="bold", markup=False, highlight=False, soft_wrap=True)
@@ -274,6 +322,13 @@ def audit_json(title: str, rows: Sequence[LayerGeometry], advice: "Advice") -> s
     Returns:
       A JSON object with the keys network, verdict, total, strided, uneven, nearest, layers (the
       rows) and left_out (layer -> the reason why it has no row).
+
+    >>> from kernsym_jax import geometry
+    >>> rows = geometry.layers_at([(3, 2, 1), (3, 1, 1)], 32)
+    >>> import json
+    >>> found = json.loads(geometry.audit_json("net", rows, geometry.advise(rows)))
+    >>> found["uneven"], found["nearest"], len(found["layers"])
+    (1, 33, 2)
     """
     figures = {"network": title, "verdict": advice.verdict, **dataclasses.asdict(advice)}
     layers = [row.to_dict() for row in rows]

@@ -36,6 +36,12 @@ class Recognised(NamedTuple):
       layers: path of a layer in our model -> its name in the source.
       extra: names of the source's other layers: heads, auxiliary branches.
       padding: ``zero``, or ``same`` if the names are those of a port of TensorFlow's weights.
+
+    >>> from kernsym_jax import models
+    >>> layers = {"layer1_0/conv1": "layer1.0.conv1"}
+    >>> found = models.Recognised("resnet18", "model.", "stride", layers, ())
+    >>> found.name, found.prefix
+    ('resnet18', 'model.')
     """
 
     name: str
@@ -64,6 +70,17 @@ def recognise(shapes: Mapping[str, Sequence[int] | None]) -> list[Recognised]:
       The networks that fit, usually one or none. A network fits if every convolution of it that is
       larger than 1×1 is there with its shape (the image may have any number of channels), the known
       1×1 convolutions agree, and no container of its convolutions holds a layer that it lacks.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import models, symmetry
+    >>> init = models.create("cifar_resnet20").init
+    >>> variables = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    >>> kernels = symmetry.conv_kernels(variables)
+    >>> shapes = {f"net/{path}": kernel.shape for path, kernel in kernels.items()}
+    >>> (found,) = models.recognise(shapes)
+    >>> found.name, found.prefix
+    ('cifar_resnet20', 'net/')
     """
     names, downsample = without_blur(list(shapes))
     layers: dict[str, _Layer] = {}
@@ -100,6 +117,11 @@ def layer_rows(name: str) -> list[dict[str, Any]]:
 
     Returns:
       The attributes of a `geometry.LayerGeometry` for each layer, in forward order.
+
+    >>> from kernsym_jax import models
+    >>> rows = models.layer_rows("cifar_resnet20")
+    >>> [row["layer"] for row in rows if row["stride"][0] > 1 and row["kind"] == "conv"]
+    ['layer2_0/conv1', 'layer3_0/conv1']
     """
     return _tables()[name]["rows"]
 

@@ -146,6 +146,14 @@ def create(
     Raises:
       ValueError: if ``num_classes`` is below 1, or the name, the padding, the downsampling, the
         type or a field is unknown.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import models
+    >>> model = models.create("small_cnn", num_classes=10, padding="reflect")
+    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> model.apply(variables, jnp.zeros((2, 8, 8, 1))).shape
+    (2, 10)
     """
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"{name}: num_classes must be at least 1, got {num_classes}")
@@ -180,14 +188,24 @@ def known_names() -> dict[str, dict[str, str]]:
 
 
 def default_input_size(name: str) -> int:
-    """Returns the height and width of the images that the network was designed for."""
+    """Returns the height and width of the images that the network was designed for.
+
+    >>> from kernsym_jax import models
+    >>> models.default_input_size("resnet50"), models.default_input_size("inception_v3")
+    (224, 299)
+    """
     if is_own(name):
         raise ValueError(f"{name}: give its input size; a network of your own has no default")
     return _model(name).input_size
 
 
 def describe(name: str) -> str:
-    """Returns a description of the network in one line."""
+    """Returns a description of the network in one line.
+
+    >>> from kernsym_jax import models
+    >>> models.describe("cifar_resnet20")
+    '9 basic blocks, option A'
+    """
     return _model(name).description
 
 
@@ -206,6 +224,15 @@ def intermediates(
       ``{"conv1": …, "bn1": …, "layer1_0/conv1": …}``. The map of a layer is its own output, before
       the activation that follows; the map of a ``…_down`` is taken after the activation and the
       step of a strided layer. They are in forward order, under ``jit`` in alphabetical order.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import models
+    >>> model = models.create("small_cnn", num_classes=10)
+    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> logits, maps = models.intermediates(model, variables, jnp.zeros((2, 8, 8, 1)))
+    >>> logits.shape, next(iter(maps))
+    ((2, 10), 'conv1')
     """
     logits, kept = model.apply(
         variables, images, train=False, capture_intermediates=True, mutable=["intermediates"]

@@ -39,6 +39,11 @@ class Variant:
       bn_epsilon: number that BatchNorm adds to the variance.
       bn_momentum: share of the old running statistics that BatchNorm keeps at each step.
       kernel_init: initialiser of the convolution kernels.
+
+    >>> from kernsym_jax import models
+    >>> model = models.create("small_cnn", padding="circular", downsample="blur")
+    >>> model.variant.padding, model.variant.downsample
+    ('circular', 'blur')
     """
 
     padding: str = "zero"
@@ -171,6 +176,11 @@ def vary(model: nn.Module, **changes: Any) -> nn.Module:
     Args:
       model: a network with a field ``variant``.
       **changes: attributes of `Variant`, for example ``downsample="blur"``.
+
+    >>> from kernsym_jax import models
+    >>> model = models.create("small_cnn")
+    >>> models.vary(model, downsample="blur").variant.downsample
+    'blur'
     """
     variant: Variant = model.variant
     return model.clone(variant=dataclasses.replace(variant, **changes))

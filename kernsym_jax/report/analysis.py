@@ -76,6 +76,23 @@ def analyze(
     Raises:
       ValueError: if no source can be read, or none has a spatial convolution.
       FileNotFoundError: if the only place does not exist.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import report, weights
+    >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
+    >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
+    >>> import pathlib
+    >>> import tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> for epoch in (1, 2):
+    ...     np.savez(folder / f"epoch_{epoch}.npz", **{"conv/kernel": epoch * kernel})
+    ...
+    >>> tables, failed = report.analyze(  # doctest: +ELLIPSIS
+    ...     [folder / "epoch_1.npz"], folder / "report"
+    ... )
+    /...
+    >>> sorted(path.name for path in (folder / "report").iterdir()), failed
+    (['figures', 'layers.csv', 'layers.json', 'mean_kernels.npz', 'report.html'], {})
     """
     sources, failed = _find_each(places)
     missing = len(failed)
@@ -123,6 +140,20 @@ def write_results(tables: Sequence[NetworkTable], out: pathlib.Path) -> None:
     Args:
       tables: one per network or checkpoint.
       out: the folder; created if it is missing.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import report, weights
+    >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
+    >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
+    >>> import pathlib
+    >>> import tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> for epoch in (1, 2):
+    ...     np.savez(folder / f"epoch_{epoch}.npz", **{"conv/kernel": epoch * kernel})
+    ...
+    >>> report.write_results([report.table(net)], folder / "out")
+    >>> (folder / "out" / "report.html").is_file()
+    True
     """
     _make_folder(out)
     shown, comparison, runs = _arranged(tables)
@@ -163,6 +194,17 @@ def write_parquet(tables: Sequence[NetworkTable], path: pathlib.Path) -> None:
 
     Raises:
       ValueError: if pyarrow is not installed.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import report, weights
+    >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
+    >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
+    >>> import pathlib
+    >>> import tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>>
+    >>>
+    >>> report.write_parquet([report.table(net)], folder / "layers.parquet")  # doctest: +SKIP
     """
     try:
         import pyarrow

@@ -60,6 +60,14 @@ class Options:
       which: ``ema`` for the moving average of the weights that a source holds, ``raw`` for the
         weights; None for the weights, or for the average if there is nothing else.
       trusted: reads sources in this process, without the limits of `weights.read`.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import report, weights
+    >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
+    >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
+    >>> options = report.Options(layout="HWIO", trusted=True)
+    >>> options.layout, options.downsample
+    ('HWIO', 'stride')
     """
 
     layout: str | None = None
@@ -91,6 +99,14 @@ def table(source: Any, *, name: str | None = None, **options: Any) -> NetworkTab
     Raises:
       ValueError: if it cannot be read or has no spatial convolution.
       FileNotFoundError: if it does not exist.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import report, weights
+    >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
+    >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
+    >>> table = report.table(net, name="random")
+    >>> table.source, [row["layer"] for row in table.rows]
+    ('random', ['conv1', 'conv2'])
     """
     if isinstance(source, NetworkTable):
         return source
@@ -118,6 +134,14 @@ def compare(sources: Iterable[Any] | Mapping[str, Any], **options: Any) -> Compa
     Raises:
       ValueError: if a network cannot be read or has no spatial convolution.
       FileNotFoundError: if a source does not exist.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import report, weights
+    >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
+    >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
+    >>> comparison = report.compare({"raw": net, "doubled": {"conv1": {"kernel": 2 * kernel}}})
+    >>> comparison.rows[0]["layer"], len(comparison.rows[0]["score"])
+    ('conv1', 2)
     """
     return compare_tables(_tables(sources, options))
 
@@ -137,6 +161,19 @@ def trajectory(sources: Any, **options: Any) -> Trajectory:
     Raises:
       ValueError: if a checkpoint cannot be read, or nothing tells their order.
       FileNotFoundError: if there is no checkpoint.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import report, weights
+    >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
+    >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
+    >>> import pathlib
+    >>> import tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> for epoch in (1, 2):
+    ...     np.savez(folder / f"epoch_{epoch}.npz", **{"conv/kernel": epoch * kernel})
+    ...
+    >>> report.trajectory(folder, trusted=True).steps
+    [1, 2]
     """
     if isinstance(sources, str | os.PathLike):
         sources = find_sources([os.fspath(sources)])
@@ -164,6 +201,19 @@ def find_sources(places: Sequence[str]) -> list[pathlib.Path]:
 
     Raises:
       FileNotFoundError: if a place does not exist, or a folder or pattern contains no source.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import report, weights
+    >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
+    >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
+    >>> import pathlib
+    >>> import tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> for epoch in (1, 2):
+    ...     np.savez(folder / f"epoch_{epoch}.npz", **{"conv/kernel": epoch * kernel})
+    ...
+    >>> [path.name for path in report.find_sources([str(folder)])]
+    ['epoch_1.npz', 'epoch_2.npz']
     """
     found: dict[pathlib.Path, None] = {}
     for place in places:
@@ -197,6 +247,20 @@ def read_table(path: str | pathlib.Path, options: Options | None = None) -> Netw
     Raises:
       ValueError: if it cannot be read or has no spatial convolution.
       FileNotFoundError: if it does not exist.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import report, weights
+    >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
+    >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
+    >>> import pathlib
+    >>> import tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> for epoch in (1, 2):
+    ...     np.savez(folder / f"epoch_{epoch}.npz", **{"conv/kernel": epoch * kernel})
+    ...
+    >>> table = report.read_table(folder / "epoch_1.npz", report.Options(trusted=True))
+    >>> [row["layer"] for row in table.rows]
+    ['conv']
     """
     from kernsym_jax import weights
 

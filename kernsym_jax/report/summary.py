@@ -43,6 +43,22 @@ def summarize(table: "NetworkTable") -> dict[str, Any]:
       ``discoveries`` (share of them found at a false-discovery rate of 5 %),
       ``depth_spearman`` (rank correlation of score and depth over the internal layers) and
       ``strided_deficit`` (the mean of `strided_deficits`).
+
+    >>> import numpy as np
+    >>> from kernsym_jax import geometry, report, weights
+    >>> kernel = np.ones((3, 3, 8, 8), np.float32)
+    >>> kernel[2], kernel[:, 2] = 1.5, 1.5  # larger at the bottom right
+    >>> kernel *= np.random.default_rng(0).standard_normal(kernel.shape)
+    >>> found = weights.read({"conv": {"kernel": kernel}})
+    >>> rows = [
+    ...     geometry.LayerGeometry(
+    ...         "conv", "conv", (32, 32), (16, 16), (3, 3), (2, 2), (1, 1), ((1, 1), (1, 1))
+    ...     )
+    ... ]
+    >>> table = report.network_table(found, "net", rows)
+    >>> summary = report.summarize(table)
+    >>> summary["layers"], summary["padding_tested"], summary["padding_shown"]
+    (1, 1, 1)
     """
     rows = [row for row in table.rows if row["score"] is not None]
     by_role = {name: [row for row in rows if row["role"] == name] for name in ORDINARY}
@@ -81,6 +97,14 @@ def strided_deficits(
     Returns:
       Strided layer -> mean score of the internal layers after it, up to the next strided one, minus
       its own score. Layers without such neighbours, or without a score, are left out.
+
+    >>> from kernsym_jax import report
+    >>> rows = [
+    ...     {"layer": "conv1", "role": "strided", "score": 0.5, "order": 1},
+    ...     {"layer": "conv2", "role": "internal", "score": 0.8, "order": 2},
+    ... ]
+    >>> round(report.strided_deficits(rows)["conv1"], 3)
+    0.3
     """
     audited = {row.layer: row for row in geometry}
 
@@ -114,6 +138,21 @@ def in_words(row: dict[str, Any]) -> str:
       part 31 %, towards bottom right"``; empty if there is nothing to say. The first part is the
       padding signature, which decides; the second is the skew of the mean kernel, whose sign
       differs between layers and seeds.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import geometry, report, weights
+    >>> kernel = np.ones((3, 3, 8, 8), np.float32)
+    >>> kernel[2], kernel[:, 2] = 1.5, 1.5  # larger at the bottom right
+    >>> kernel *= np.random.default_rng(0).standard_normal(kernel.shape)
+    >>> found = weights.read({"conv": {"kernel": kernel}})
+    >>> rows = [
+    ...     geometry.LayerGeometry(
+    ...         "conv", "conv", (32, 32), (16, 16), (3, 3), (2, 2), (1, 1), ((1, 1), (1, 1))
+    ...     )
+    ... ]
+    >>> table = report.network_table(found, "net", rows)
+    >>> print(report.in_words(table.rows[0]).split(", p")[0])
+    weights grow towards the bottom right, as the padding predicts
     """
     said = [_growth(row)]
     if row["score"] is not None and row["E"] >= _ODD_SHARE:
@@ -169,6 +208,21 @@ def verdict(table: "NetworkTable") -> str:
     Returns:
       For example ``"5 of 5 strided layers show the padding; 225 px would be even; remedies: …"``;
       empty if the network was not audited.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import geometry, report, weights
+    >>> kernel = np.ones((3, 3, 8, 8), np.float32)
+    >>> kernel[2], kernel[:, 2] = 1.5, 1.5  # larger at the bottom right
+    >>> kernel *= np.random.default_rng(0).standard_normal(kernel.shape)
+    >>> found = weights.read({"conv": {"kernel": kernel}})
+    >>> rows = [
+    ...     geometry.LayerGeometry(
+    ...         "conv", "conv", (32, 32), (16, 16), (3, 3), (2, 2), (1, 1), ((1, 1), (1, 1))
+    ...     )
+    ... ]
+    >>> table = report.network_table(found, "net", rows)
+    >>> print(report.verdict(table).split(";")[0])
+    1 of 1 strided layer shows the padding
     """
     rows = tuple(table.geometry)
     if not rows:
@@ -200,6 +254,21 @@ def advice(table: "NetworkTable") -> str:
 
     Args:
       table: from `network_table`.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import geometry, report, weights
+    >>> kernel = np.ones((3, 3, 8, 8), np.float32)
+    >>> kernel[2], kernel[:, 2] = 1.5, 1.5  # larger at the bottom right
+    >>> kernel *= np.random.default_rng(0).standard_normal(kernel.shape)
+    >>> found = weights.read({"conv": {"kernel": kernel}})
+    >>> rows = [
+    ...     geometry.LayerGeometry(
+    ...         "conv", "conv", (32, 32), (16, 16), (3, 3), (2, 2), (1, 1), ((1, 1), (1, 1))
+    ...     )
+    ... ]
+    >>> table = report.network_table(found, "net", rows)
+    >>> report.advice(table)
+    'Padding at 32×32 pixels: uneven at 1 of 1 strided layer; 33 is the nearest size where none is.'
     """
     rows = tuple(table.geometry)
     found = _advise(rows, table.rows_at) if rows else None

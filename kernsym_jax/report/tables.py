@@ -67,6 +67,16 @@ class NetworkTable:
       rows_at: audits the network at another input size; None if that is impossible.
       history: ``{"step": completed steps, "scores": {layer: score}}`` of a run, in order.
       consistency: the results of `evaluate`; None if the network was not evaluated.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import report, weights
+    >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
+    >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
+    >>> table = report.table(net)
+    >>> [(row["layer"], row["shape"]) for row in table.rows]
+    [('conv1', '3×3×8×8'), ('conv2', '3×3×8×8')]
+    >>> table.mean_kernels["conv1"].shape
+    (3, 3)
     """
 
     source: str
@@ -100,6 +110,14 @@ class Comparison:
         ``shape`` in the first of these, and for each figure of `COMPARED` a list with one value per
         network, None where it lacks the layer.
       means: one dict per network: ``source`` and the figures of `MEANS`.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import report, weights
+    >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
+    >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
+    >>> comparison = report.compare({"a": net, "b": net})
+    >>> [row["layer"] for row in comparison.rows], [mean["source"] for mean in comparison.means]
+    (['conv1', 'conv2'], ['a', 'b'])
     """
 
     tables: Sequence[NetworkTable]
@@ -162,6 +180,20 @@ class Trajectory:
       source: name of the run.
       steps: numbers of the checkpoints: steps or epochs, as their names or contents count.
       tables: the checkpoints.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import report, weights
+    >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
+    >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
+    >>> import pathlib
+    >>> import tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> for epoch in (1, 2):
+    ...     np.savez(folder / f"epoch_{epoch}.npz", **{"conv/kernel": epoch * kernel})
+    ...
+    >>> trajectory = report.trajectory(folder, trusted=True)
+    >>> trajectory.steps, len(trajectory.tables)
+    ([1, 2], 2)
     """
 
     source: str
@@ -229,6 +261,22 @@ def network_table(
 
     Returns:
       The table.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import geometry, report, weights
+    >>> kernel = np.ones((3, 3, 8, 8), np.float32)
+    >>> kernel[2], kernel[:, 2] = 1.5, 1.5  # larger at the bottom right
+    >>> kernel *= np.random.default_rng(0).standard_normal(kernel.shape)
+    >>> found = weights.read({"conv": {"kernel": kernel}})
+    >>> rows = [
+    ...     geometry.LayerGeometry(
+    ...         "conv", "conv", (32, 32), (16, 16), (3, 3), (2, 2), (1, 1), ((1, 1), (1, 1))
+    ...     )
+    ... ]
+    >>> table = report.network_table(found, "net", rows)
+    >>> row = table.rows[0]
+    >>> row["layer"], row["uneven_h"], row["predicted_skew"]
+    ('conv', 1, 'bottom right')
     """
     source = path_name(source or weights.source)
     weights = _of_few_sizes(weights)

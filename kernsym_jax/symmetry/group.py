@@ -26,7 +26,14 @@ _ACTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def elements(kh: int, kw: int) -> tuple[str, ...]:
-    """Returns the elements of D4 that apply to a (kh, kw) kernel: all eight only if kh = kw."""
+    """Returns the elements of D4 that apply to a (kh, kw) kernel: all eight only if kh = kw.
+
+    >>> from kernsym_jax import symmetry
+    >>> symmetry.elements(3, 3)
+    ('e', 'r90', 'r180', 'r270', 'fliplr', 'flipud', 'transpose', 'antitranspose')
+    >>> symmetry.elements(1, 7)
+    ('e', 'r180', 'fliplr', 'flipud')
+    """
     return D4 if kh == kw else RECTANGLE
 
 

@@ -27,6 +27,14 @@ def mean_kernel(weight: jax.Array) -> jax.Array:
       ValueError: if the weight has fewer than four axes or an empty one.
 
     Reference: Alsallakh et al., "On Symmetries in Convolutional Weights", 2025.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import symmetry
+    >>> weight = jnp.stack([jnp.ones((3, 3, 1)), 3 * jnp.ones((3, 3, 1))], axis=-1)
+    >>> print(symmetry.mean_kernel(weight))
+    [[2. 2. 2.]
+     [2. 2. 2.]
+     [2. 2. 2.]]
     """
     require_weight(weight)
     return jnp.mean(weight, axis=(-2, -1), dtype=jnp.float32)
@@ -112,6 +120,11 @@ def dc_share(kernel: jax.Array) -> jax.Array:
 
     Returns:
       float32 (...) in [0, 1]; NaN for a zero kernel.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import symmetry
+    >>> float(symmetry.dc_share(jnp.ones((3, 3))))
+    1.0
     """
     cells, kh, kw = scaled_cells(kernel)
     return kh * kw * jnp.mean(cells, axis=-1) ** 2 / energy(cells)
@@ -128,6 +141,11 @@ def skew(kernel: jax.Array) -> jax.Array:
 
     Returns:
       float32 (..., 2) in cells: x to the right, y down; NaN for a zero kernel.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import symmetry
+    >>> print(symmetry.skew(jnp.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])))
+    [1. 0.]
     """
     cells, kh, kw = scaled_cells(kernel)
     return first_moment(cells, kh, kw) / jnp.sum(jnp.abs(cells), axis=-1, keepdims=True)
@@ -214,6 +232,13 @@ def project_mean_kernel(weight: jax.Array, elements: Sequence[str] = ()) -> jax.
 
     Raises:
       ValueError: if an element is unknown, or the weight has another shape or no channels.
+
+    >>> import jax
+    >>> from kernsym_jax import symmetry
+    >>> weight = jax.random.normal(jax.random.key(0), (3, 3, 8, 8))
+    >>> projected = symmetry.project_mean_kernel(weight)
+    >>> print(f"{symmetry.symmetry_score(symmetry.mean_kernel(projected)):.3f}")
+    1.000
     """
     weight = jnp.asarray(weight)
     if weight.ndim != 4 or not jnp.issubdtype(weight.dtype, jnp.floating):

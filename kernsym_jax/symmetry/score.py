@@ -54,6 +54,12 @@ def transform_distances(kernel: jax.Array, *, centered: bool = False) -> jax.Arr
       (kh ≠ kw) and for a zero kernel.
 
     Reference: Alsallakh et al., "On Symmetries in Convolutional Weights", 2025.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import symmetry
+    >>> sobel = jnp.array([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+    >>> print(symmetry.transform_distances(sobel).round(2))
+    [0.   0.71 1.   0.71 1.   0.   0.71 0.71]
     """
     return group.spread_over_d4(_distances(kernel, centered=centered), *jnp.shape(kernel)[-2:])
 
@@ -95,6 +101,11 @@ def neuron_score(weight: jax.Array, *, identity: bool = True, centered: bool = F
 
     Returns:
       float32 (...); output channels whose kernel is zero do not count, NaN if all are.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import symmetry
+    >>> print(symmetry.neuron_score(jnp.ones((3, 3, 4, 8))))
+    1.0
     """
     require_weight(weight)
     kernels = jnp.moveaxis(jnp.mean(weight, axis=-2, dtype=jnp.float32), -1, -3)
@@ -112,6 +123,12 @@ def single_score(weight: jax.Array, *, identity: bool = True, centered: bool = F
 
     Returns:
       float32 (...); slices that are zero do not count, NaN if all are.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import symmetry
+    >>> opposite = jnp.stack([jnp.eye(3), -jnp.eye(3)], axis=-1)[:, :, None]
+    >>> print(f"{symmetry.single_score(opposite):.4f}")  # of each slice; their mean is zero
+    0.7113
     """
     require_weight(weight)
     kernels = jnp.moveaxis(jnp.asarray(weight), (-2, -1), (-4, -3))
@@ -140,6 +157,15 @@ def asymmetry(
 
     Raises:
       ValueError: if an element is unknown.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import symmetry
+    >>> leaning = jnp.array([[1.0, 1.0, 2.0]] * 3)
+    >>> print(f"{symmetry.asymmetry(leaning):.4f} {symmetry.asymmetry(leaning, ('flipud',)):.4f}")
+    0.1900 0.0000
+    >>> jax.grad(symmetry.asymmetry)(jnp.ones((3, 3))).max()  # finite, even at the minimum
+    Array(0., dtype=float32)
     """
     kernel = jnp.asarray(kernel, jnp.float32)
     # The slope near zero is about 1/‖K‖, so below the smallest normal float it would overflow.
@@ -257,6 +283,12 @@ def null_scores(
 
     Returns:
       float32 (draws,).
+
+    >>> import jax
+    >>> from kernsym_jax import symmetry
+    >>> null = symmetry.null_scores((3, 3), 20_000, jax.random.key(0))
+    >>> print(f"{null.mean():.2f}")
+    0.48
     """
     kernels = jax.random.normal(key, (draws, *shape), jnp.float32)
     return symmetry_score(kernels, identity=identity, centered=centered)
@@ -288,6 +320,13 @@ def permutation_null(
 
     Returns:
       float32 (draws,), or (draws, ...) if the statistic has axes.
+
+    >>> import jax
+    >>> from kernsym_jax import symmetry
+    >>> weight = jax.random.normal(jax.random.key(0), (3, 3, 8, 8))
+    >>> null = symmetry.permutation_null(weight, 50, jax.random.key(1))
+    >>> null.shape
+    (50,)
     """
     require_weight(weight)
     kh, kw, *channels = jnp.shape(weight)
@@ -313,6 +352,11 @@ def p_value(score: jax.Array, null: jax.Array) -> jax.Array:
 
     Returns:
       float32 (...), never 0; NaN where the score is.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import symmetry
+    >>> float(symmetry.p_value(jnp.float32(0.9), jnp.array([0.4, 0.5, 0.95])))  # (1 + 1) / (1 + 3)
+    0.5
     """
     score, null = jnp.asarray(score, jnp.float32), jnp.asarray(null, jnp.float32)
     # Sorted, the count is one search per score, without a (..., draws) array.
@@ -330,6 +374,11 @@ def z_value(score: jax.Array, null: jax.Array) -> jax.Array:
 
     Returns:
       float32 (...); NaN where the score is.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import symmetry
+    >>> print(symmetry.z_value(jnp.float32(0.8), jnp.array([0.4, 0.5, 0.6])).round(2))
+    3.0
     """
     score, null = jnp.asarray(score, jnp.float32), jnp.asarray(null, jnp.float32)
     return (score - jnp.mean(null)) / jnp.std(null, ddof=1)
@@ -360,6 +409,11 @@ def direction_p(z: jax.Array) -> jax.Array:
     Returns:
       float32 (...): exp(−(z_x² + z_y²) / 2), the tail of χ² with two degrees of freedom; the
       two-sided p of the other axis if one is NaN, NaN if both are. At least 1.2e-38.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import symmetry
+    >>> print(f"{symmetry.direction_p(jnp.array([3.0, 4.0])):.1e}")
+    3.7e-06
     """
     z = jnp.asarray(z, jnp.float32)
     one_axis = jnp.where(jnp.isnan(z[..., 0]), z[..., 1], z[..., 0])

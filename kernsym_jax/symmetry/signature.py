@@ -112,6 +112,13 @@ def shuffled_sd(kh: int, kw: int, energy: float, spread: float) -> tuple[float, 
 
     Returns:
       (sd_x, sd_y) in cells; NaN for a zero weight.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import symmetry
+    >>> squares = np.square(np.random.default_rng(0).standard_normal((3, 3, 512)))
+    >>> sd = symmetry.shuffled_sd(3, 3, squares.sum(), squares.var((0, 1), ddof=1).sum())
+    >>> print(f"{sd[0]:.4f}")  # 0.0083 = 0.19 / √512 for normal weights
+    0.0082
     """
     if not energy > 0:
         return math.nan, math.nan
@@ -135,6 +142,12 @@ def signature_z(weight: jax.Array) -> jax.Array:
 
     Raises:
       ValueError: as in `rms_kernel`.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import symmetry
+    >>> weight = jnp.ones((3, 3, 4, 4)).at[:, 2].set(1.5)  # larger at the right
+    >>> print("{:.1f} {:.1f}".format(*abs(symmetry.signature_z(weight))))
+    2.9 0.0
     """
     signature = padding_signature(weight)
     kh, kw, channels_in, channels_out = jnp.shape(weight)[-4:]
@@ -216,6 +229,11 @@ def slice_moments(weight: jax.Array) -> jax.Array:
 
     Raises:
       ValueError: as in `rms_kernel`.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import symmetry
+    >>> symmetry.slice_moments(jnp.ones((3, 3, 4, 8))).shape
+    (9, 9)
     """
     require_weight(weight)
     weight = jnp.asarray(weight, jnp.float32)
@@ -240,6 +258,15 @@ def moment_distances(weight: jax.Array) -> jax.Array:
 
     Raises:
       ValueError: as in `rms_kernel`.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import symmetry
+    >>> edges = jnp.array([[1.0, 0.0, -1.0]] * 3)[:, :, None, None]
+    >>> both = jnp.concatenate([edges, jnp.rot90(edges)], axis=-1)  # vertical and horizontal edges
+    >>> print(f"{symmetry.moment_distances(edges)[1]:.3f}")  # under r90
+    0.707
+    >>> print(f"{symmetry.moment_distances(both)[1]:.3f}")
+    0.000
     """
     scaled, (kh, kw, _) = _scaled(weight)
     return group.spread_over_d4(_moment_distances(slice_moments(scaled), kh, kw), kh, kw)
@@ -263,6 +290,12 @@ def moment_null(weight: jax.Array, name: str, draws: int, key: jax.Array) -> jax
 
     Raises:
       ValueError: if the element does not apply, or is the identity.
+
+    >>> import jax
+    >>> from kernsym_jax import symmetry
+    >>> weight = jax.random.normal(jax.random.key(0), (3, 3, 8, 8))
+    >>> symmetry.moment_null(weight, "fliplr", 20, jax.random.key(1)).shape
+    (20,)
     """
     scaled, (kh, kw, slices) = _scaled(weight)
     names = group.elements(kh, kw)

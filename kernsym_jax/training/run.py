@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from kernsym_jax import json_file, lock, run_directory, symmetry
-from kernsym_jax.evaluation.estimates import margins, mean_class_iou, pixel_accuracy
+from kernsym_jax.evaluation.measure import margins, mean_class_iou, pixel_accuracy
 from kernsym_jax.training import config as configuration
 from kernsym_jax.training import processes
 from kernsym_jax.training.checkpoints import Checkpoints

@@ -46,6 +46,12 @@ class ConvKernel:
         ``SAME_LOWER``.
       dilation: (rows, columns).
       groups: number of channel groups.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import weights
+    >>> kernel = weights.ConvKernel(np.ones((3, 3, 4, 8), np.float32), stride=(2, 2))
+    >>> kernel.shape, kernel.kind, kernel.padding
+    ((3, 3, 4, 8), 'conv', None)
     """
 
     weight: np.ndarray = _Float32()  # type: ignore[assignment]
@@ -79,6 +85,16 @@ class Weights:
       step: the number of steps or epochs after which the file says that it was saved, or None.
       first: the layer whose input is the image, where channels instead of the order tell it; it is
         not among `kernels` if it has no spatial extent.
+
+    >>> import pathlib
+    >>> import tempfile
+    >>> import numpy as np
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.npz"
+    >>> np.savez(path, **{"conv/kernel": np.ones((3, 3, 4, 8)), "conv/bias": np.ones(8)})
+    >>> from kernsym_jax import weights
+    >>> found = weights.read(path, trusted=True)
+    >>> list(found.kernels), list(found.skipped), found.order
+    (['conv'], ['conv/bias'], 'file')
     """
 
     kernels: dict[str, ConvKernel]

@@ -58,6 +58,15 @@ def load_into(
       FileNotFoundError: if the source does not exist.
       ValueError: if the source cannot be read, or does not fit; the message names the paths that
         are missing, that the model lacks, or that have another shape.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import models, weights
+    >>> model = models.create("small_cnn", num_classes=10)
+    >>> stored = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> variables = weights.load_into(model, stored, input_shape=(1, 8, 8, 1))
+    >>> model.apply(variables, jnp.zeros((2, 8, 8, 1))).shape
+    (2, 10)
     """
     import jax.numpy as jnp
 
@@ -146,6 +155,10 @@ def flax_layer(name: str) -> str:
 
     Returns:
       Such as ``layer1_0/conv1``: a number joins the name before it, and a slash replaces each dot.
+
+    >>> from kernsym_jax import weights
+    >>> weights.flax_layer("layer1.0.conv1")
+    'layer1_0/conv1'
     """
     # torchvision's DenseNet files keep the names of its first version: ``norm.1`` for ``norm1``.
     name = re.sub(r"(denselayer[0-9]+\.(?:norm|conv))\.([12])(?=\.|$)", r"\1\2", name)

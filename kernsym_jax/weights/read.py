@@ -70,6 +70,16 @@ def read(
       ValueError: if the file is damaged, has an unsupported format, or asks for code to be run; if
         the layout is unknown, or is not that of a graph, which settles its own; if there are no
         weights of the requested kind.
+
+    >>> import pathlib
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from kernsym_jax import weights
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.npz"
+    >>> np.savez(path, **{"conv/kernel": np.ones((3, 3, 4, 8)), "conv/bias": np.ones(8)})
+    >>> found = weights.read(path, trusted=True)
+    >>> found.format, found.kernels["conv"].shape
+    ('npz', (3, 3, 4, 8))
     """
     check_layout(layout)
     checkpoint.check_choice(which)
@@ -122,6 +132,15 @@ def read_arrays(path: str | os.PathLike, *, trusted: bool = False) -> dict[str, 
     Raises:
       FileNotFoundError: if the path does not exist.
       ValueError: if the file cannot be read.
+
+    >>> import pathlib
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from kernsym_jax import weights
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.npz"
+    >>> np.savez(path, **{"conv/kernel": np.ones((3, 3, 4, 8)), "conv/bias": np.ones(8)})
+    >>> {name: array.shape for name, array in weights.read_arrays(path, trusted=True).items()}
+    {'conv/kernel': (3, 3, 4, 8), 'conv/bias': (8,)}
     """
     return file_arrays(path) if trusted else guard.call((__name__, "file_arrays"), path)
 

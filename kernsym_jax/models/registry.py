@@ -179,6 +179,10 @@ def known_names() -> dict[str, dict[str, str]]:
 
     Returns:
       ``{"model": {"resnet18": "8 basic blocks", …}, "padding": {…}, "downsample": {…}}``
+
+    >>> from kernsym_jax import models
+    >>> list(models.known_names()["downsample"])
+    ['stride', 'blur', 'sbpool', 'aps', 'lps']
     """
     return {
         "model": {name: model.description for name, model in _MODELS.items()},

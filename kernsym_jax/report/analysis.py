@@ -78,7 +78,7 @@ def analyze(
       FileNotFoundError: if the only place does not exist.
 
     >>> import numpy as np
-    >>> from kernsym_jax import report, weights
+    >>> from kernsym_jax import report
     >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
     >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
     >>> import pathlib
@@ -142,7 +142,7 @@ def write_results(tables: Sequence[NetworkTable], out: pathlib.Path) -> None:
       out: the folder; created if it is missing.
 
     >>> import numpy as np
-    >>> from kernsym_jax import report, weights
+    >>> from kernsym_jax import report
     >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
     >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
     >>> import pathlib
@@ -196,7 +196,7 @@ def write_parquet(tables: Sequence[NetworkTable], path: pathlib.Path) -> None:
       ValueError: if pyarrow is not installed.
 
     >>> import numpy as np
-    >>> from kernsym_jax import report, weights
+    >>> from kernsym_jax import report
     >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
     >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
     >>> import pathlib

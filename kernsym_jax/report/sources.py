@@ -62,7 +62,7 @@ class Options:
       trusted: reads sources in this process, without the limits of `weights.read`.
 
     >>> import numpy as np
-    >>> from kernsym_jax import report, weights
+    >>> from kernsym_jax import report
     >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
     >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
     >>> options = report.Options(layout="HWIO", trusted=True)
@@ -101,7 +101,7 @@ def table(source: Any, *, name: str | None = None, **options: Any) -> NetworkTab
       FileNotFoundError: if it does not exist.
 
     >>> import numpy as np
-    >>> from kernsym_jax import report, weights
+    >>> from kernsym_jax import report
     >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
     >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
     >>> table = report.table(net, name="random")
@@ -136,7 +136,7 @@ def compare(sources: Iterable[Any] | Mapping[str, Any], **options: Any) -> Compa
       FileNotFoundError: if a source does not exist.
 
     >>> import numpy as np
-    >>> from kernsym_jax import report, weights
+    >>> from kernsym_jax import report
     >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
     >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
     >>> comparison = report.compare({"raw": net, "doubled": {"conv1": {"kernel": 2 * kernel}}})
@@ -163,7 +163,7 @@ def trajectory(sources: Any, **options: Any) -> Trajectory:
       FileNotFoundError: if there is no checkpoint.
 
     >>> import numpy as np
-    >>> from kernsym_jax import report, weights
+    >>> from kernsym_jax import report
     >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
     >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
     >>> import pathlib
@@ -203,7 +203,7 @@ def find_sources(places: Sequence[str]) -> list[pathlib.Path]:
       FileNotFoundError: if a place does not exist, or a folder or pattern contains no source.
 
     >>> import numpy as np
-    >>> from kernsym_jax import report, weights
+    >>> from kernsym_jax import report
     >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
     >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
     >>> import pathlib
@@ -249,7 +249,7 @@ def read_table(path: str | pathlib.Path, options: Options | None = None) -> Netw
       FileNotFoundError: if it does not exist.
 
     >>> import numpy as np
-    >>> from kernsym_jax import report, weights
+    >>> from kernsym_jax import report
     >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
     >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
     >>> import pathlib

@@ -3,6 +3,9 @@
 Run in an environment that has them, once for each framework that is wanted::
 
     pip install torch==2.13.0 torchvision==0.28.0 && python tests/support/make_fixtures.py torch
+
+PyTorch stores the paths of this file and of its own sources in scripts and whole modules. So make
+these in a folder without a name of yours in its path, such as ``/usr/src/fixtures``.
 """
 
 import gzip

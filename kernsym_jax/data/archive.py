@@ -80,7 +80,7 @@ def state(path: pathlib.Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def shown(name: object, most: int = 200) -> str:
+def name_in_words(name: object, most: int = 200) -> str:
     """Returns a name from an archive for a message: printable, short and in one line."""
     text = printable(str(name))
     return text if len(text) <= most else f"{text[:most]}…"
@@ -281,4 +281,4 @@ def _size(text: str, name: str) -> int:
 
 
 def _shown(name: str) -> str:
-    return f"'{shown(name, 100)}'"
+    return f"'{name_in_words(name, 100)}'"

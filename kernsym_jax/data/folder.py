@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from kernsym_jax.data import archive
-from kernsym_jax.data.archive import Path, Read, shown
+from kernsym_jax.data.archive import Path, Read, name_in_words
 from kernsym_jax.data.decode import BrokenImage
 from kernsym_jax.data.image_set import EncodedSet, Files, MaskCoding, Masks
 
@@ -136,7 +136,7 @@ def _files_of_archive(path: pathlib.Path, split: str) -> Files:
         size=len(images),
         classes=classes,
         record=lambda index: (images[index][1](), images[index][2]),
-        name=lambda index: f"{path}/{shown(images[index][0])}",
+        name=lambda index: f"{path}/{name_in_words(images[index][0])}",
     )
 
 
@@ -155,14 +155,14 @@ def _files_with_masks(place: str, tree: Tree, split: str, coding: MaskCoding) ->
     coding = coding.completed(
         place,
         len(known),
-        lambda index: (known[index][1].read(), f"{place}/{shown(known[index][1].name)}"),
+        lambda index: (known[index][1].read(), f"{place}/{name_in_words(known[index][1].name)}"),
     )
     return Files(
         size=len(pairs),
         classes=coding.classes,
         record=lambda index: (pairs[index][0].read(), pairs[index][1].read()),
-        name=lambda index: f"{place}/{shown(pairs[index][0].name)}",
-        masks=Masks(coding, lambda index: f"{place}/{shown(pairs[index][1].name)}"),
+        name=lambda index: f"{place}/{name_in_words(pairs[index][0].name)}",
+        masks=Masks(coding, lambda index: f"{place}/{name_in_words(pairs[index][1].name)}"),
     )
 
 
@@ -175,7 +175,7 @@ def _pairs(place: str, tree: Tree, split: str) -> list[tuple[_Member, _Member]]:
         alone = sorted(these.keys() - others.keys())
         if alone:
             more = f", and {len(alone) - 1} more like it" if len(alone) > 1 else ""
-            name = shown(these[alone[0]].name)
+            name = name_in_words(these[alone[0]].name)
             raise ValueError(f"{place}/{name}: no {kind} of that name for this {other}{more}")
     return [(images[key], masks[key]) for key in sorted(images, key=lambda key: key.parts)]
 
@@ -190,7 +190,9 @@ def _by_name(place: str, tree: Tree, below: Path) -> dict[Path, _Member]:
             continue
         key = path.relative_to(below).with_suffix("")
         if key in found:
-            raise ValueError(f"{place}: {shown(found[key].name)} and {shown(path)} have one name")
+            raise ValueError(
+                f"{place}: {name_in_words(found[key].name)} and {name_in_words(path)} have one name"
+            )
         found[key] = _Member(path, read)
     if not found:
         raise FileNotFoundError(f"{place}: no files in its folder {below}")
@@ -215,7 +217,7 @@ def _split_folder(place: str, present: set[str], split: str) -> str:
 def _require_same_classes(place: str, classes: tuple[str, ...], other: tuple[str, ...]) -> None:
     if classes != other:
         odd = sorted(set(classes) ^ set(other))
-        named = ", ".join(shown(name, 50) for name in odd[:5])
+        named = ", ".join(name_in_words(name, 50) for name in odd[:5])
         more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
         raise ValueError(f"{place}: the splits differ in the classes {named}{more}")
 

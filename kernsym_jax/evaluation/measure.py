@@ -133,7 +133,9 @@ def measure(
         require_fit(labels[counts], rest, shifts)
         found: dict[str, Any] = {"finite": rest["finite"], **judge(rest, rest_truth)}
         if shifts is not None:
-            more, found["shift"] = _shifted(network, images, truth, rest, counts, shifts, first)
+            more, found["shift"] = _shifted(
+                network, images, truth, rest, counts, shifts=shifts, first=first
+            )
             cells += np.asarray(jax.device_get(more), np.float64)
         if flips:
             found["flips"], found["rolled"] = _flipped(
@@ -225,10 +227,11 @@ def _shifted(
     truth: jax.Array,
     rest: Answer,
     counts: np.ndarray,
+    *,
     shifts: Shifts,
     first: int,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Yields the cells that a batch adds to the map, and each image's sums over its comparisons."""
+    """Returns what a batch adds to the cells of the map, and each image's sums over comparisons."""
     side, least = len(shifts.differences), shifts.differences.start
     cells = network.whole(np.zeros((3, side * side), np.float32))
     counted, view = network.split(counts), shifts.view_size(*images.shape[1:3])

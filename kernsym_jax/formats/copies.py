@@ -159,7 +159,7 @@ class _Search:
         canonical = {_canonical(named) for named in arrays} - {None}
         # An average may lie in a container of its own that is called a state dict.
         of_averages = {
-            prefix for prefix in canonical if prefix and _may_average(prefix[:-1], False)
+            prefix for prefix in canonical if prefix and _may_average(prefix[:-1], weak=False)
         }
         canonical = canonical - of_averages or canonical
         certain = {prefix for prefix in canonical if prefix and prefix[-1] in _ONLY}
@@ -321,7 +321,7 @@ def _canonical(named: Named) -> Prefix | None:
     return None
 
 
-def _may_average(prefix: Prefix, weak: bool = True) -> bool:
+def _may_average(prefix: Prefix, *, weak: bool = True) -> bool:
     """Returns whether one of the last two tokens has a word for averages."""
     words = {word for token in prefix[-2:] for word in _words(token)}
     return bool(words & (_AVERAGE_WORDS | _WEAK_WORDS if weak else _AVERAGE_WORDS))

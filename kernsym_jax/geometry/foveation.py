@@ -76,7 +76,7 @@ def foveation(
             amounts = d * (k - 1) // 2
         elif not isinstance(amounts, int | str) and isinstance(amounts[axis], Sequence):
             amounts = amounts[axis]
-        counts.append(window_matrix(n, k, s, amounts, d, padding_mode).sum(axis=0))
+        counts.append(window_matrix(n, k, s, amounts, d, padding_mode=padding_mode).sum(axis=0))
     return np.outer(*counts)
 
 
@@ -86,6 +86,7 @@ def window_matrix(
     stride: int = 1,
     padding: arithmetic.Padding = 0,
     dilation: int = 1,
+    *,
     padding_mode: str = "zero",
     upsampling: int = 1,
 ) -> np.ndarray:
@@ -203,8 +204,8 @@ def _back(row: LayerGeometry) -> Callable[[np.ndarray], np.ndarray]:
                 row.stride[axis],
                 row.padding[axis],
                 row.dilation[axis],
-                row.padding_mode,
-                row.upsampling[axis],
+                padding_mode=row.padding_mode,
+                upsampling=row.upsampling[axis],
             )
             counts = np.moveaxis(np.tensordot(matrix, counts, axes=(0, axis)), 0, axis)
         return counts

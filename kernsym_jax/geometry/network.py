@@ -111,8 +111,10 @@ class Network:
         spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
         found = list(map(read, axes, sizes, spans, stride))
         outputs: Sequence[int | None] = sliding.outputs or [None] * len(sizes)
-        along = zip(found, spans, stride, spread, sliding.padding, outputs, strict=True)
-        placed = [_place(name, *of_axis) for of_axis in along]
+        placed = [
+            _place(name, found[i], spans[i], stride[i], spread[i], padding=pair, outputs=outputs[i])
+            for i, pair in enumerate(sliding.padding)
+        ]
         row = LayerGeometry(
             layer=layer or kind,
             kind=kind,
@@ -252,6 +254,7 @@ def _place(
     span: int,
     stride: int,
     spread: int,
+    *,
     padding: tuple[int, int],
     outputs: int | None,
 ) -> _Placed:

@@ -266,14 +266,11 @@ def _starts(values: Sequence[Value], whole: Sequence[int], part: Sequence[int]) 
 
 def _rev(network: Network, params: Any, inputs: list[Value], shape: tuple[int, ...]) -> Axes:
     axes = network.settle_along(inputs[0].axes, params["dimensions"])
-    return changed(
-        axes,
-        {
-            d: taken(axis, range(axis.size)[::-1])
-            for d in params["dimensions"]
-            if (axis := axes[d]) is not None
-        },
-    )
+    known = {d: axes[d] for d in params["dimensions"]}
+    turned = {
+        d: taken(axis, range(axis.size)[::-1]) for d, axis in known.items() if axis is not None
+    }
+    return changed(axes, turned)
 
 
 def _tile(network: Network, params: Any, inputs: list[Value], shape: tuple[int, ...]) -> Axes:

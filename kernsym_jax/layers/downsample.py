@@ -14,7 +14,7 @@ from kernsym_jax.layers.conv import Conv
 from kernsym_jax.layers.padding import (
     Pair,
     Position,
-    Windows,
+    WindowedMap,
     check_map,
     check_padding,
     check_window,
@@ -410,7 +410,7 @@ def adaptive_average_pool(x: jax.Array, size: int | Pair) -> jax.Array:
 
 def _windows(
     pool: MaxPool | AvgPool, x: jax.Array, position: Position | None, fill: float
-) -> Windows:
+) -> WindowedMap:
     layer = module_path(pool)
     check_padding(pool.padding, layer)
     kernel, stride = pair(pool.kernel_size), pair(pool.stride)
@@ -428,7 +428,7 @@ def _windows(
 
 
 def _reduce(
-    windows: Windows, start: float, operation: Any, kernel: Pair, stride: Pair
+    windows: WindowedMap, start: float, operation: Any, kernel: Pair, stride: Pair
 ) -> jax.Array:
     """Reduces every window by ``operation``; the remaining padding has the value ``start``."""
     return lax.reduce_window(

@@ -231,7 +231,7 @@ def offset_of(
     return offsets, (uneven[0], uneven[1])
 
 
-class Windows(NamedTuple):
+class WindowedMap(NamedTuple):
     """A map that is ready for an operation with sliding windows.
 
     Attributes:
@@ -256,7 +256,7 @@ def place_windows(
     position: Position | None,
     fill: float,
     layer: str,
-) -> Windows:
+) -> WindowedMap:
     """Pads a map for one layer and places the first window according to ``position``.
 
     Args:
@@ -291,13 +291,13 @@ def place_windows(
                 every = window_scale(size, kernel, amounts, dilation)
                 drawn = _from_offset(every, offset, uneven)[:, :: stride[0], :: stride[1]]
             x = _from_offset(pad_map(x, amounts, padding, fill), offset, uneven)
-            return Windows(x, _NONE, drawn)
+            return WindowedMap(x, _NONE, drawn)
         amounts = _moved(amounts, offset, uneven)
     scale = window_scale(size, kernel, amounts, dilation, stride) if padding == "partial" else None
     crops = any(amount < 0 for side in amounts for amount in side)
     if padding in _CONSTANT and not crops:
-        return Windows(x, amounts, scale)
-    return Windows(pad_map(x, amounts, padding, fill), _NONE, scale)
+        return WindowedMap(x, amounts, scale)
+    return WindowedMap(pad_map(x, amounts, padding, fill), _NONE, scale)
 
 
 def subsample(

@@ -114,7 +114,7 @@ def render(
     compared = comparison is not None and len(comparison.tables) <= _MOST_COMPARED
     return _template("page.jinja").render(
         networks=[
-            {**_network(index, table), "checkpoints": _printable(checkpoints.get(table.source, []))}
+            {**_network(index, table), "checkpoints": _safe_rows(checkpoints.get(table.source, []))}
             for index, table in enumerate(tables, 1)
         ],
         evaluated=any(table.consistency for table in tables),
@@ -152,7 +152,7 @@ def trajectory_fragment(trajectory: "Trajectory") -> str:
         title=printable(trajectory.source),
         sentences=[f"{len(trajectory.steps)} checkpoints."],
         plot=svg(figures.trajectory(trajectory.last), page=True),
-        checkpoints=_printable(trajectory.rows),
+        checkpoints=_safe_rows(trajectory.rows),
     )
 
 
@@ -187,7 +187,7 @@ def _sentences(table: "NetworkTable") -> list[str]:
     return [text for text in said if text]
 
 
-def _printable(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _safe_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "source": printable(row["source"])} for row in rows]
 
 

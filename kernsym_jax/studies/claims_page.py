@@ -10,7 +10,7 @@ from typing import Any
 
 from kernsym_jax import json_file
 from kernsym_jax.studies.page import CLAIMS as CLAIMS_FILE
-from kernsym_jax.studies.page import figure, p_value
+from kernsym_jax.studies.page import figure, p_text
 from kernsym_jax.studies.results import VERDICTS
 from kernsym_jax.studies.runs import SIZES, UnknownSize, load_study
 from kernsym_jax.studies.study import Study
@@ -154,7 +154,7 @@ def _tests(claims: Iterable[Mapping[str, Any]]) -> str:
             if test is _primary(claim):
                 ends = "corrected_low", "corrected_high"
                 row = (claim["claim"], test["meaning"], _effect(test, *ends), test["smallest"])
-                p = p_value(test["p_holm"])
+                p = p_text(test["p_holm"])
                 primary.append((*row, _detectable(test), p, test["n"], claim["verdict"]))
             else:
                 effect = _effect(test, "low", "high")

@@ -170,8 +170,9 @@ def _write_plan(study: Study, workdir: pathlib.Path) -> None:
 def _here(missing: Sequence[PlannedRun]) -> dict[str, str]:
     """Trains runs in this process; returns the reasons of those that failed."""
     failed: dict[str, str] = {}
+    groups = _groups(missing)
     with stop_on_signal() as stop:
-        for number, group in enumerate(groups := _groups(missing), 1):
+        for number, group in enumerate(groups, 1):
             if stop.asked():
                 raise training.Preempted("stopped between two runs; what has been trained is saved")
             names = ", ".join(run.name for run in group)

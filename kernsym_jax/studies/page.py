@@ -83,8 +83,13 @@ def render(results: Results, claims: Mapping[str, Any], drawn: Mapping[str, Any]
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"figure": figure, "p_value": p_value}
+    environment.filters |= {"figure": figure, "p_value": p_text}
     study = results.study
+    differences = {
+        test.name: accuracy_difference(study.contrasts[test.name], results)
+        for test in results.tests
+        if test.name in study.contrasts
+    }
     tests = [(claim, test) for claim in claims["claims"] for test in claim["tests"]]
     return environment.from_string(read("kernsym_jax.studies", "study.jinja")).render(
         study=study,
@@ -103,12 +108,7 @@ def render(results: Results, claims: Mapping[str, Any], drawn: Mapping[str, Any]
             (text, [m for m in _measures(results) if m["name"] in names])
             for text, names in study.confounds.items()
         ],
-        accuracies=[
-            (test.name, found)
-            for test in results.tests
-            if test.name in study.contrasts
-            and (found := accuracy_difference(study.contrasts[test.name], results)) is not None
-        ],
+        accuracies=[(name, found) for name, found in differences.items() if found is not None],
         nulls=_nulls(results),
         rules=_rules(claims),
         cover=f"{100 * study.coverage:g} %",
@@ -124,7 +124,7 @@ def figure(value: float | None) -> str:
     return text.replace("-", "−")
 
 
-def p_value(value: float | None) -> str:
+def p_text(value: float | None) -> str:
     """Formats a p-value with two significant digits."""
     return "" if value is None else f"{value:.2g}"
 

@@ -20,7 +20,7 @@ class _Stopped(Exception):
     """The run was asked to stop during the measurement."""
 
 
-class Consistency:
+class ConsistencyProbe:
     """A fixed part of the test images, and the share of them whose answer survives a change.
 
     All members of a population see the same images: at rest, moved by each offset of the grid, and

@@ -22,7 +22,7 @@ from kernsym_jax.training.backend import Backend, choose_backend, choose_way
 from kernsym_jax.training.checkpoints import newest_whole
 from kernsym_jax.training.children import choose_places, train_members
 from kernsym_jax.training.config import complete, member_configs, resolve
-from kernsym_jax.training.consistency import Consistency
+from kernsym_jax.training.consistency import ConsistencyProbe
 from kernsym_jax.training.pace import STEPS_AHEAD, Ahead, Profile, Progress, show
 from kernsym_jax.training.processes import Preempted, Stop, stop_on_signal
 from kernsym_jax.training.run import (
@@ -133,7 +133,7 @@ class _Session:
     recipe: Recipe
     dataset: data.Dataset
     stop: Stop
-    consistency: Consistency | None
+    consistency: ConsistencyProbe | None
     evaluate_every: int
     save_every: int
 
@@ -198,7 +198,7 @@ def _train(
             run.begin(int(states[0].step), layers)
         consistency = None
         if configs[0].consistency.images:
-            consistency = Consistency(configs[0], backend, recipe, dataset)
+            consistency = ConsistencyProbe(configs[0], backend, recipe, dataset)
         per_epoch = dataset.train.steps_per_epoch
         session = _Session(
             runs=runs,
@@ -382,7 +382,7 @@ def _evaluate_accuracy(session: _Session, step: int, state: TrainState) -> bool:
 
 
 def _evaluate_consistency(
-    session: _Session, consistency: Consistency, step: int, state: TrainState
+    session: _Session, consistency: ConsistencyProbe, step: int, state: TrainState
 ) -> bool:
     """Measures the consistency of a few answers; returns False if a request to stop ended it."""
     found = consistency.measure(state, session.stop)

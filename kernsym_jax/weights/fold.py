@@ -68,6 +68,7 @@ class Norm:
 def fold(
     kernels: Mapping[str, ConvKernel],
     arrays: Mapping[str, StoredArray],
+    *,
     in_order: bool,
     epsilon: float = EPSILON,
 ) -> tuple[dict[str, ConvKernel], tuple[str, ...]]:

@@ -59,7 +59,7 @@ _QUANTIZED = ("QLinearConv", "com.microsoft.QLinearConv")
 _PAD, _SPACE_TO_BATCH = 34, 38
 
 
-def read_onnx(path: str | os.PathLike, fold_batchnorm: bool = False) -> Weights:
+def read_onnx(path: str | os.PathLike, *, fold_batchnorm: bool = False) -> Weights:
     """Reads the kernels of every convolution of an ONNX graph, in the order in which it runs.
 
     No runtime is needed, and arrays stay in the mapped file.

@@ -319,7 +319,7 @@ def _weights(file: _File, fold_batchnorm: bool) -> Weights:
     if fold_batchnorm and file.layers:
         kernels, notes = _fold(kernels, arrays, file.layers)
     elif fold_batchnorm:
-        kernels, notes = fold.fold(kernels, arrays, listed, _EPSILON)
+        kernels, notes = fold.fold(kernels, arrays, in_order=listed, epsilon=_EPSILON)
     if file.is_turned:
         notes += (_TURNED,)
     elif OIHW in axes:

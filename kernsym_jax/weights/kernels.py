@@ -128,7 +128,7 @@ def find_kernels(
         kernels[layers[name]] = _kernel(name, arrays, each, is_first=name == first)
     notes: tuple[str, ...] = ()
     if fold_batchnorm:
-        kernels, notes = fold.fold(kernels, arrays, in_order)
+        kernels, notes = fold.fold(kernels, arrays, in_order=in_order)
     return FoundKernels(
         kernels,
         skipped,

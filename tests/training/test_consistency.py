@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from kernsym_jax import data, evaluation, training
 from kernsym_jax.training.config import complete
-from kernsym_jax.training.consistency import Consistency
+from kernsym_jax.training.consistency import ConsistencyProbe
 from kernsym_jax.training.processes import Stop
 
 
@@ -19,7 +19,7 @@ def measured(changed, members=0, steps=2):
     parts = tiny.parts(changed, members)
     config = complete(training.resolve(changed), parts.dataset)
     state, _ = parts.train(steps, seeds=range(members) if members else (0,))
-    consistency = Consistency(config, parts.backend, parts.recipe, parts.dataset)
+    consistency = ConsistencyProbe(config, parts.backend, parts.recipe, parts.dataset)
     with jax.transfer_guard("disallow"):
         return consistency.measure(state, Stop()), parts, state
 
@@ -75,7 +75,7 @@ def test_a_request_to_stop_ends_it_without_figures():
     config = complete(training.resolve(tiny.config()), parts.dataset)
     stop = Stop()
     stop.ask()
-    consistency = Consistency(config, parts.backend, parts.recipe, parts.dataset)
+    consistency = ConsistencyProbe(config, parts.backend, parts.recipe, parts.dataset)
     assert consistency.measure(parts.initial_state(), stop) is None
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from kernsym_jax import data, evaluation, models, training
 from kernsym_jax.training import loss
 from kernsym_jax.training.config import complete
-from kernsym_jax.training.consistency import Consistency
+from kernsym_jax.training.consistency import ConsistencyProbe
 from kernsym_jax.training.processes import Stop
 
 SIZE, TRAIN, TEST, VOID_VALUE = 8, 16, 6, 9
@@ -221,7 +221,9 @@ def test_consistency_while_training_is_that_of_an_evaluation(folder, mode, place
     state, _ = run.train(3)
     asked = complete(training.resolve(changed), run.dataset)
     with jax.transfer_guard("disallow"):
-        (found,) = Consistency(asked, run.backend, run.recipe, run.dataset).measure(state, Stop())
+        (found,) = ConsistencyProbe(asked, run.backend, run.recipe, run.dataset).measure(
+            state, Stop()
+        )
     taken = run.dataset.take_test(TEST)
     images = data.normalize(taken["image"], run.recipe.mean, run.recipe.std)
     network = models.vary(run.recipe.model, bn_axis_name=None)

@@ -1,8 +1,7 @@
 """The worked examples in the docstrings of axis and network come out as the text says."""
 
-import textwrap
-
 import numpy as np
+from examples import literal_blocks
 
 from kernsym_jax.geometry import axis, network
 
@@ -11,9 +10,8 @@ def run_examples(module):
     """Runs the code blocks of a docstring; returns their names and the values of expressions."""
     names = {**vars(axis), **vars(network), "np": np}
     values = []
-    for block in module.__doc__.split("::\n\n")[1:]:
-        code = textwrap.dedent(block.split("\n\n")[0])
-        for statement in code.splitlines():
+    for block in literal_blocks(module):
+        for statement in block.strip().splitlines():
             try:
                 values.append(eval(statement, names))
             except SyntaxError:

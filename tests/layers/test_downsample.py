@@ -1,10 +1,12 @@
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from examples import literal_blocks
 
-from kernsym_jax.layers import DOWNSAMPLINGS, Downsample
+from kernsym_jax.layers import DOWNSAMPLINGS, Conv, Downsample
 
 
 def test_the_methods_are_the_five_of_the_contract():
@@ -52,3 +54,20 @@ def test_drawing_without_a_key_is_refused(method):
     arguments = {"method": "position"} if method == "sbpool" else {"x": x}
     with pytest.raises(flax.errors.InvalidRngError, match="downsample"):
         down.apply(variables, train=True, **arguments)
+
+
+def test_the_branches_of_the_example_in_the_docstring_meet_with_one_size():
+    (example,) = literal_blocks(Downsample)
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            names = {"x": x, "train": train, "nn": nn, "Conv": Conv, "Downsample": Downsample}
+            exec(example, names)
+            return names["y"], names["shortcut"]
+
+    block, images = Block(), jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    (y, shortcut), _ = jax.eval_shape(
+        lambda x: block.init_with_output(jax.random.key(0), x, False), images
+    )
+    assert y.shape == shortcut.shape == (2, 4, 4, 64)

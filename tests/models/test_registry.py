@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from examples import literal_blocks
 
 from kernsym_jax import layers, models
 
@@ -210,3 +211,17 @@ def test_dropout_acts_in_training_only(prepared):
 
     assert not np.array_equal(logits(0, True), logits(1, True))
     np.testing.assert_array_equal(logits(0, False), logits(1, False))
+
+
+def test_the_example_of_the_room_makes_a_network_and_calls_it():
+    (example,) = literal_blocks(models)
+
+    def run(images):
+        names = {"images": images, "models": models, "jax": jax}
+        names |= {f"{name}_key": jax.random.key(1) for name in ("dropout", "downsample")}
+        exec(example, names)
+        return names["logits"], names["updates"]["batch_stats"]
+
+    logits, statistics = jax.eval_shape(run, jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32))
+    assert logits.shape == (2, 1000)
+    assert statistics["bn1"]["mean"].shape == (64,)

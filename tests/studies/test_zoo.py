@@ -290,6 +290,16 @@ def test_the_signature_of_3x3_kernels_leaves_larger_ones_out(measured):
     assert measured("signature_3x3", rows, geometry) == pytest.approx(0.03)
 
 
+def test_the_signature_is_compared_with_the_exposure_gap(measured):
+    sizes = (8, 16, 32, 64)
+    layers = [strided(n, (1, 1), stride=(2, 1), sig=(0, 1 / n)) for n in sizes]
+    rows, geometry = zip(*layers, strict=True)
+    assert measured("signature_by_gap", rows, geometry) == pytest.approx(1)
+    mirrored = [strided(n, (0, 1), stride=(2, 1), sig=(0, 1 / n)) for n in sizes]
+    assert measured("signature_by_gap", *zip(*mirrored, strict=True)) == pytest.approx(-1)
+    assert measured("signature_by_gap", rows[:3], geometry[:3]) is None
+
+
 def deep(kind, scores, role):
     return [
         {"order": i, "kind": kind, "role": role, "shape": "3×3×4×4", "score": s, "null_mean": 0.5}

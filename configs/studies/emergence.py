@@ -8,9 +8,9 @@ and noise. Five see all images: as they are, with horizontal or vertical flips, 
 turned by 90°. Scores are centred, because an offset alone looks symmetric; what flips change is
 seen in the second moments of the slices.
 
-``smoke`` trains on Fashion-MNIST (Debian's package dataset-fashion-mnist) in 8 minutes on two cores,
-``cpu`` on the JPEG copy of CIFAR-10 (``data/cifar10_jpeg.tar.gz``) in about an hour; ``gpu`` and
-``full`` train CIFAR ResNet-20 at 33 pixels on CIFAR-10.
+``smoke`` trains on Fashion-MNIST (the Debian package dataset-fashion-mnist) in 8 minutes on two
+cores, ``cpu`` on the JPEG copy of CIFAR-10 (``data/cifar10_jpeg.tar.gz``) in about an hour; ``gpu``
+and ``full`` train CIFAR ResNet-20 at 33 pixels on CIFAR-10.
 """
 
 import pathlib

@@ -20,7 +20,12 @@ from kernsym_jax.studies import Claim, Consistency, Contrast, Pilot, Study
 from kernsym_jax.studies import measures as m
 
 CIFAR = "folder:data/cifar10_jpeg.tar.gz"
-PILOTS: dict[str, Pilot] = {}
+PILOTS = {
+    "accuracy_fliplr": Pilot(-0.005, 0.0044, "seeds 100 to 101 of size cpu"),
+    "consistency_fliplr": Pilot(0.264, 0.0057, "seeds 100 to 101 of size cpu"),
+    "accuracy_d4": Pilot(-0.125, 0.0039, "seeds 100 to 101 of size cpu"),
+    "accuracy_project": Pilot(-0.0034, 0.0014, "seeds 100 to 101 of size cpu"),
+}
 VARIANTS = {
     "plain": {},
     "tie_fliplr": {"symmetry.tie": "fliplr"},

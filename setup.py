@@ -90,8 +90,8 @@ setuptools.setup(
             "setuptools>=70.1",  # the first that builds wheels without the package wheel
         ],
         "docs": [
-            "mkdocs-material>=9.6",
-            "mkdocstrings[python]>=0.30",
+            "mkdocs-material>=9.7",
+            "mkdocstrings[python]>=1.0",
             "latex2mathml>=3.77",
         ],
         "tf": ["tensorflow>=2.18"],

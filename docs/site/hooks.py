@@ -43,9 +43,14 @@ def on_files(files, config):
             files.append(File.generated(config, f"tutorials/{name}", content=content))
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
-    names = sorted(file.src_uri for file in files.documentation_pages())
+    names = sorted((file.src_uri for file in files.documentation_pages()), key=_natural)
     config.nav = _expanded(config.nav, names)
     return files
+
+
+def _natural(name):
+    """Returns a key that sorts E2 before E10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _expanded(entries, names):

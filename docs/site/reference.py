@@ -1,6 +1,7 @@
 """The reference pages: configuration, commands and API, read from the package's source."""
 
 import ast
+import html
 import json
 import pathlib
 import re
@@ -143,7 +144,9 @@ def commands_page():
             if heading != group:
                 lines.append(f"| **{heading}** | |")
                 group = heading
-            lines.append(f"| `{_cell(form)}` | {_cell(meaning)} |")
+            # In backquotes a bar would need a backslash, which would show.
+            shown = html.escape(form).replace("|", "&#124;")
+            lines.append(f"| <code>{shown}</code> | {_cell(meaning)} |")
         for arguments, meaning in described["examples"].items():
             lines += ["", f"{meaning}:", "", "```text"]
             lines += [f"python -m kernsym_jax.{name} {arguments}", "```"]

@@ -18,6 +18,7 @@ PADDING_MODES = (
     "partial",
     "valid",
 )
+"""The paddings that `foveation` knows, named as in ``layers.PADDINGS``."""
 
 _NUMPY_MODES = {
     "reflect": "reflect",

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from kernsym_jax.geometry.input_size import Advice
 
 CONVOLUTIONS = ("conv", "depthwise", "transposed")
+"""The kinds of layers that have weights."""
 KINDS = (*CONVOLUTIONS, "max_pool", "avg_pool", "min_pool", "pool", "subsample")
+"""The kinds of layers that an audit tells apart."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,13 +23,11 @@ PyTorch state dict (torchvision's, or akamaster's for the CIFAR ResNets) by one 
 number becomes an underscore, every other dot becomes a slash, and the last word changes as follows
 (``layer_scale`` of a ConvNeXt stays):
 
-====================  =======================================================================
-``weight``            ``kernel`` of a convolution, (out, in, kh, kw) to (kh, kw, in, out), and
-                      of a dense layer, (out, in) to (in, out); ``scale`` of a normalisation
-``bias``              ``bias``
-``running_mean``      ``mean`` in ``batch_stats``
-``running_var``       ``var`` in ``batch_stats``
-====================  =======================================================================
+- ``weight`` of a convolution, (out, in, kh, kw), becomes ``kernel``, (kh, kw, in, out);
+- ``weight`` of a dense layer, (out, in), becomes ``kernel``, (in, out);
+- ``weight`` of a normalisation becomes ``scale``;
+- ``bias`` stays ``bias``;
+- ``running_mean`` and ``running_var`` become ``mean`` and ``var`` in ``batch_stats``.
 
 For example, ``layer1.0.downsample.0.weight`` becomes ``layer1_0/downsample_0/kernel`` and
 ``features.1.conv.0.1.running_mean`` becomes ``features_1/conv_0_1/mean``. The networks flatten maps

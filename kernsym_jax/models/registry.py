@@ -114,6 +114,7 @@ _MODELS: dict[str, Model] = {
 }
 
 NAMES = tuple(_MODELS)
+"""The names that `create` takes."""
 _VARIANT_FIELDS = {"padding", "downsample", "blur_size", "bn_axis_name", "dtype"}
 
 

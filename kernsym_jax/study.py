@@ -86,8 +86,8 @@ def main(argv: Sequence[str]) -> int:
     workdir = cli.folder("workdir", _WORKDIR.value, f"runs/{path.stem}")
     study = studies.load_study(path, _SIZE.value, _DATA.value, _RUNS.value)
     command = ["-m", "kernsym_jax.study", f"--study={_STUDY.value}", f"--size={_SIZE.value}"]
-    command += [f"--workdir={workdir}"] + [f"--data={_DATA.value}"] * bool(_DATA.value)
-    command += [f"--runs={_RUNS.value}"] * bool(_RUNS.value)
+    flags_given = {"workdir": workdir, "data": _DATA.value, "runs": _RUNS.value}
+    command += [f"--{name}={value}" for name, value in flags_given.items() if value]
     if _PILOT.value:
         study = study.as_pilot(_PILOT.value)
         command.append(f"--pilot={_PILOT.value}")

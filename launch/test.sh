@@ -11,6 +11,8 @@ if [[ ${1:-} == --lowest ]]; then
   shift
   venv=.venv-lowest
   prepare_lowest test
+  # Old releases meet newer libraries of others, which warn them.
+  set -- -W ignore::DeprecationWarning "$@"
 else
   prepare_environment test,docs
 fi

@@ -350,8 +350,10 @@ def _answer(command: Command, argv: Sequence[str]) -> str | None:
                 return complete(command, value).rstrip()
             except ValueError as error:
                 fail(str(error))
-        if value == "list" and flag in (choices := command.choices()):
-            return listing(choices[flag])
+        if value == "list":
+            choices = command.choices()
+            if flag in choices:
+                return listing(choices[flag])
     return None
 
 

@@ -87,7 +87,7 @@ def call(installed, tmp_path):
     def call(script, *arguments):
         done = subprocess.run(
             [installed / "bin" / script, *arguments],
-            cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=240,
+            cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         return done.returncode, done.stdout, done.stderr
 

@@ -89,6 +89,9 @@ class _Reading:
 
     def start(self) -> int:
         """Forks a process; returns the descriptor of a pipe that closes when the process ends."""
+        # Every process has the modules that the server has, and need not import them.
+        with contextlib.suppress(Exception):
+            importlib.import_module(pickle.loads(self._request)[0][0])
         alive, ours = os.pipe()
         self._process = os.fork()
         if self._process == 0:

@@ -13,7 +13,13 @@ from kernsym_jax.formats.arrays import LONGEST_MESSAGE, shortened
 from kernsym_jax.report.figures import write_figures
 from kernsym_jax.report.layer_table import COLUMNS
 from kernsym_jax.report.page import write_page
-from kernsym_jax.report.sources import NoNetworkError, Options, find_sources, read_table
+from kernsym_jax.report.sources import (
+    NoNetworkError,
+    Options,
+    begin_reading,
+    find_sources,
+    read_table,
+)
 from kernsym_jax.report.summary import (
     advice,
     answers_sentence,
@@ -100,7 +106,9 @@ def analyze(
     named = {pathlib.Path(place) for place in places}
     folder = _make_folder(out)
     tables = []
-    for source in sources:
+    for source, following in zip(sources, [*sources[1:], None], strict=True):
+        if following is not None:
+            begin_reading(following, options)
         try:
             tables.append(read_table(source, options))
         except (ValueError, OSError) as error:

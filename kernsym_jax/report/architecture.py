@@ -26,12 +26,15 @@ _FROM_TENSORFLOW = re.compile(r"(?<![a-z0-9])tf_efficientnet")
 Geometry = tuple[Sequence[LayerGeometry], RowsAt | None]
 
 
-def geometry_of(path: pathlib.Path | None, options: "Options") -> Geometry:
+def geometry_of(
+    path: pathlib.Path | None, options: "Options", *, has_graph: bool = True
+) -> Geometry:
     """Audits a source, if it can be audited.
 
     Args:
       path: the source; None for weights in memory.
       options: settings for reading it.
+      has_graph: whether its format may keep a graph.
 
     Returns:
       The rows of the audit, and a function that audits the network at another input size.
@@ -64,7 +67,7 @@ def geometry_of(path: pathlib.Path | None, options: "Options") -> Geometry:
         if options.model is None and options.input_size is None and run is not None:
             return geometry.read_rows(run), rows_at
         return rows_at(options.input_size or models.default_input_size(fields["name"])), rows_at
-    if path is not None:
+    if path is not None and has_graph:
         rows_at = geometry.FileAudits(path, trusted=options.trusted)
         try:
             return rows_at(options.input_size), rows_at

@@ -163,11 +163,13 @@ def measure_layers(weights: Weights) -> dict[str, dict[str, float | None]]:
         by_shape.setdefault(kernel.shape[:2], []).append(layer)
     measured = {}
     for shape, layers in by_shape.items():
-        kernels = (weights.kernels[layer].weight for layer in layers)
-        blocks = itertools.chain.from_iterable(map(_blocks_of, kernels))
-        figures = iter(measure_blocks(blocks, *shape))
-        for layer in layers:
-            of_mean, of_neurons, of_singles = itertools.islice(figures, 3)
+        kernels = [weights.kernels[layer] for layer in layers]
+        means = ((averaged(kernel.weight)[None], len(symmetry.FIELDS)) for kernel in kernels)
+        others = itertools.chain.from_iterable(_blocks_of(kernel.weight) for kernel in kernels)
+        figures = iter(measure_blocks(itertools.chain(means, others), *shape))
+        of_means = list(itertools.islice(figures, len(layers)))
+        for layer, of_mean in zip(layers, of_means, strict=True):
+            of_neurons, of_singles = itertools.islice(figures, 2)
             row = dict(zip(symmetry.FIELDS, map(_number, of_mean[0]), strict=True))
             row |= _size_figures(weights.kernels[layer].weight)
             row["neuron_score"] = _mean_score(of_neurons)
@@ -252,12 +254,10 @@ def averaged(weight: np.ndarray) -> np.ndarray:
 
 
 def _blocks_of(weight: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields the mean kernel, the kernels averaged over inputs and the single ones, (n, kh, kw).
+    """Yields the kernels averaged over inputs, and the single kernels, each (n, kh, kw).
 
-    Each comes with the number of leading `symmetry.FIELDS` that are wanted: all for the mean
-    kernel, only the score for the others.
+    Each comes with the number of leading `symmetry.FIELDS` that are wanted: only the score.
     """
-    yield averaged(weight)[None], len(symmetry.FIELDS)
     with np.errstate(invalid="ignore", over="ignore"):
         over_inputs = weight.mean(axis=2, dtype=np.float32)
     yield np.moveaxis(over_inputs, -1, 0), 1

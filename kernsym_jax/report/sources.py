@@ -42,6 +42,8 @@ _NO_NETWORK = re.compile(
     r"\.(pt|pth|bin|pkl)",
     re.IGNORECASE,
 )
+# Formats whose files keep the network's graph, all or some of them.
+_GRAPHS = ("ONNX", "Keras", "TensorFlow Lite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +236,13 @@ def find_sources(places: Sequence[str]) -> list[pathlib.Path]:
     return list(found)
 
 
+def begin_reading(path: str | pathlib.Path, options: Options | None = None) -> None:
+    """Begins to read a source, while another one is measured; `read_table` then goes on with it."""
+    from kernsym_jax import weights
+
+    weights.begin_reading(path, **_reading(options or Options()))
+
+
 def read_table(path: str | pathlib.Path, options: Options | None = None) -> NetworkTable:
     """Reads one source and measures it.
 
@@ -269,7 +278,8 @@ def read_table(path: str | pathlib.Path, options: Options | None = None) -> Netw
         found = weights.read(path, **_reading(options))
         _require_kernels(found, path_name(path))
         history = _symmetry_lines(path) if run_directory.is_run(path) else []
-        geometry = architecture.geometry_of(path, options)
+        has_graph = found.format.startswith(_GRAPHS)
+        geometry = architecture.geometry_of(path, options, has_graph=has_graph)
         more = {"history": history, "consistency": _evaluation(path)}
         return _table(found, str(path), geometry, options, **more)
 

@@ -8,6 +8,15 @@ allocate memory, and report any damage as one `ValueError` that names the file.
 
 from kernsym_jax.weights.layout import LAYOUTS, ConvKernel, Weights
 from kernsym_jax.weights.load_into import flax_layer, load_into
-from kernsym_jax.weights.read import read, read_arrays
+from kernsym_jax.weights.read import begin_reading, read, read_arrays
 
-__all__ = ["LAYOUTS", "ConvKernel", "Weights", "flax_layer", "load_into", "read", "read_arrays"]
+__all__ = [
+    "LAYOUTS",
+    "ConvKernel",
+    "Weights",
+    "begin_reading",
+    "flax_layer",
+    "load_into",
+    "read",
+    "read_arrays",
+]

@@ -100,6 +100,27 @@ READER = (__name__, "read_file")
 """The reader behind `read`, for `formats.guard`."""
 
 
+def begin_reading(
+    source: str | os.PathLike,
+    *,
+    layout: str | None = None,
+    fold_batchnorm: bool = False,
+    which: str | None = None,
+    trusted: bool = False,
+) -> None:
+    """Begins to read a file or directory in a process of its own, for a later `read` of it.
+
+    Args:
+      source: as for `read`, which takes the same arguments.
+      layout: as for `read`.
+      fold_batchnorm: as for `read`.
+      which: as for `read`.
+      trusted: as for `read`; nothing is begun if it is set.
+    """
+    if not trusted:
+        guard.begin(READER, source, layout, fold_batchnorm, which)
+
+
 def read_file(
     source: str | os.PathLike,
     layout: str | None = None,

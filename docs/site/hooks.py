@@ -10,6 +10,7 @@ import re
 import sys
 
 import latex2mathml.converter
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 sys.path.insert(0, os.path.dirname(__file__))
@@ -20,6 +21,7 @@ import reference
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Links of these pages are relative to the root of the checkout.
 _PROJECT_PAGES = {"contributing.md": "CONTRIBUTING.md", "changes.md": "CHANGELOG.md"}
+_LOADED = re.compile(r'<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="(?:https?:)?//[^"]*"')
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -78,3 +80,11 @@ def on_page_content(content, page, config, files):
         return latex2mathml.converter.convert(html.unescape(match[2]).strip(), display=display)
 
     return _FORMULA.sub(mathml, content)
+
+
+def on_post_page(output, page, config):
+    """Refuses a page that loads something from the network."""
+    loaded = _LOADED.search(output)
+    if loaded:
+        raise PluginError(f"{page.file.src_uri} loads from the network: {loaded[0]}")
+    return output

@@ -146,7 +146,8 @@ def leaves(tree: Any) -> Leaves:
       ValueError: if the containers are nested more than `MAX_DEPTH` deep.
     """
     walk = _Walk()
-    for path, array in walk.visit(tree, ()):
+    for place, array in walk.visit(tree, ()):
+        path = place or ("array",)  # of a file that holds a single one
         while path in walk.found.arrays:
             path = (*path[:-1], f"{path[-1]}+")
         walk.found.arrays[path] = array

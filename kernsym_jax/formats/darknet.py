@@ -165,6 +165,11 @@ class _Reader:
             return self._convolution(number, section, shape)
         if kind in ("connected", "conn"):
             return self._connected(number, section, shape)
+        if kind == "local":
+            return self._local(number, section, shape)
+        if kind == "crop":
+            sides = (_number(section, f"crop_{name}", 1) for name in ("height", "width"))
+            return channels, *sides
         if kind == "route":
             return _route(section, shapes)
         if kind in ("avgpool", "avg"):
@@ -225,6 +230,19 @@ class _Reader:
         span = dilation * (size - 1) + 1
         sizes = [(n + 2 * padding - span) // s + 1 for n, s in ((height, rows), (width, columns))]
         return filters, sizes[0], sizes[1]
+
+    def _local(
+        self, number: int, section: Section, shape: tuple[int, int, int]
+    ) -> tuple[int, int, int]:
+        """Takes the values of a layer that has a kernel of its own for every place."""
+        channels, height, width = shape
+        filters, size = _number(section, "filters", 1), _number(section, "size", 1)
+        step = _number(section, "stride", 1)
+        edge = 1 if _number(section, "pad", 0, least=0) else size
+        rows, columns = ((n - edge) // step + 1 for n in (height, width))
+        self._take(f"local{number}.bias", (filters * rows * columns,))
+        self._take(f"local{number}.weight", (rows * columns, filters, channels * size * size))
+        return filters, rows, columns
 
     def _connected(
         self, number: int, section: Section, shape: tuple[int, int, int]

@@ -264,9 +264,11 @@ def _tensor(
 
 def _tensor_with_dtype(
     storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
-) -> StoredArray:
-    if not isinstance(dtype, Symbol) or not isinstance(dtype.value, np.dtype):
+) -> StoredArray | Inert:
+    if not isinstance(dtype, Symbol):
         raise ValueError("a tensor of an unknown element type in the pickle")
+    if not isinstance(dtype.value, np.dtype):
+        return Inert(f"a tensor of {dtype.name}")
     return _tensor(storage, offset, shape, strides, dtype=dtype.value)
 
 

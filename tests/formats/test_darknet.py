@@ -133,3 +133,16 @@ def test_the_configuration_is_asked_for(tmp_path):
     (tmp_path / "yolo.cfg").write_text("[convolutional]\n")
     with pytest.raises(ValueError, match=r"it has no \[net\]"):
         weights.read(path)
+
+
+def test_layers_that_crop_or_have_a_kernel_for_every_place_are_passed(tmp_path):
+    sections = "[crop]\ncrop_height=28\ncrop_width=24\n" + conv(2, stride=2, pad=1)
+    sections += "[local]\nfilters=3\nsize=3\nstride=1\npad=1\n[connected]\noutput=5\n"
+    places = 14 * 12
+    sizes = [2, 2 * 3 * 9, 3 * places, places * 3 * 2 * 9, 5, 5 * 3 * places]
+    found = weights.read(save(tmp_path, sections, np.arange(sum(sizes)) % 251))
+    assert list(found.kernels) == ["conv1"]
+    assert found.skipped["local2.weight"].startswith("3-D array")
+    one_less = save(tmp_path, sections, np.arange(sum(sizes) - 1) % 251)
+    with pytest.raises(ValueError, match=r"layer 3 \[connected\]"):
+        weights.read(one_less)

@@ -1,9 +1,11 @@
 """PyTorch's files, read without PyTorch; what they would run is refused by name."""
 
+import gzip
 import os
 import pickle
 import zipfile
 
+import make_fixtures
 import ml_dtypes
 import network
 import numpy as np
@@ -225,6 +227,22 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path, size, strides, offset
     path = writers.write_torch(tmp_path / "net.pt", {"w": array}, program)
     with pytest.raises(ValueError, match="does not fit its storage"):
         weights.read(path)
+
+
+def test_tensors_of_unknown_types_beside_a_kernel_are_listed(fixtures, tmp_path):
+    path = tmp_path / "net.pt"
+    path.write_bytes(gzip.decompress((fixtures / "unknown_types.pt.gz").read_bytes()))
+    found = weights.read(path)
+    wanted = network.values("conv.weight", (4, 3, 3, 3)).transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(found.kernels["conv"].weight, wanted)
+    for name in make_fixtures.UNKNOWN_TYPES:
+        assert "not run: 1 object" in found.skipped[f"a tensor of torch.{name}"]
+
+
+def test_a_file_of_one_tensor_alone_is_read(fixtures, tmp_path):
+    path = tmp_path / "net.pt"
+    path.write_bytes(gzip.decompress((fixtures / "tensor.pt.gz").read_bytes()))
+    assert list(weights.read(path, layout="OIHW").kernels) == ["array"]
 
 
 def test_a_storage_of_another_size_than_its_tensors_say_is_refused(tmp_path):

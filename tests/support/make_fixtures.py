@@ -154,6 +154,22 @@ class _Net:
         return layers.eval()
 
 
+def make_torch_types():
+    """A kernel beside tensors whose elements NumPy does not know, and a kernel alone."""
+    import torch
+
+    kernel = torch.from_numpy(network.values("conv.weight", (4, 3, 3, 3)))
+    others = {name: torch.empty(4, dtype=getattr(torch, name)) for name in UNKNOWN_TYPES}
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save({"conv.weight": kernel, **others}, f"{folder}/unknown_types.pt")
+        torch.save(kernel, f"{folder}/tensor.pt")
+        for file in sorted(pathlib.Path(folder).iterdir()):
+            _pack(file)
+
+
+UNKNOWN_TYPES = ("complex32", "bits8", "float4_e2m1fn_x2")
+
+
 def make_torch_export():
     """The network of network.py as ``torch.export`` saves it, today and before PyTorch 2.8."""
     import torch
@@ -375,5 +391,5 @@ if __name__ == "__main__":
     makers["torch_objects"] = make_torch_objects
     makers |= {"torch_export": make_torch_export, "torch_distributed": make_torch_distributed}
     makers |= {"equinox": make_equinox, "tensorflow": make_tensorflow}
-    makers["tensorflow_parts"] = make_tensorflow_parts
+    makers |= {"tensorflow_parts": make_tensorflow_parts, "torch_types": make_torch_types}
     makers[sys.argv[1]]()

@@ -119,6 +119,27 @@ def test_the_commands_of_a_page_run(page, workplace, monkeypatch, run_binary):
         assert status == 0, f"{page.name}: {line}\n{errors}"
 
 
+SHOWN = re.compile(r"^```bash\n([^\n]*)\n```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def audits():
+    """Yields page, command and shown output of the audits, whose figures no training changes."""
+    for page in PAGES:
+        for command, shown in SHOWN.findall(page.read_text("utf-8")):
+            if command.startswith("python -m kernsym_jax.audit"):
+                yield pytest.param(command, shown, id=page.name)
+
+
+@pytest.mark.parametrize(("command", "shown"), list(audits()))
+def test_an_audit_prints_what_a_page_shows(command, shown, run_binary):
+    status, output, _ = run_binary("audit", *shlex.split(command)[3:])
+    lines = [line.split() for line in output.splitlines()]
+    assert status == 0
+    for line in shown.splitlines():
+        # The rule below a table's head is as wide as the console.
+        assert set(line) <= set(" ─") or line.split() in lines, line
+
+
 def emits(words):
     """Returns whether a command only writes jobs, so that it is short as it stands."""
     return any(word.startswith("--emit") for word in words)

@@ -116,6 +116,16 @@ def begin_reading(
       fold_batchnorm: as for `read`.
       which: as for `read`.
       trusted: as for `read`; nothing is begun if it is set.
+
+    >>> import pathlib
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from kernsym_jax import weights
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.npz"
+    >>> np.savez(path, **{"conv/kernel": np.ones((3, 3, 4, 8))})
+    >>> weights.begin_reading(path)  # the process reads while this one does something else
+    >>> list(weights.read(path).kernels)
+    ['conv']
     """
     if not trusted:
         guard.begin(READER, source, layout, fold_batchnorm, which)

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 _FROM_TENSORFLOW = re.compile(r"(?<![a-z0-9])tf_efficientnet")
 
+_RESNETS = ("resnet", "resnext", "wide_resnet")
+# With such a head, the last stages of a ResNet mostly have dilations in place of strides, which
+# the weights do not tell.
+_DENSE_HEAD = re.compile(r"(?<![a-z])((aux_)?classifier|decode_head|auxiliary_head)\b|aspp|psp|ppm")
+_DILATED = ("layer3", "layer4")
+_OPEN = ", whose layer3 and layer4 may be dilated in place of strided: --model decides"
+
 Geometry = tuple[Sequence[LayerGeometry], RowsAt | None]
 
 
@@ -137,10 +144,13 @@ def _recognised(
     # Each network's kernels are put in front of all others.
     for found in reversed(matches):
         own, rows_at = _audit_of(found, options, ported=ported)
+        is_open = found.name.startswith(_RESNETS) and any(map(_DENSE_HEAD.search, found.extra))
+        if is_open:
+            own, rows_at = [row for row in own if not row.layer.startswith(_DILATED)], None
         weights, named = _fit(weights, own, found.layers, found.name)
         rows = [*named, *_behind_others(rows, len(named))]
         blur = " with blur pooling" if found.downsample == "blur" else ""
-        said.insert(0, f"{found.name}{blur}{_behind(found.prefix)}")
+        said.insert(0, f"{found.name}{blur}{_behind(found.prefix)}{_OPEN if is_open else ''}")
     note = f"recognised as {' and '.join(said)}{_besides(weights, stored)}"
     weights = dataclasses.replace(weights, notes=(note, *weights.notes))
     # It looks for no size at which several networks are even.

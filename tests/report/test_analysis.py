@@ -327,6 +327,19 @@ def test_a_model_that_learns_its_steps_is_found_behind_a_prefix():
     assert all(row["stride"] == "1" for row in table.rows)
 
 
+@pytest.mark.parametrize("head", ["classifier.0.convs.1.0", "decode_head.convs.0.conv", "aspp.a"])
+def test_the_strides_of_a_network_for_segmentation_stay_open_where_it_may_be_dilated(head):
+    state_dict = {f"backbone.{key}": a for key, a in drawn_state_dict("resnet18").items()}
+    state_dict[f"{head}.weight"] = np.ones((8, 512, 3, 3), np.float32)
+    table = report.table(state_dict)
+    assert "layer3 and layer4 may be dilated in place of strided" in table.weights.notes[0]
+    strides = {row["layer"]: row["stride"] for row in table.rows}
+    assert strides["backbone.layer2.0.conv1"] == "2"
+    assert {strides[f"backbone.layer{n}.0.conv1"] for n in (3, 4)} == {None}
+    named = report.table(state_dict, model="resnet18")
+    assert [row["stride"] for row in named.rows].count("2") == 4
+
+
 def test_two_networks_in_one_file_are_both_recognised():
     state_dict = {f"eye.{key}": array for key, array in drawn_state_dict("cifar_resnet20").items()}
     state_dict |= {f"ear.{key}": a for key, a in drawn_state_dict("cifar_resnet32", 1).items()}

@@ -41,9 +41,9 @@ the data, networks and sizes are ours, so a verdict is about what was run here.
 
 Every claim has one primary test, chosen before the runs. Intervals hold for all primary tests of a
 study together (Holm, family-wise error 5 %); cases are seeds, or families of networks. "Detectable"
-is the smallest effect that the study finds with 80 % power, computed before the runs. The spread that
-it needs comes from pilot seeds that do not count; families of networks cannot be drawn again, so there
-it comes from the round before.
+is the smallest effect that the study finds with 80 % power, computed before the runs. The spread
+that it needs comes from pilot seeds that do not count; families of networks cannot be drawn again,
+so there it comes from the round before.
 
 """
 

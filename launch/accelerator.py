@@ -171,7 +171,7 @@ def conduct(part: str, deadline: float, report: Report) -> None:
     """Takes the measurements of one part that fit into the time."""
     for name, seconds, measured in chosen_items(part, deadline):
         left = deadline - time.monotonic()
-        if not _TINY.value and seconds > left:
+        if seconds > left:
             text = f"{name}: takes {seconds:.0f} s, {max(left, 0):.0f} s are left"
             report.note(part, "left out", text)
             continue
@@ -206,7 +206,8 @@ def main(argv: Sequence[str]) -> int:
         )
         return 2
     logging.set_verbosity(logging.WARNING)
-    deadline = time.monotonic() + _BUDGET.value
+    # A test runs everything, however slow its machine is.
+    deadline = time.monotonic() + (1e5 if _TINY.value else _BUDGET.value)
     parts = [part for part in PARTS if part in _ONLY.value]
     report = Report(pathlib.Path(_OUT.value), parts)
     for part in parts:

@@ -99,6 +99,7 @@ def _time_to_accuracy(
     config.epochs, config.eval_every_epochs, config.checkpoint_every_epochs = 30.0, 1.0, 30.0
     if tiny:
         config.model.width, config.epochs, config.batch_size = 4, 2.0, 8
+        config.model.blocks = (1, 1)
     workdir = runs / "time_to_94"
     clock, started = _Evaluations(), time.monotonic()
     with (
@@ -138,9 +139,13 @@ class _Evaluations(io.TextIOBase):
 def _ended_at(deadline: float) -> Iterator[None]:
     """Asks a training to save and stop once the time is over, as a scheduler would."""
     left = max(0.0, deadline - time.monotonic())
+    # Before and after the training, which has a handler of its own, the signal means nothing.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
     timer = threading.Timer(left, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+        signal.signal(signal.SIGTERM, before)

@@ -168,8 +168,8 @@ class _Reader:
         if kind == "local":
             return self._local(number, section, shape)
         if kind == "crop":
-            sides = (_number(section, f"crop_{name}", 1) for name in ("height", "width"))
-            return channels, *sides
+            rows, columns = (_number(section, f"crop_{name}", 1) for name in ("height", "width"))
+            return channels, rows, columns
         if kind == "route":
             return _route(section, shapes)
         if kind in ("avgpool", "avg"):

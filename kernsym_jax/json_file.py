@@ -89,8 +89,11 @@ def write_text(path: pathlib.Path, text: str) -> None:
     Raises:
       OSError: naming the file, if it cannot be written; the old one stays.
     """
-    # In the same folder, because only there a rename replaces the file in one operation.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        # In the same folder, because only there a rename replaces the file in one operation.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)

@@ -13,8 +13,10 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import logging
 
 from kernsym_jax.cli import path_name
 from kernsym_jax.json_file import (
@@ -44,6 +46,9 @@ CONSISTENCY = "consistency.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 POPULATION = "population.json"
+UNREADABLE = "unreadable"
+"""Folder for damaged files and checkpoints that the run writes again."""
+
 LOCK = ".lock"
 """Lock of the process that writes a run, a population or a study, see `kernsym_jax.lock`."""
 
@@ -75,8 +80,11 @@ _SESSION = Form(
 )
 _LAYER = Form("no list of layers", {"layer": TEXT})
 _LINE = Form("not a line of a run's metrics", {"step": INT, "split": TEXT})
+_FIGURE = or_null(NUMBER)
+# Last words of the names of what is no figure, in the metrics and the summary.
+_KINDS = {"split": TEXT, "mode": TEXT, "layers": OBJECT, "flips": OBJECT, "members": OBJECT}
 _SYMMETRY_LINE = Form(_LINE.problem, {"layers": OBJECT})
-_LAYER_SCORE = Form(_LINE.problem, {"score": or_null(NUMBER)})
+_LAYER_SCORE = Form(_LINE.problem, {"score": _FIGURE})
 _SUMMARY_FORM = Form("not the summary of a run", {}, {"step": or_null(INT)})
 _CONSISTENCY_FORM = Form(
     "not an evaluation",
@@ -206,7 +214,10 @@ def read_summary(workdir: pathlib.Path) -> dict[str, Any]:
       FileNotFoundError: if there is none.
       ValueError: if it is damaged.
     """
-    return _read_object(workdir / SUMMARY, _SUMMARY_FORM)
+    path = workdir / SUMMARY
+    summary = _read_object(path, _SUMMARY_FORM)
+    _check_figures(summary, path_name(path), _SUMMARY_FORM.problem)
+    return summary
 
 
 def write_summary(workdir: pathlib.Path, summary: Mapping[str, Any]) -> None:
@@ -230,6 +241,20 @@ def read_consistency(workdir: pathlib.Path) -> dict[str, Any]:
     return _read_object(workdir / CONSISTENCY, _CONSISTENCY_FORM)
 
 
+class Metrics(NamedTuple):
+    """The lines of ``metrics.jsonl`` up to the first damaged one.
+
+    Attributes:
+      lines: the lines, each with ``step`` and ``split``.
+      cut: whether half a line follows, as a process leaves it that is killed while it writes.
+      damage: the error that names the first damaged line and its key; None without one.
+    """
+
+    lines: list[dict[str, Any]]
+    cut: bool
+    damage: str | None
+
+
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Reads ``metrics.jsonl``.
 
@@ -240,30 +265,53 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     Raises:
       ValueError: naming the line, if the file is damaged.
     """
+    found = scan_metrics(workdir)
+    if found.damage is not None:
+        raise ValueError(found.damage)
+    return found.lines
+
+
+def scan_metrics(workdir: pathlib.Path) -> Metrics:
+    """Reads ``metrics.jsonl`` as far as it is whole.
+
+    Raises:
+      ValueError: if it is no file, or cannot be read at all.
+    """
     path = workdir / METRICS
     if not path.exists():
-        return []
+        return Metrics([], cut=False, damage=None)
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path_name(path)}: {_LINE.problem} ({error.strerror})") from error
-    lines = []
-    for number, line in enumerate(content.splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            break
-        where = f"{path_name(path)}, line {number}"
-        figures = parse(line, where, _LINE.problem)
-        check(figures, where, _LINE)
-        if figures["split"] == "symmetry":
-            check(figures, where, _SYMMETRY_LINE)
-            for layer, row in figures["layers"].items():
-                check(row, where, _LAYER_SCORE, f"layers.{layer}")
-        lines.append(figures)
-    return lines
+    lines: list[dict[str, Any]] = []
+    *whole, rest = content.split(b"\n")
+    for number, line in enumerate(whole, 1):
+        try:
+            lines.append(_metrics_line(line, f"{path_name(path)}, line {number}"))
+        except ValueError as error:
+            return Metrics(lines, cut=False, damage=str(error))
+    return Metrics(lines, cut=bool(rest), damage=None)
+
+
+def _metrics_line(line: bytes, where: str) -> dict[str, Any]:
+    figures = parse(line, where, _LINE.problem)
+    check(figures, where, _LINE)
+    if figures["split"] == "symmetry":
+        check(figures, where, _SYMMETRY_LINE)
+        for layer, row in figures["layers"].items():
+            check(row, where, _LAYER_SCORE, f"layers.{layer}")
+    _check_figures(figures, where, _LINE.problem)
+    return figures
+
+
+def _check_figures(figures: Mapping[str, Any], where: str, problem: str) -> None:
+    kinds = {name: _KINDS.get(name.rpartition("_")[2], _FIGURE) for name in figures}
+    check(figures, where, Form(problem, {}, kinds))
 
 
 def cut_metrics(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
-    """Removes from ``metrics.jsonl`` what was written after a step.
+    """Removes from ``metrics.jsonl`` what was written after a step, and what is damaged.
 
     A run that resumes at an earlier step writes those lines again.
 
@@ -275,9 +323,9 @@ def cut_metrics(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
       The lines that stay.
 
     Raises:
-      ValueError: naming the line, if the file is damaged.
+      ValueError: if it is no file.
     """
-    lines = [line for line in read_metrics(workdir) if line["step"] <= step]
+    lines = [line for line in scan_metrics(workdir).lines if line["step"] <= step]
     write_text(workdir / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
     return lines
 
@@ -321,6 +369,33 @@ def add_session(workdir: pathlib.Path, **facts: Any) -> None:
         **facts,
     }
     write_json(workdir / PROVENANCE, {"sessions": [*earlier, session]})
+
+
+def set_aside_damaged(workdir: pathlib.Path) -> None:
+    """Moves away, with a warning, damaged files that a run writes again when it goes on."""
+    readers: dict[str, Callable[[pathlib.Path], Any]] = {
+        LAYERS: read_layers,
+        PROVENANCE: read_provenance,
+        SUMMARY: read_summary,
+    }
+    for name, read in readers.items():
+        try:
+            read(workdir)
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            _set_aside(workdir / name, str(error))
+    events = workdir / TENSORBOARD
+    if os.path.lexists(events) and not events.is_dir():
+        _set_aside(events, f"{path_name(events)}: wanted a folder")
+
+
+def _set_aside(path: pathlib.Path, reason: str) -> None:
+    aside = path.parent / UNREADABLE
+    aside.mkdir(exist_ok=True)
+    earlier = [found.name for found in aside.glob(f"{path.name}*")]
+    path.rename(aside / f"{path.name}.{len(earlier)}")
+    logging.warning("%s; it is moved to %s and written again", reason, path_name(aside))
 
 
 def _read(path: pathlib.Path, problem: str) -> Any:

@@ -322,7 +322,7 @@ WEIGHT_LEAVES = frozenset((
 
 def leaf_name(name: str) -> str:
     """Returns the last part of a name: ``weight`` of ``layer1.0.conv1.weight``."""
-    return re.split(r"[./]", name)[-1]
+    return name[max(name.rfind("."), name.rfind("/")) + 1 :]
 
 
 def layer_name(name: str) -> str:

@@ -54,6 +54,8 @@ _STATE_WORDS = frozenset((
 _MOST_CHARACTERS = 50_000_000
 _MOST_COMPARISONS = 100
 _LONGEST_NAME = 1000
+# Of the names of moments and averages, with their numbers.
+_LONGEST_END = 50
 _SAMPLED = 3
 _ALIKE = 0.5
 
@@ -99,7 +101,10 @@ def weight_of_average(name: str) -> str | None:
 
 
 def _without_end(name: str, end: re.Pattern[str]) -> str | None:
-    match = end.search(name) if len(name) < _LONGEST_NAME else None
+    if len(name) >= _LONGEST_NAME:
+        return None
+    # A search from the start would try every underscore of the name.
+    match = end.search(name, max(len(name) - _LONGEST_END, 0))
     return name[: match.start()] if match and match.start() else None
 
 

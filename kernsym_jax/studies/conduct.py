@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 
 from kernsym_jax import json_file, lock, run_directory, training
+from kernsym_jax.cli import path_name
 from kernsym_jax.studies import runs as planned
 from kernsym_jax.studies.page import CLAIMS, LAYERS, RESULTS, write_outcome
 from kernsym_jax.studies.results import FinishedRun, Results, collect
@@ -22,6 +23,7 @@ from kernsym_jax.training.pace import duration
 from kernsym_jax.training.processes import stop_on_signal
 
 PLAN = "study.json"
+_PLAN_FORM = json_file.Form("not the plan of a study", {})
 _GATHERING = ".gathering"
 
 
@@ -59,7 +61,7 @@ def _conduct(
     study: Study, workdir: pathlib.Path, command: Sequence[str], parallel: int | None
 ) -> Results:
     everything = planned.plan_runs(study, workdir)
-    missing = [run for run in everything if planned.state(run) != planned.FINISHED]
+    missing = [run for run in everything if planned.state(run, repair=True) != planned.FINISHED]
     there = f"{len(everything) - len(missing)} of {len(everything)}"
     if study.networks:
         print(f"{study.name}: {there} networks are there")
@@ -106,7 +108,7 @@ def train_one(study: Study, workdir: str | pathlib.Path, name: str) -> dict[str,
     _write_plan(study, workdir)
     run = found[name]
     with _alone(run):
-        if planned.state(run) == planned.FINISHED:
+        if planned.state(run, repair=True) == planned.FINISHED:
             return FinishedRun(run.variant, run.seed, run.path).summary
         summary = training.train_and_evaluate(run.config, run.path)
         planned.evaluate(run)
@@ -132,8 +134,8 @@ def gather(study: Study, workdir: str | pathlib.Path, command: Sequence[str]) ->
     workdir.mkdir(parents=True, exist_ok=True)
     # Not the lock of `conduct`: the finished runs can be gathered while the others train.
     with lock.only_writer(workdir / _GATHERING, lambda: True):
-        path, plan = workdir / PLAN, study.plan()
-        before = json_file.read_json(path) if path.exists() else plan
+        plan = study.plan()
+        before = _read_plan(workdir) if (workdir / PLAN).exists() else plan
         changed = sorted(k for k in before.keys() | plan.keys() if before.get(k) != plan.get(k))
         if study.networks:
             run_directory.add_session(workdir)
@@ -165,6 +167,12 @@ def _write_plan(study: Study, workdir: pathlib.Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / PLAN).exists():
         json_file.write_json(workdir / PLAN, study.plan())
+
+
+def _read_plan(workdir: pathlib.Path) -> dict[str, Any]:
+    plan = json_file.read_json(workdir / PLAN, _PLAN_FORM.problem)
+    json_file.check(plan, path_name(workdir / PLAN), _PLAN_FORM)
+    return plan
 
 
 def _here(missing: Sequence[PlannedRun]) -> dict[str, str]:
@@ -379,8 +387,8 @@ def _cost(
     of_variant = recorded.get(run.variant)
     summaries = of_variant or [one for found in recorded.values() for one in found]
     if summaries:
-        seconds = sum(one["seconds"] for one in summaries) / len(summaries)
-        speeds = [one["images_per_second"] for one in summaries if one["images_per_second"]]
+        seconds = sum(one.get("seconds") or 0.0 for one in summaries) / len(summaries)
+        speeds = [speed for one in summaries if (speed := one.get("images_per_second"))]
         source = run.variant if of_variant else "other variants"
         speed = f" at {sum(speeds) / len(speeds):,.0f} img/s" if speeds else ""
         return seconds, f"as {len(summaries)} runs of {source} took{speed}"

@@ -377,7 +377,15 @@ def _nothing_finished(study: Study, workdir: pathlib.Path, wanted: int) -> str:
 
 
 def _measure(study: Study, run: FinishedRun) -> dict[str, float | None]:
-    found = {name: measure.of(run) for name, measure in study.measures.items()}
+    found = {}
+    for name, measure in study.measures.items():
+        try:
+            found[name] = measure.of(run)
+        # The files of the run have other keys than the measure, which may be the user's own.
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{run.path}: measure {name} failed: {type(error).__name__}: {error}"
+            ) from error
     return {
         name: None if value is None or not np.isfinite(value) else float(value)
         for name, value in found.items()

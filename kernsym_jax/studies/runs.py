@@ -165,17 +165,20 @@ def plan_runs(study: Study, workdir: pathlib.Path) -> list[PlannedRun]:
     ]
 
 
-def state(run: PlannedRun) -> str:
+def state(run: PlannedRun, *, repair: bool = False) -> str:
     """Returns how far a run is.
 
     Args:
       run: the run.
+      repair: whether a run with a damaged summary or evaluation counts as one without, which will
+        be written again.
 
     Returns:
       ``finished``, ``trained`` (not evaluated yet), ``started`` or ``missing``.
 
     Raises:
-      ValueError: if the directory holds a run with another config, or the file is another one.
+      ValueError: if the directory holds a run with another config or a damaged file, or the file of
+        a network is another one.
     """
     if run.network is not None:
         return FINISHED if run.network.is_at(run.path) else MISSING
@@ -190,12 +193,18 @@ def state(run: PlannedRun) -> str:
         )
     if not run_directory.has_ended(run.path):
         return STARTED
-    return FINISHED if run.consistency is None or _evaluated(run) else TRAINED
+    try:
+        run_directory.read_summary(run.path)
+    except ValueError:
+        if repair:
+            return STARTED
+        raise
+    return FINISHED if run.consistency is None or _evaluated(run, repair=repair) else TRAINED
 
 
 def evaluate(run: PlannedRun) -> None:
     """Evaluates the consistency of a trained run, unless it is done or not wanted."""
-    if run.consistency is None or _evaluated(run):
+    if run.consistency is None or _evaluated(run, repair=True):
         return
     model, photos = evaluation.read_run(run.path)
     shifts, limit = run.consistency.shifts, run.consistency.limit
@@ -217,11 +226,16 @@ def _networks_of_runs(folder: pathlib.Path) -> dict[str, Network]:
     return networks
 
 
-def _evaluated(run: PlannedRun) -> bool:
+def _evaluated(run: PlannedRun, *, repair: bool) -> bool:
     """Returns whether the run has the evaluation that the study asks for."""
     if run.consistency is None or not (run.path / run_directory.CONSISTENCY).exists():
         return False
-    found = run_directory.read_consistency(run.path)
+    try:
+        found = run_directory.read_consistency(run.path)
+    except ValueError:
+        if repair:
+            return False
+        raise
     shifts, settings = found.get("shift_consistency", {}).get("settings"), found["settings"]
     source = run.config.data.source
     return (

@@ -6,25 +6,28 @@ A checkpoint is a folder named by the number of completed steps. Beside orbax's 
 
 import hashlib
 import logging
+import math
+import os
 import pathlib
+import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 
-from kernsym_jax import json_file
+from kernsym_jax import json_file, run_directory
 from kernsym_jax.training import processes
-
-UNREADABLE = "unreadable"
-"""Folder beside the checkpoints for damaged ones."""
 
 _MANIFEST = "manifest.json"
 _UNFINISHED = ".orbax-checkpoint-tmp"
+_STEP = re.compile("0|[1-9][0-9]{0,17}")
 # Bytes that orbax writes besides the arrays.
 _OVERHEAD = 1 << 17
+# Files of the smallest checkpoint with their locks, and bytes for which there is a further one.
+_FILES, _BYTES_A_FILE = 64, 1 << 26
 
 
 class Checkpoints:
@@ -46,13 +49,13 @@ class Checkpoints:
         self._directory = directory.resolve()
         self._keep, self._keep_best = keep, keep_best
         self._pending: tuple[int, float | None] | None = None
+        processes.together(self._prepare)
         # Orbax's own CheckpointManager calls a single item "default"; with that name it opens these
         # checkpoints too.
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(default=ocp.StandardCheckpointHandler()),
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._finish),
         )
-        processes.together(self._prepare)
 
     def save(self, step: int, state: Any, accuracy: float | None = None) -> None:
         """Saves a state, unless that step is saved already.
@@ -93,7 +96,11 @@ class Checkpoints:
         """Removes all checkpoints but the newest and the best."""
         steps = self.steps()
         rated = [(_read_manifest(self._folder(step)).get("accuracy"), step) for step in steps]
-        best = sorted((accuracy, step) for accuracy, step in rated if accuracy is not None)
+        best = sorted(
+            (accuracy, step)
+            for accuracy, step in rated
+            if accuracy is not None and math.isfinite(accuracy)
+        )
         kept = steps[-self._keep :] + [step for _, step in best[len(best) - self._keep_best :]]
         for step in set(steps) - set(kept):
             self.remove(step)
@@ -101,7 +108,7 @@ class Checkpoints:
     def remove(self, step: int) -> None:
         """Removes one checkpoint."""
         if processes.is_first():
-            shutil.rmtree(self._folder(step))
+            _remove(self._folder(step))
 
     def set_aside_if_damaged(self, step: int) -> bool:
         """Returns whether a checkpoint is damaged; if it is, moves it away and warns."""
@@ -141,7 +148,8 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Returns the saved steps in order."""
         names = (path.name for path in self._directory.iterdir())
-        return sorted(int(name) for name in names if name.isdecimal())
+        # Not 007 or other forms, which name no folder of ours.
+        return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
     def close(self) -> None:
         """Waits until everything is on disk, and ends orbax's threads."""
@@ -153,16 +161,18 @@ class Checkpoints:
 
     def _prepare(self) -> None:
         if processes.is_first():
+            if os.path.lexists(self._directory) and not self._directory.is_dir():
+                raise ValueError(f"{self._directory}: wanted a folder of checkpoints")
             self._directory.mkdir(parents=True, exist_ok=True)
             for leftover in self._directory.glob(f"*{_UNFINISHED}*"):
-                shutil.rmtree(leftover)
+                _remove(leftover)
 
     def _set_aside(self, step: int, reason: str) -> None:
         logging.getLogger("absl").warning(
             "checkpoint %s is damaged and set aside: %s", self._folder(step), reason
         )
-        aside = self._directory.parent / UNREADABLE / str(step)
-        shutil.rmtree(aside, ignore_errors=True)
+        aside = self._directory.parent / run_directory.UNREADABLE / str(step)
+        _remove(aside)
         aside.parent.mkdir(exist_ok=True)
         shutil.move(self._folder(step), aside)
 
@@ -190,20 +200,31 @@ class Checkpoints:
             ) from error
 
 
-def newest_whole(every: Sequence[Checkpoints]) -> int | None:
+def newest_whole(
+    every: Sequence[Checkpoints], usable: Callable[[int], bool] = lambda step: True
+) -> int | None:
     """Returns the newest step that several runs have all saved, or None if there is none.
 
     Damaged checkpoints are set aside.
 
     Args:
       every: the checkpoints of one run, or of each member of a population.
+      usable: returns whether the runs can go on from a step.
     """
     common = set.intersection(*(set(checkpoints.steps()) for checkpoints in every))
     for step in sorted(common, reverse=True):
         damaged = [checkpoints.set_aside_if_damaged(step) for checkpoints in every]
-        if not any(damaged):
+        if not any(damaged) and usable(step):
             return step
     return None
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Removes a folder, or whatever is in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_manifest(folder: pathlib.Path, **facts: Any) -> None:
@@ -223,14 +244,20 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
         manifest = json_file.read_json(folder / _MANIFEST)
     except (OSError, ValueError):
         return {}
-    return manifest if isinstance(manifest, dict) else {}
+    if not isinstance(manifest, dict):
+        return {}
+    rated = json_file.NUMBER.fits(manifest.get("accuracy"))
+    return manifest if rated else {**manifest, "accuracy": None}
 
 
 def _damage(folder: pathlib.Path) -> str | None:
     """Returns the damage of a checkpoint in words, or None if its files are as written."""
-    expected = _read_manifest(folder).get("sha256")
+    manifest = _read_manifest(folder)
+    expected = manifest.get("sha256")
     if not isinstance(expected, dict) or not expected:
         return f"it has no {_MANIFEST} with the digests of its files"
+    if manifest.get("step") != int(folder.name):
+        return f"it is the checkpoint of step {json_file.shown(manifest.get('step'))}"
     found = {str(file.relative_to(folder)): file for file in _files(folder)}
     missing = sorted(expected.keys() - found.keys())
     if missing:
@@ -288,11 +315,22 @@ def _report_unraisable(unraisable: Any) -> None:
 
 
 def _require_room(folder: pathlib.Path, state: Any) -> None:
-    """Raises `OSError` before a save that cannot succeed."""
+    """Raises `OSError` before a save that cannot succeed.
+
+    Without room for another file orbax's threads wait for each other, minutes or for ever.
+    """
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD
-    free = shutil.disk_usage(folder).free
+    system = os.statvfs(folder)
+    free = system.f_bavail * system.f_frsize
     if free < needed:
         raise OSError(f"No space left on device: {free} bytes are free, up to {needed} are needed")
+    # File systems without a limit on files say that there are 0.
+    files = _FILES + needed // _BYTES_A_FILE
+    if system.f_files and system.f_favail < files:
+        raise OSError(
+            f"No space left on device: room for {system.f_favail} more files, up to {files} are "
+            "needed"
+        )
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

@@ -16,7 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from kernsym_jax import data, geometry, run_directory, symmetry
+from kernsym_jax import data, run_directory, symmetry
 from kernsym_jax.training import processes
 from kernsym_jax.training.backend import Backend, choose_backend, choose_way
 from kernsym_jax.training.checkpoints import newest_whole
@@ -33,7 +33,13 @@ from kernsym_jax.training.run import (
     open_population,
     require_finite,
 )
-from kernsym_jax.training.state import Recipe, TrainState, make_recipe, require_fit
+from kernsym_jax.training.state import (
+    Recipe,
+    TrainState,
+    layer_rows,
+    make_recipe,
+    require_fit,
+)
 from kernsym_jax.training.step import Logs
 
 Summary = dict[str, Any]
@@ -145,6 +151,15 @@ class _Session:
         """Returns whether a checkpoint is due after that many completed steps."""
         return step % self.save_every == 0 or step == self.recipe.total_steps
 
+    def due(self, step: int) -> list[str]:
+        """Returns the splits that have a line after that many completed steps."""
+        if step == 0:
+            return ["symmetry"]
+        splits = ["train", "symmetry"] if self.recipe.logs_at(step) else []
+        if self.evaluates_at(step):
+            splits += ["eval"] if self.consistency is None else ["eval", "consistency"]
+        return splits
+
     def written(self, step: int, split: str) -> bool:
         """Returns whether all runs have a line of that split and step."""
         # A list, because every process has to ask for every run.
@@ -169,7 +184,10 @@ def _train(
     wait: bool = True,
     way: str = "turn",
 ) -> list[Summary]:
-    """Trains one network, or the members of a population as one program."""
+    """Trains one network, or the members of a population as one program.
+
+    By default it waits for what is left of a population that was killed and still saves a run.
+    """
     members = 0 if way == "turn" else len(configs)
     backend = choose_backend(configs[0], members, products=way == "products")
     dataset = processes.together(lambda: data.open_dataset(configs[0], backend))
@@ -185,7 +203,7 @@ def _train(
     # Finds what is wrong with the config or the data before it writes a file.
     states = [backend.initial_state(recipe, dataset.image_shape, c.seed) for c in configs]
     require_fit(recipe, states[0], dataset)
-    layers = _layers(recipe, states[0], dataset.image_shape)
+    layers = layer_rows(recipe, states[0], dataset.image_shape)
     with contextlib.ExitStack() as stack:
         for folder in folders:
             stack.enter_context(only_writer(folder, stop, wait=wait))
@@ -193,9 +211,6 @@ def _train(
             stack.enter_context(contextlib.closing(Run(config, folder, resume=resume)))
             for config, folder in zip(configs, folders, strict=True)
         ]
-        states = _restore(runs, states)
-        for run in runs:
-            run.begin(int(states[0].step), layers)
         consistency = None
         if configs[0].consistency.images:
             consistency = ConsistencyProbe(configs[0], backend, recipe, dataset)
@@ -210,15 +225,25 @@ def _train(
             evaluate_every=max(1, round(configs[0].eval_every_epochs * per_epoch)),
             save_every=max(1, round(configs[0].checkpoint_every_epochs * per_epoch)),
         )
+        states = _restore(session, states)
+        for run in runs:
+            run.begin(int(states[0].step), layers)
         return _run_session(session, backend.join(states), profile)
 
 
-def _restore(runs: Sequence[Run], states: list[TrainState]) -> list[TrainState]:
-    """Returns the states of the newest checkpoint that all runs have, or the initial states."""
-    step = newest_whole([run.checkpoints for run in runs])
+def _restore(session: _Session, states: list[TrainState]) -> list[TrainState]:
+    """Returns the states of the newest checkpoint that all runs can use, or the initial states."""
+    runs = session.runs
+    step = newest_whole(
+        [run.checkpoints for run in runs],
+        # A list, because every process has to ask for every run.
+        lambda step: all([run.is_recorded(step, session.due) for run in runs]),  # noqa: C419
+    )
     if step is None:
         if any(run.checkpoints.steps() for run in runs):
-            raise _MembersApart
+            if len(runs) > 1:
+                raise _MembersApart
+            processes.together(runs[0].refuse_damage)
         return states
     for run in runs:
         for later in run.checkpoints.steps():
@@ -422,14 +447,3 @@ def _require_finite(session: _Session, logs: Logs) -> None:
     meter = jax.device_get(logs["meter"])
     for index in range(len(session.runs)):
         require_finite(session.of_run(meter, index))
-
-
-def _layers(
-    recipe: Recipe, state: TrainState, image_shape: tuple[int, ...]
-) -> list[dict[str, Any]]:
-    """Returns the convolutions and poolings in forward order, the content of ``layers.json``."""
-    example = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-    rows = geometry.audit(
-        lambda v, x: recipe.model.apply(v, x, train=False), state.variables, example
-    )
-    return [row.to_dict() for row in rows]

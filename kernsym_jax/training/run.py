@@ -2,8 +2,8 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import ml_collections
 import numpy as np
@@ -62,6 +62,7 @@ class Run:
         if not processes.is_first():
             return
         # This comes last, because the checkpoints may not fit a changed config.
+        run_directory.set_aside_damaged(self._workdir)
         run_directory.write_config(self._workdir, configuration.to_json(self.config))
         run_directory.write_layers(self._workdir, layers)
         run_directory.add_session(
@@ -73,6 +74,37 @@ class Run:
         self._writer = MetricsWriter(self._workdir, step)
         for line in self._writer.earlier:
             self._remember(line["step"], line["split"], line)
+
+    def is_recorded(self, step: int, due: Callable[[int], Sequence[str]]) -> bool:
+        """Returns whether the metrics are whole up to a step, on every process.
+
+        Args:
+          step: completed steps, from which the run would go on.
+          due: the splits that have a line after that many completed steps.
+        """
+        return bool(processes.first_says(processes.is_first() and self._is_recorded(step, due)))
+
+    def _is_recorded(self, step: int, due: Callable[[int], Sequence[str]]) -> bool:
+        metrics = run_directory.scan_metrics(self._workdir)
+        if metrics.damage is None and not metrics.cut:
+            return True
+        last = metrics.lines[-1]["step"] if metrics.lines else 0
+        if step < last:
+            return True
+        there = {(line["step"], line["split"]) for line in metrics.lines}
+        # Lines of the step itself that follow an evaluation are written when the run goes on.
+        wanted = [(s, split) for s in range(last, step + 1) for split in due(s)]
+        again = {(step, "eval"), (step, "consistency")}
+        return there.issuperset(set(wanted) - again)
+
+    def refuse_damage(self) -> NoReturn:
+        """Raises `ValueError`, naming the first damaged line of the metrics."""
+        found = run_directory.scan_metrics(self._workdir)
+        damage = found.damage or f"{self._workdir / run_directory.METRICS}: half a line at its end"
+        raise ValueError(
+            f"{damage}; no checkpoint is old enough to write it again: remove the line to go on "
+            "without it"
+        )
 
     def written(self, step: int, split: str) -> bool:
         """Returns whether the latest line of a split is of that step; every process has to ask."""
@@ -214,7 +246,11 @@ def ended_summary(
     """Returns the summary of a run, or None unless it has this config and has reached its end."""
     if not run_directory.has_ended(workdir):
         return None
-    summary = run_directory.read_summary(workdir)
+    try:
+        summary = run_directory.read_summary(workdir)
+    # The run goes on from its last checkpoint, and writes it again.
+    except ValueError:
+        return None
     old = run_directory.read_config(workdir)
     same = not configuration.differences(old, config) and summary.get("step") == steps
     return summary if same else None

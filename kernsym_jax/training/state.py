@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from kernsym_jax import data, models
+from kernsym_jax import data, geometry, models
 from kernsym_jax.training.loss import SymmetryLever
 
 NEVER = 2**31 - 1
@@ -251,3 +251,14 @@ def require_fit(recipe: Recipe, state: TrainState, dataset: data.Dataset) -> Non
             f"{network} gives logits of shape {answer.shape} for images of shape {images.shape}; "
             f"data with {kind} want {wanted} (config.model.name=unet is for masks)"
         )
+
+
+def layer_rows(
+    recipe: Recipe, state: TrainState, image_shape: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """Returns the convolutions and poolings in forward order, the content of ``layers.json``."""
+    example = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    rows = geometry.audit(
+        lambda v, x: recipe.model.apply(v, x, train=False), state.variables, example
+    )
+    return [row.to_dict() for row in rows]

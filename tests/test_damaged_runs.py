@@ -228,8 +228,8 @@ def write(name, content=b"null"):
     return damage
 
 
-# The lines are those of the symmetry at step 0, and of training, symmetry, evaluation and consistency
-# at steps 2 and 4. There are checkpoints of both.
+# The lines are those of the symmetry at step 0, and of training, symmetry, evaluation and
+# consistency at steps 2 and 4. There are checkpoints of both.
 @pytest.mark.parametrize(
     ("damage", "resumed"),
     [

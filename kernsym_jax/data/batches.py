@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -103,7 +103,7 @@ class DeviceBatches:
         self._labels = backend.replicate(images.labels)
         self._take = jax.jit(_take)
 
-    def start(self, step: int) -> Iterator[Batch]:
+    def start(self, step: int) -> Generator[Batch, None, None]:
         """Yields the batches from a step on, without end.
 
         Args:
@@ -138,7 +138,7 @@ def evaluation_batches(
     *,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yields every image once; the last batch is filled up with images of weight 0.
 
     Args:
@@ -199,7 +199,7 @@ class StreamBatches:
         self._own, self._workers = part.stop - part.start, workers
         self._shard = backend.shard_train
 
-    def start(self, step: int) -> Iterator[Batch]:
+    def start(self, step: int) -> Generator[Batch, None, None]:
         """Yields the batches from a step on, without end.
 
         Args:
@@ -233,7 +233,7 @@ class StreamBatches:
 
 def stream_evaluation(
     reader: Reader, batch_size: int, backend: DataBackend, *, workers: int = 0
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yields every image once; the last batch is filled up with images of weight 0.
 
     Args:

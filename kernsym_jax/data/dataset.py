@@ -1,7 +1,7 @@
 """The data set of a run: both splits of its source, kept on the device or streamed."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,8 +36,11 @@ class TrainBatches(Protocol):
     steps_per_epoch: int
     waited: float
 
-    def start(self, step: int) -> Iterator[Batch]:
-        """Yields the batches after that number of completed steps, without end."""
+    def start(self, step: int) -> Generator[Batch, None, None]:
+        """Yields the batches after that number of completed steps, without end.
+
+        Closing it ends the threads that read ahead.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Dataset:
     std: tuple[float, ...]
     augment: Augment
     train: TrainBatches
-    evaluation: Callable[[], Iterator[Batch]]
+    evaluation: Callable[[], Generator[Batch, None, None]]
     train_size: int
     test_size: int
     take_static: Callable[[int], dict[str, np.ndarray]]

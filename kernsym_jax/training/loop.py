@@ -270,9 +270,8 @@ def _run_session(session: _Session, state: TrainState, profile: str | None) -> l
         _log_initial_symmetry(session, state)
     images_per_step = session.runs[0].config.batch_size * len(session.runs)
     progress = Progress(session.recipe.total_steps, images_per_step, step)
-    batches = Ahead(session.dataset.train.start(step))
     # From here on an implicit copy between host and device is an error.
-    with jax.transfer_guard("disallow"):
+    with Ahead(session.dataset.train.start(step)) as batches, jax.transfer_guard("disallow"):
         # An earlier session may have stopped during the evaluation that is due at this step.
         complete = step == 0 or _evaluate(session, step, state)
         if complete:
@@ -383,12 +382,13 @@ def _evaluate_accuracy(session: _Session, step: int, state: TrainState) -> bool:
     """Evaluates on all test images; returns False if a request to stop ended it."""
     eval_step = session.backend.compile_eval(session.recipe)
     parts: list[Any] = []
-    for batch in session.dataset.evaluation():
-        if session.stop.asked():
-            return False
-        parts.append(eval_step(state, batch))
-        if len(parts) > STEPS_AHEAD:
-            jax.block_until_ready(parts[-STEPS_AHEAD])
+    with contextlib.closing(session.dataset.evaluation()) as batches:
+        for batch in batches:
+            if session.stop.asked():
+                return False
+            parts.append(eval_step(state, batch))
+            if len(parts) > STEPS_AHEAD:
+                jax.block_until_ready(parts[-STEPS_AHEAD])
     parts = jax.device_get(parts)
     for index, run in enumerate(session.runs):
         sums = {

@@ -8,7 +8,7 @@ import pathlib
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import jax
@@ -194,6 +194,9 @@ class Progress:
 class Ahead:
     """Hands out batches, and keeps the host a few steps ahead of the devices.
 
+    At the end of a ``with`` block it stops the threads that read ahead. They could crash the
+    interpreter if they still moved batches to a device while it ends.
+
     Args:
       batches: the batches in the order of the steps.
 
@@ -202,9 +205,15 @@ class Ahead:
         batch counts if the devices turn out to have no work left.
     """
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
+    def __init__(self, batches: Generator[Batch, None, None]) -> None:
         self._batches, self.waited, self._last = batches, 0.0, 0.0
         self._running: collections.deque[Any] = collections.deque()
+
+    def __enter__(self) -> "Ahead":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._batches.close()
 
     def batch(self) -> Batch:
         """Returns the next batch."""

@@ -32,6 +32,8 @@ _KILLS = flags.DEFINE_integer("kills", 10, "Number of times that it is killed.",
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the random moments.")
 
 _TABLES = ("results.csv", "layers.csv", "claims.json")
+# Of the runs: of one, of the members of a population, and of a study.
+_PLACES = ("", "*/", "runs/*/*/")
 COMMAND = cli.Command(
     name="kill_and_resume",
     summary="Kills training at random moments, and checks that its end is that of undisturbed "
@@ -131,7 +133,10 @@ def kill(process: subprocess.Popen, workdir: pathlib.Path) -> int:
 
 def runs_in(workdir: pathlib.Path) -> list[pathlib.Path]:
     """Returns the run directories in a directory, which may be one itself."""
-    return sorted(path.parent for path in workdir.glob(f"**/{run_directory.METRICS}"))
+    # Not at any depth, because training makes and removes folders of checkpoints meanwhile.
+    return sorted(
+        path.parent for place in _PLACES for path in workdir.glob(place + run_directory.METRICS)
+    )
 
 
 def steps_of(workdir: pathlib.Path) -> int:

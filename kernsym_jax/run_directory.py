@@ -54,6 +54,8 @@ LOCK = ".lock"
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "kernsym-jax")
 
+_DATA_INTS = ("data.seed", "data.rotate", "data.image_size", "data.crop_size")
+_DATA_LISTS = ("data.scale_to", "data.void", "data.mask_values")
 _CONFIG_FORM = Form(
     "not the config of a run",
     {"model": OBJECT, "model.name": TEXT},
@@ -64,6 +66,10 @@ _CONFIG_FORM = Form(
         "data.source": TEXT,
         "data.mean": NUMBERS,
         "data.std": NUMBERS,
+        **dict.fromkeys(_DATA_INTS, INT),
+        **dict.fromkeys(_DATA_LISTS, NUMBERS),
+        "data.on_broken": TEXT,
+        "data.classes": TEXTS,
         "class_weights": NUMBERS,
     },
 )

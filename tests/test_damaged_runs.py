@@ -49,6 +49,8 @@ KEYS = [
     ("config.json", ("model", "name"), 3),
     ("config.json", ("model", "name"), ...),
     ("config.json", ("data", "mean"), "grey"),
+    ("config.json", ("data", "crop_size"), "x"),
+    ("config.json", ("data", "void"), [None]),
     ("provenance.json", ("sessions",), {"a": 1}),
     ("provenance.json", ("sessions", 0, "devices"), None),
     ("provenance.json", ("sessions", 0, "versions"), ...),

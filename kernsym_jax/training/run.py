@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -16,6 +17,8 @@ from kernsym_jax.training.checkpoints import Checkpoints
 from kernsym_jax.training.pace import MetricsWriter
 from kernsym_jax.training.processes import Preempted, Stop
 from kernsym_jax.training.state import NEVER, Meter, TrainState
+
+_LIKE_A_BUCKET = re.compile(r"\b(gs|s3):/")
 
 
 class Run:
@@ -226,6 +229,11 @@ def only_writer(workdir: pathlib.Path, stop: Stop, *, wait: bool) -> Iterator[No
 
     def take() -> None:
         if processes.is_first():
+            if found := _LIKE_A_BUCKET.search(str(workdir.absolute())):
+                raise ValueError(
+                    f"{workdir}: orbax takes {found[0]} in a path for a bucket; choose another "
+                    "folder, or mount the bucket and name the folder where it is"
+                )
             workdir.mkdir(parents=True, exist_ok=True)
             path = workdir / run_directory.LOCK
             stack.enter_context(lock.only_writer(path, lambda: wait and not stop.asked()))

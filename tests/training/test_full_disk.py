@@ -69,10 +69,17 @@ def test_a_run_on_a_full_disk_ends_with_one_line_and_its_last_checkpoint(
 
 def test_colons_and_slashes_in_a_path_are_those_of_a_local_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("gs://bucket:8080", "a?b=c#d%20e@f"):
-        place = f"{name}/x//y"
+    place = "file://a:b?c=d#e%20f@g//x"
+    training.train_and_evaluate(tiny.config(), place)
+    assert pathlib.Path("file:", "a:b?c=d#e%20f@g", "x", "checkpoints", "8").is_dir()
+    (pathlib.Path(place) / "summary.json").unlink()
+    assert training.train_and_evaluate(tiny.config(), place)["step"] == 8
+    assert len(report.table(place).rows) == 2
+
+
+@pytest.mark.parametrize("place", ["gs://bucket/run", "runs/s3://x"])
+def test_a_path_that_orbax_would_take_for_a_bucket_is_refused(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="mount the bucket"):
         training.train_and_evaluate(tiny.config(), place)
-        assert pathlib.Path(place, "checkpoints", "8").is_dir(), name
-        (pathlib.Path(place) / "summary.json").unlink()
-        assert training.train_and_evaluate(tiny.config(), place)["step"] == 8
-        assert len(report.table(place).rows) == 2
+    assert list(tmp_path.iterdir()) == []

@@ -95,6 +95,11 @@ def weight_of_slot(name: str) -> str | None:
     return _without_end(name, _SLOT)
 
 
+def is_slot_word(token: str) -> bool:
+    """Returns whether a part of a name is that of an optimizer's moment, such as ``exp_avg``."""
+    return len(token) < _LONGEST_NAME and _SLOT.match(f".{token}") is not None
+
+
 def weight_of_average(name: str) -> str | None:
     """Returns ``conv/kernel`` of ``conv/kernel/ema``; None for a name of another kind."""
     return _without_end(name, _AVERAGED)

@@ -16,6 +16,7 @@ from kernsym_jax.formats.copies import (
     find_copies,
     is_average_name,
     is_original_name,
+    is_slot_word,
     weight_of_average,
     weight_of_slot,
 )
@@ -153,12 +154,22 @@ def _state_of_optimizers(
             kinds[path] = OPTIMIZER
             continue
         name = _joined(path)
+        if _is_flat_state(name):
+            kinds[path] = OPTIMIZER
+            continue
         for weight, kind in ((weight_of_slot(name), OPTIMIZER), (weight_of_average(name), AVERAGE)):
             place = None if weight is None else paths.get(weight)
             if place is not None and arrays[place].shape == array.shape:
                 kinds[path] = kind
                 averages |= {place: path} if kind == AVERAGE else {}
     return kinds, averages
+
+
+def _is_flat_state(name: str) -> bool:
+    """Returns whether a name is like ``optimizer.state.0.exp_avg``."""
+    tokens = re.split(r"[./]", name)
+    heads = [index for index, token in enumerate(tokens) if _STATE_NAMES.fullmatch(token)]
+    return bool(heads) and any(map(is_slot_word, tokens[heads[0] + 1 :]))
 
 
 def _joined(path: Path) -> str:

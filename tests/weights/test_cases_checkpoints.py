@@ -102,6 +102,18 @@ def test_moments_beside_arrays_without_a_container_are_an_optimizers(tmp_path, a
     assert found.skipped == {left: "optimizer state: 1 array"}
 
 
+@pytest.mark.parametrize(
+    "name", ["optimizer.state.{}.exp_avg", "net.optim.momentum_buffer.{}.weight"]
+)
+def test_an_optimizers_state_is_told_in_flat_names_too(tmp_path, name):
+    tree = STATE_DICT | {name.format(i): -a for i, a in enumerate(STATE_DICT.values())}
+    found = weights.read(pickled(tmp_path / "net.pkl", tree))
+    assert list(found.kernels) == ["conv", "body"]
+    assert all("optimizer state" in reason for reason in found.skipped.values())
+    layers = {"optimizer.conv.weight": A, "optim.momentum_net.weight": B}
+    assert len(weights.read(pickled(tmp_path / "net.pkl", layers)).kernels) == 2
+
+
 def test_a_pair_of_parameters_and_an_optimizers_state_gives_the_parameters(tmp_path):
     params = {"net/conv": {"w": A.T, "b": drawn(8)}}
     moments = {"net/conv": {"w": -A.T, "b": drawn(8)}}

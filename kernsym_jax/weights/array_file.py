@@ -125,12 +125,13 @@ def in_memory(source: Any, which: str | None) -> ArrayFile:
 
 
 def existing(path: str | os.PathLike) -> pathlib.Path:
-    """Returns the path of a source; of the prefix of a TensorFlow checkpoint, that of its index."""
+    """Returns the path of a source; of a TensorFlow checkpoint's prefix or listing, its index's."""
     location = pathlib.Path(path)
-    if not location.exists():
+    if not location.exists() or location.name == "checkpoint":
         index = tensor_bundle.index_of(location)
-        if index is not None:
+        if index is not None and not location.is_dir():
             return index
+    if not location.exists():
         raise FileNotFoundError(f"{os.fspath(path)}: no such file or directory")
     if not (location.is_file() or location.is_dir()):
         raise ValueError("neither a file nor a directory")

@@ -127,7 +127,7 @@ def study(size: str) -> Study:
         name="odd_part",
         size=size,
         title="Do trained networks need the odd part of their mean kernels?",
-        data=f"CIFAR-10 (JPEG copy), {IMAGES[size]} test images",
+        data=f"CIFAR-10 (JPEG copy), {IMAGES[size]:,} test images",
         variants={"networks": {}},
         networks={
             f"cifar_resnet{depth}": Network(

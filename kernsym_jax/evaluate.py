@@ -61,7 +61,7 @@ COMMAND = cli.Command(
     usage=(
         "--workdir=DIR [flags]",
         "FILE.onnx --data=SOURCE [flags]",
-        "--model=NAME --weights=FILE --data=SOURCE --mean=A,B,C --std=A,B,C [flags]",
+        "--model=NAME --weights=FILE --data=SOURCE --mean=… --std=… [flags]",
     ),
     groups={
         "The network": "workdir=DIR ema model=NAME weights=FILE padding=NAME downsample=NAME "

@@ -273,7 +273,7 @@ def test_masks_are_evaluated_at_another_size(run, masked, tmp_path):
     status, _, errors = run(*given, "--void=9", f"--out={tmp_path / 'b.json'}")
     assert (status, errors.count("\n")) == (2, 1)
     assert "does not fit SmallCNN" in errors
-    assert "params/head/kernel (1, 1, 4, 2)" in errors
+    assert "params/bn1/bias (4,) instead of (32,)" in errors
 
 
 @pytest.mark.parametrize(

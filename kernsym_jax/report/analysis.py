@@ -106,9 +106,9 @@ def analyze(
     named = {pathlib.Path(place) for place in places}
     folder = _make_folder(out)
     tables = []
-    for source, following in zip(sources, [*sources[1:], None], strict=True):
-        if following is not None:
-            begin_reading(following, options)
+    for index, source in enumerate(sources):
+        if index + 1 < len(sources):
+            begin_reading(sources[index + 1], options)
         try:
             tables.append(read_table(source, options))
         except (ValueError, OSError) as error:

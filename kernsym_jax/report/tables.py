@@ -350,7 +350,11 @@ def find_trajectories(
 
 
 def _by_name(source: pathlib.PurePath) -> pathlib.PurePath | None:
-    return source.with_name(_pattern(source.name)) if source.name else None
+    if not source.name:
+        return None
+    # Folders named by their step alone are the checkpoints of the folder around them.
+    pattern = _pattern(source.name)
+    return source.parent if pattern == "*" else source.with_name(pattern)
 
 
 def _by_folder(source: pathlib.PurePath) -> pathlib.PurePath | None:

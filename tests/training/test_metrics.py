@@ -74,7 +74,7 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_whole_lines(tmp_
 
     def write() -> None:
         for step in range(100):
-            writer.write(step, "train", {"note": {"text": "only the line holds this"}})
+            writer.write(step, "train", {"flips": {"only the line holds this": 0.5}})
 
     try:
         with pytest.raises(OSError, match=r"metrics\.jsonl"):

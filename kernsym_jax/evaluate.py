@@ -74,7 +74,7 @@ COMMAND = cli.Command(
     examples={
         "--workdir=runs/digits": "A run, on the test images of its data",
         "net.onnx --data=folder:images --shift=8 --shift_mode=crop": (
-            "Any ONNX network, on class folders of images, by cropping (needs onnxruntime)"
+            "Any ONNX network, on class folders of images (needs onnxruntime)"
         ),
         "--model=cifar_resnet20 --weights=resnet20.th --data=folder:cifar10.tar.gz "
         "--mean=.485,.456,.406 --std=.229,.224,.225": "Weights of a network of this package",

@@ -1,17 +1,19 @@
 """The rows of figures per layer, from which a whole report is drawn."""
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from kernsym_jax import symmetry
 from kernsym_jax.geometry import LayerGeometry
-from kernsym_jax.symmetry.measure import beside_chance, few_draws, measure_blocks
-from kernsym_jax.symmetry.signature import signature_figures
+from kernsym_jax.symmetry.measure import (
+    HostFigures,
+    beside_chance,
+    few_draws,
+    measure_on_host,
+)
 from kernsym_jax.weights import ConvKernel, Weights
 
 COLUMNS = (
@@ -76,12 +78,16 @@ _DIRECTIONS = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1
 
 
 def layer_rows(
-    weights: Weights, source: str, geometry: Sequence[LayerGeometry] = ()
+    weights: Weights,
+    measured: Mapping[str, HostFigures],
+    source: str,
+    geometry: Sequence[LayerGeometry] = (),
 ) -> list[dict[str, Any]]:
-    """Measures every kernel of a network.
+    """Tells everything about every kernel of a network.
 
     Args:
       weights: from `weights.read`.
+      measured: from `measure_layers`.
       source: name of the network.
       geometry: rows of the network's audit.
 
@@ -92,34 +98,34 @@ def layer_rows(
     audited = {row.layer: row for row in geometry}
     ordered = weights.order in ("forward", "file")
     first = _first_layer(weights, ordered=ordered)
-    measured = measure_layers(weights)
     rows = []
     for order, (layer, kernel) in enumerate(weights.kernels.items(), 1):
-        found = audited.get(layer)
+        found, own = audited.get(layer), measured[layer]
+        figures = _figures(own)
         row = {
             "source": source,
             "order": order if ordered else None,
             "layer": layer,
             "kind": kernel.kind,
-            "role": role(kernel, is_first=layer == first),
+            "role": role(kernel, own.square_sums, is_first=layer == first),
             "shape": "×".join(map(str, kernel.shape)),
             "stride": _pair(kernel.stride),
             "padding": _padding(kernel.padding),
-            **measured[layer],
-            **beside_chance(measured[layer]["score"], *kernel.shape[:2]),
+            **figures,
+            **beside_chance(figures["score"], *kernel.shape[:2]),
             "uneven_h": found.uneven[0] if found else None,
             "uneven_w": found.uneven[-1] if found else None,
             "centre_drift": list(found.centre_drift) if found else None,
             "predicted_skew": found.skew if found else None,
         }
         row |= _padding_test(row, kernel)
-        row["note"] = _note(row, *kernel.shape[:2], finite=bool(np.isfinite(kernel.weight).all()))
+        row["note"] = _note(row, *kernel.shape[:2], finite=own.finite)
         rows.append(row)
     _add_false_discovery_rates(rows)
     return [{key: row[key] for key in (*COLUMNS, *FURTHER)} for row in rows]
 
 
-def role(kernel: ConvKernel, *, is_first: bool) -> str | None:
+def role(kernel: ConvKernel, square_sums: np.ndarray, *, is_first: bool) -> str | None:
     """Returns the role of a layer.
 
     A trivial layer has lost all taps but the middle one. This happens on maps of one pixel, where
@@ -127,6 +133,7 @@ def role(kernel: ConvKernel, *, is_first: bool) -> str | None:
 
     Args:
       kernel: the layer.
+      square_sums: (kh, kw), sums of squared weights per tap.
       is_first: whether its input is the image.
 
     Returns:
@@ -134,7 +141,7 @@ def role(kernel: ConvKernel, *, is_first: bool) -> str | None:
       ``non-square`` and ``internal``; None for an ordinary layer of unknown stride.
     """
     kh, kw, *_ = kernel.shape
-    if _only_middle_tap(kernel.weight):
+    if _only_middle_tap(square_sums):
         return "trivial"
     if is_first:
         return "first"
@@ -149,54 +156,20 @@ def role(kernel: ConvKernel, *, is_first: bool) -> str | None:
     return None if kernel.stride is None else "internal"
 
 
-def measure_layers(weights: Weights) -> dict[str, dict[str, float | None]]:
-    """Measures mean kernels, the kernels averaged over inputs only, and the single kernels.
+def measure_layers(weights: Weights) -> dict[str, HostFigures]:
+    """Measures the mean kernel, the kernels of output channels and the single kernels of layers.
 
     Args:
       weights: from `weights.read`.
-
-    Returns:
-      layer -> `symmetry.FIELDS`, ``neuron_score`` and ``single_score``; None where undefined.
     """
-    by_shape: dict[tuple[int, int], list[str]] = {}
-    for layer, kernel in weights.kernels.items():
-        by_shape.setdefault(kernel.shape[:2], []).append(layer)
-    measured = {}
-    for shape, layers in by_shape.items():
-        kernels = [weights.kernels[layer] for layer in layers]
-        means = ((averaged(kernel.weight)[None], len(symmetry.FIELDS)) for kernel in kernels)
-        others = itertools.chain.from_iterable(_blocks_of(kernel.weight) for kernel in kernels)
-        figures = iter(measure_blocks(itertools.chain(means, others), *shape))
-        of_means = list(itertools.islice(figures, len(layers)))
-        for layer, of_mean in zip(layers, of_means, strict=True):
-            of_neurons, of_singles = itertools.islice(figures, 2)
-            row = dict(zip(symmetry.FIELDS, map(_number, of_mean[0]), strict=True))
-            row |= _size_figures(weights.kernels[layer].weight)
-            row["neuron_score"] = _mean_score(of_neurons)
-            row["single_score"] = _mean_score(of_singles)
-            measured[layer] = row
-    return measured
+    return {layer: measure_on_host(kernel.weight) for layer, kernel in weights.kernels.items()}
 
 
-def _size_figures(weight: np.ndarray) -> dict[str, float | None]:
-    """Returns the last of `symmetry.FIELDS`, which need the sizes of the weights."""
-    kh, kw, channels_in, channels_out = weight.shape
-    with np.errstate(invalid="ignore", over="ignore"):
-        # Scaled, so that squares neither overflow nor vanish.
-        largest = np.abs(weight).max()
-        scaled = weight / (largest if 0 < largest < np.inf else 1)
-        sums = scaled.sum(axis=(2, 3), dtype=np.float64)
-        squares = np.einsum("hwio,hwio->hw", scaled, scaled, dtype=np.float64)
-        sums, squares = sums.astype(np.float32), squares.astype(np.float32)
-    slices = channels_in * channels_out
-    figures = _signature_figures(
-        sums,
-        squares,
-        np.float32(slices),
-        np.array(symmetry.signature_sd(kh, kw, slices), np.float32),
-    )
-    names = symmetry.FIELDS[-len(figures) :]
-    return dict(zip(names, map(_number, np.asarray(figures)), strict=True))
+def _figures(found: HostFigures) -> dict[str, float | None]:
+    """Returns `symmetry.FIELDS`, ``neuron_score`` and ``single_score``; None where undefined."""
+    row = dict(zip(symmetry.FIELDS, map(_number, found.row), strict=True))
+    scores = {"neuron_score": found.neuron_score, "single_score": found.single_score}
+    return row | {name: _number(score) for name, score in scores.items()}
 
 
 def _padding_test(row: Mapping[str, Any], kernel: ConvKernel) -> dict[str, Any]:
@@ -243,30 +216,6 @@ def _shuffled_sd(weight: np.ndarray) -> tuple[float, float]:
     return symmetry.shuffled_sd(kh, kw, float(by_slice.sum(dtype=np.float64)), float(spread))
 
 
-def averaged(weight: np.ndarray) -> np.ndarray:
-    """Averages a weight (kh, kw, in, out) in host memory to its mean kernel (kh, kw) float32.
-
-    The sum is in double precision; `symmetry.mean_kernel` sums on the device in float32.
-    """
-    # The weights of a run that diverged are infinite or NaN, and so is their mean.
-    with np.errstate(invalid="ignore", over="ignore"):
-        return weight.mean(axis=(2, 3), dtype=np.float64).astype(np.float32)
-
-
-def _blocks_of(weight: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields the kernels averaged over inputs, and the single kernels, each (n, kh, kw).
-
-    Each comes with the number of leading `symmetry.FIELDS` that are wanted: only the score.
-    """
-    with np.errstate(invalid="ignore", over="ignore"):
-        over_inputs = weight.mean(axis=2, dtype=np.float32)
-    yield np.moveaxis(over_inputs, -1, 0), 1
-    yield np.moveaxis(weight, (2, 3), (1, 0)).reshape(-1, *weight.shape[:2]), 1
-
-
-_signature_figures = jax.jit(signature_figures)
-
-
 def _add_false_discovery_rates(rows: list[dict[str, Any]]) -> None:
     """Benjamini and Hochberg's step-up procedure over the layers whose score is defined."""
     tested = sorted((r for r in rows if r["p_value"] is not None), key=lambda r: r["p_value"])
@@ -295,14 +244,11 @@ def _first_layer(weights: Weights, *, ordered: bool) -> str | None:
     return entries[0] if len(entries) == 1 else None
 
 
-def _only_middle_tap(weight: np.ndarray) -> bool:
-    kh, kw, *_ = weight.shape
-    if not (kh % 2 and kw % 2):
+def _only_middle_tap(square_sums: np.ndarray) -> bool:
+    kh, kw = square_sums.shape
+    if not (kh % 2 and kw % 2) or not np.isfinite(square_sums).all():
         return False
-    # Einsum sums without a copy of the layer.
-    norms = np.sqrt(np.einsum("hwio,hwio->hw", weight, weight))
-    if not np.isfinite(norms).all():
-        return False
+    norms = np.sqrt(square_sums)
     middle = norms[kh // 2, kw // 2]
     norms[kh // 2, kw // 2] = 0
     return bool(middle > 0 and norms.max() <= _VANISHED * middle)
@@ -335,13 +281,6 @@ def _padding(value: Any) -> str | None:
     if top == bottom and left == right:
         return f"{top}×{left}"
     return f"{top},{bottom}×{left},{right}"
-
-
-def _mean_score(figures: np.ndarray) -> float | None:
-    """Returns the mean over the kernels whose score is defined."""
-    scores = figures[:, 0].astype(np.float64)
-    defined = ~np.isnan(scores)
-    return float(scores[defined].mean()) if defined.any() else None
 
 
 def _number(value: Any) -> float | None:

@@ -12,7 +12,7 @@ import numpy as np
 from kernsym_jax.cli import path_name
 from kernsym_jax.geometry import LayerGeometry
 from kernsym_jax.report import page
-from kernsym_jax.report.layer_table import COLUMNS, averaged, layer_rows
+from kernsym_jax.report.layer_table import COLUMNS, layer_rows, measure_layers
 from kernsym_jax.report.summary import summarize
 from kernsym_jax.weights import Weights, flax_layer
 
@@ -265,8 +265,9 @@ def network_table(
     """
     source = path_name(source or weights.source)
     weights = _of_few_sizes(weights)
-    rows = layer_rows(weights, source, geometry)
-    means = {layer: averaged(kernel.weight) for layer, kernel in weights.kernels.items()}
+    measured = measure_layers(weights)
+    rows = layer_rows(weights, measured, source, geometry)
+    means = {layer: found.mean_kernel for layer, found in measured.items()}
     return NetworkTable(source, weights, rows, means, geometry, rows_at, list(history), consistency)
 
 

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,15 @@ def scaled_cells(kernel: jax.Array) -> tuple[jax.Array, int, int]:
     return jnp.where(zero, jnp.nan, cells / jnp.where(zero, 1.0, largest)), kh, kw
 
 
+def module_of(array: Any) -> Any:
+    """Returns ``numpy`` for an array of NumPy's, else ``jax.numpy``.
+
+    The figures of weights in a file are computed by NumPy: to compile a program for each kernel
+    size takes longer. The functions of scaled cells are the same for both.
+    """
+    return np if isinstance(array, np.ndarray) else jnp
+
+
 def energy(cells: jax.Array, *, centered: bool = False) -> jax.Array:
     """Returns the sum of squares of scaled cells.
 
@@ -84,11 +94,12 @@ def energy(cells: jax.Array, *, centered: bool = False) -> jax.Array:
     Returns:
       float32 (...); NaN for constant cells if ``centered``.
     """
+    xp = module_of(cells)
     if not centered:
-        return jnp.sum(cells**2, axis=-1)
-    shape = cells - jnp.mean(cells, axis=-1, keepdims=True)
-    constant = jnp.max(jnp.abs(shape), axis=-1) <= _CENTRING_ROUNDING
-    return jnp.where(constant, jnp.nan, jnp.sum(shape**2, axis=-1))
+        return xp.sum(cells**2, axis=-1)
+    shape = cells - xp.mean(cells, axis=-1, keepdims=True)
+    constant = xp.max(xp.abs(shape), axis=-1) <= _CENTRING_ROUNDING
+    return xp.where(constant, np.float32(np.nan), xp.sum(shape**2, axis=-1))
 
 
 def coordinates(kh: int, kw: int) -> np.ndarray:
@@ -109,7 +120,7 @@ def first_moment(cells: jax.Array, kh: int, kw: int) -> jax.Array:
     """Returns (Σ x·cell, Σ y·cell) of (..., kh * kw) cells, as float32 (..., 2)."""
     axes = coordinates(kh, kw).reshape((1,) * (cells.ndim - 1) + (2, kh * kw))
     # A product and a sum, because accelerators round matrix products to bfloat16.
-    return jnp.sum(cells[..., None, :] * axes, axis=-1)
+    return module_of(cells).sum(cells[..., None, :] * axes, axis=-1)
 
 
 def dc_share(kernel: jax.Array) -> jax.Array:
@@ -126,8 +137,12 @@ def dc_share(kernel: jax.Array) -> jax.Array:
     >>> float(symmetry.dc_share(jnp.ones((3, 3))))
     1.0
     """
-    cells, kh, kw = scaled_cells(kernel)
-    return kh * kw * jnp.mean(cells, axis=-1) ** 2 / energy(cells)
+    return dc_share_of(scaled_cells(kernel)[0])
+
+
+def dc_share_of(cells: jax.Array) -> jax.Array:
+    """Returns `dc_share` of scaled cells (..., kh * kw)."""
+    return cells.shape[-1] * module_of(cells).mean(cells, axis=-1) ** 2 / energy(cells)
 
 
 def skew(kernel: jax.Array) -> jax.Array:
@@ -147,8 +162,13 @@ def skew(kernel: jax.Array) -> jax.Array:
     >>> print(symmetry.skew(jnp.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])))
     [1. 0.]
     """
-    cells, kh, kw = scaled_cells(kernel)
-    return first_moment(cells, kh, kw) / jnp.sum(jnp.abs(cells), axis=-1, keepdims=True)
+    return skew_of(*scaled_cells(kernel))
+
+
+def skew_of(cells: jax.Array, kh: int, kw: int) -> jax.Array:
+    """Returns `skew` of scaled cells (..., kh * kw)."""
+    xp = module_of(cells)
+    return first_moment(cells, kh, kw) / xp.sum(xp.abs(cells), axis=-1, keepdims=True)
 
 
 def invariant_part(kernel: jax.Array, elements: Sequence[str] = ()) -> jax.Array:

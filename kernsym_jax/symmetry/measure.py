@@ -1,9 +1,9 @@
 """Every symmetry figure of every convolution in a weight pytree, as one small computation."""
 
-import collections
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernsym_jax.symmetry import group
-from kernsym_jax.symmetry.mean_kernel import dc_share, energy, scaled_cells, skew
-from kernsym_jax.symmetry.score import IRREPS, energies_of, root, squared_distances
+from kernsym_jax.symmetry.mean_kernel import (
+    dc_share_of,
+    energy,
+    module_of,
+    scaled_cells,
+    skew_of,
+)
+from kernsym_jax.symmetry.score import IRREPS, energies_of, root, squared_distances_of
 from kernsym_jax.symmetry.signature import signature_figures, signature_sd
 
 FIELDS = (
@@ -47,10 +53,8 @@ NULL_DRAWS = 20_000
 _NULL_CELLS = NULL_DRAWS * 20 * 20
 _FEWEST_DRAWS = 20
 _NULL_SEED = 0
-# A compiled program measures kernels in pieces of this many cells, which fit the processor's cache,
-# or up to 64 of larger kernels.
-_BATCH_CELLS = 36_864
-_LARGEST_BATCH = 1 << 20
+# Kernels are measured in pieces of this many cells, which fit the processor's cache.
+_BATCH_CELLS = 73_728
 
 
 def _figure(name: str, doc: str) -> property:
@@ -121,7 +125,7 @@ def kernel_symmetry(kernel: jax.Array) -> KernelSymmetry:
     >>> print(f"score {figures.score:.4f}, odd part {figures.E:.1f}, skew {figures.skew_x:.1f}")
     score 0.3964, odd part 1.0, skew -1.0
     """
-    row = _mean_kernel_row(jnp.asarray(kernel))
+    row = _mean_kernel_row(*scaled_cells(kernel))
     unknown = jnp.full((*row.shape[:-1], _OF_SIZES), jnp.nan, row.dtype)
     return KernelSymmetry(jnp.concatenate([row, unknown], axis=-1))
 
@@ -220,30 +224,31 @@ def _measure_alike(weights: list[jax.Array]) -> jax.Array:
         np.array(slices, np.float32),
         np.array([signature_sd(kh, kw, count) for count in slices], np.float32),
     )
-    return jnp.concatenate([_mean_kernel_row(sums), of_sizes], axis=-1)
+    of_mean = _mean_kernel_row(*scaled_cells(sums))
+    return jnp.concatenate([of_mean, of_sizes], axis=-1)
 
 
-def _mean_kernel_row(kernel: jax.Array) -> jax.Array:
-    """Returns the fields of a mean kernel, (..., len(FIELDS) - _OF_SIZES)."""
-    cells, kh, kw = scaled_cells(kernel)
-    squares = squared_distances(kernel)
+def _mean_kernel_row(cells: jax.Array, kh: int, kw: int) -> jax.Array:
+    """Returns the fields of a mean kernel, (..., len(FIELDS) - _OF_SIZES), from scaled cells."""
+    xp = module_of(cells)
+    squares = squared_distances_of(cells, kh, kw)
     distances, names = root(squares), group.elements(kh, kw)
-    mean_distance = jnp.mean(distances, axis=-1)
-    missing = jnp.full(mean_distance.shape, jnp.nan, mean_distance.dtype)
+    mean_distance = xp.mean(distances, axis=-1)
+    missing = xp.full(mean_distance.shape, np.nan, mean_distance.dtype)
     ratio = energy(cells) / energy(cells, centered=True)
     figures = {
         "score": 1 - mean_distance,
         "score_no_identity": 1 - mean_distance * len(names) / (len(names) - 1),
-        "score_centered": 1 - mean_distance * jnp.sqrt(ratio),
-        "dc_share": dc_share(kernel),
+        "score_centered": 1 - mean_distance * xp.sqrt(ratio),
+        "dc_share": dc_share_of(cells),
     }
     for name in group.D4:
         known = name in names
         figures[f"d_{name}"] = distances[..., names.index(name)] if known else missing
-    energies, moment = energies_of(squares, kh, kw), skew(kernel)
+    energies, moment = energies_of(squares, kh, kw), skew_of(cells, kh, kw)
     figures |= {name: energies[..., index] for index, name in enumerate(IRREPS)}
     figures |= {"skew_x": moment[..., 0], "skew_y": moment[..., 1]}
-    return jnp.stack([figures[name] for name in FIELDS[:-_OF_SIZES]], axis=-1)
+    return xp.stack([figures[name] for name in FIELDS[:-_OF_SIZES]], axis=-1)
 
 
 def _key_name(key: Any) -> str:
@@ -275,11 +280,15 @@ def chance_scores(kh: int, kw: int) -> tuple[np.ndarray, np.ndarray]:
     Returns:
       Two sorted float32 arrays.
     """
-    kernels = np.random.default_rng(_NULL_SEED).normal(size=(null_draws(kh, kw), kh, kw))
-    block = kernels.astype(np.float32), len(FIELDS)
-    (figures,) = measure_blocks([block], kh, kw)
-    names = ("score", "score_centered")
-    plain, centred = (np.sort(figures[:, FIELDS.index(name)]) for name in names)
+    draws = null_draws(kh, kw)
+    kernels = np.random.default_rng(_NULL_SEED).normal(size=(draws, kh * kw)).astype(np.float32)
+    step = max(1, _BATCH_CELLS // (kh * kw))
+    with np.errstate(all="ignore"):
+        parts = [
+            _scores(np.ascontiguousarray(kernels[start : start + step].T), kh, kw)
+            for start in range(0, draws, step)
+        ]
+    plain, centred = (np.sort(np.concatenate(part)) for part in zip(*parts, strict=True))
     return plain, centred
 
 
@@ -326,55 +335,128 @@ def beside_chance(score: float | None, kh: int, kw: int) -> dict[str, float | No
     }
 
 
-def measure_blocks(
-    blocks: Iterable[tuple[np.ndarray, int]], kh: int, kw: int
-) -> Iterator[np.ndarray]:
-    """Measures kernels of one shape with one compiled program.
+@dataclasses.dataclass(frozen=True)
+class HostFigures:
+    """The figures of one weight in host memory.
+
+    Attributes:
+      mean_kernel: (kh, kw) float32.
+      row: (len(FIELDS),) float32, as `KernelSymmetry.row`.
+      neuron_score: mean score of the kernels of the output channels; NaN if all are zero.
+      single_score: mean score of the single kernels; NaN if all are zero.
+      square_sums: (kh, kw) float64, sums of squares over the slices, up to a common factor.
+      finite: whether all weights are finite.
+    """
+
+    mean_kernel: np.ndarray
+    row: np.ndarray
+    neuron_score: float
+    single_score: float
+    square_sums: np.ndarray
+    finite: bool
+
+
+def measure_on_host(weight: np.ndarray) -> HostFigures:
+    """Measures one weight in host memory by NumPy, in one pass and without compiling a program.
+
+    The figures equal those of `measure`, `neuron_score` and `single_score` to rounding; sums over
+    slices are taken in float64.
 
     Args:
-      blocks: kernels (n, kh, kw) float32, each with the number of leading `FIELDS` that
-        are wanted; it is fastest to have those of which more than the score is wanted first.
+      weight: (kh, kw, in, out) float32.
+    """
+    kh, kw, channels_in, channels_out = weight.shape
+    slices, cells = channels_in * channels_out, kh * kw
+    rows = np.moveaxis(weight, (2, 3), (1, 0)).reshape(slices, cells)
+    with np.errstate(all="ignore"):
+        largest = max(float(rows.max()), -float(rows.min()))
+        finite = math.isfinite(largest)
+        # A power of two rounds nothing, and squares neither overflow nor vanish.
+        scale = np.float32(2.0 ** -math.frexp(largest)[1] if finite and largest else 1)
+        sums, square_sums = np.zeros(cells), np.zeros(cells)
+        score_sum, scored = 0.0, 0
+        for start in range(0, slices, step := max(1, _BATCH_CELLS // cells)):
+            part = np.multiply(rows[start : start + step].T, scale, order="C", dtype=np.float32)
+            sums += part.sum(axis=1, dtype=np.float64)
+            square_sums += np.square(part).sum(axis=1, dtype=np.float64)
+            scores = _scores(part, kh, kw)[0]
+            defined = ~np.isnan(scores)
+            score_sum += float(scores.sum(dtype=np.float64, where=defined))
+            scored += int(defined.sum())
+        neurons = rows.reshape(channels_out, channels_in, cells).mean(axis=1, dtype=np.float32)
+        neuron_scores = _scores(np.ascontiguousarray(neurons.T), kh, kw)[0].astype(np.float64)
+        counted = neuron_scores[~np.isnan(neuron_scores)]
+        row = _host_row(sums.reshape(kh, kw), square_sums.reshape(kh, kw), slices)
+        mean = (sums / slices / float(scale)).astype(np.float32)
+    return HostFigures(
+        mean_kernel=mean.reshape(kh, kw),
+        row=row,
+        neuron_score=float(counted.mean()) if counted.size else math.nan,
+        single_score=score_sum / scored if scored else math.nan,
+        square_sums=square_sums.reshape(kh, kw),
+        finite=finite,
+    )
+
+
+def _host_row(sums: np.ndarray, square_sums: np.ndarray, slices: int) -> np.ndarray:
+    kh, kw = sums.shape
+    of_taps: Any = np.stack([sums, square_sums]).astype(np.float32)
+    of_sizes = signature_figures(
+        of_taps[:1],
+        of_taps[1:],
+        np.array([slices], np.float32),
+        np.array([signature_sd(kh, kw, slices)], np.float32),
+    )
+    means = (sums / slices).astype(np.float32).reshape(-1, 1)
+    of_mean = _mean_kernel_row(_scaled_on_host(means).T, kh, kw)
+    return np.concatenate([of_mean, of_sizes], axis=-1)[0]
+
+
+def _scaled_on_host(cells: np.ndarray) -> Any:
+    """Returns `scaled_cells` of kernels (kh * kw, n); NaN for those that are zero."""
+    return cells / np.abs(cells).max(axis=0)
+
+
+def _scores(cells: np.ndarray, kh: int, kw: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the scores of kernels, plain and centred.
+
+    Args:
+      cells: (kh * kw, n) float32.
       kh: rows.
       kw: columns.
 
-    Yields:
-      The figures of each block, (n, wanted) float32.
+    Returns:
+      Two arrays (n,) float32.
     """
-    size = max(1, _BATCH_CELLS // (kh * kw), min(64, _LARGEST_BATCH // (kh * kw)))
-    batch, filled = np.zeros((size, kh, kw), np.float32), 0
-    # Unfinished blocks: number of missing rows, wanted fields, and the rows so far.
-    waiting: collections.deque[list[Any]] = collections.deque()
-
-    def measure_batch() -> Iterator[np.ndarray]:
-        # Most kernels are single ones, of which only the score is wanted: a third of the work.
-        only_scores = all(wanted == 1 for _, wanted, _ in waiting)
-        rows, start = np.asarray((_scores if only_scores else _figure_rows)(batch)), 0
-        while waiting and start < filled:
-            missing, wanted, parts = waiting[0]
-            taken = min(missing, filled - start)
-            parts.append(rows[start : start + taken, :wanted].copy())
-            start, waiting[0][0] = start + taken, missing - taken
-            if taken == missing:
-                yield np.concatenate(waiting.popleft()[2])
-
-    for block, wanted in blocks:
-        waiting.append([len(block), wanted, []])
-        while len(block):
-            taken = min(size - filled, len(block))
-            batch[filled : filled + taken] = block[:taken]
-            filled, block = filled + taken, block[taken:]
-            if filled == size:
-                yield from measure_batch()
-                filled = 0
-    if filled:
-        yield from measure_batch()
+    first, second, weights, times = _pairs(kh, kw)
+    scaled = _scaled_on_host(cells)
+    differences = scaled[first]
+    differences -= scaled[second]
+    np.square(differences, out=differences)
+    # By einsum: threads of a matrix product this small cost many times the product.
+    squares = np.einsum("pe,pn->en", weights, differences)
+    distances = np.einsum("e,en->n", times, np.sqrt(squares)) / len(group.elements(kh, kw))
+    norms = (0.5 / np.sqrt(energy(scaled.T, centered=each)) for each in (False, True))
+    plain, centred = (1 - distances * norm for norm in norms)
+    return plain, centred
 
 
-@jax.jit
-def _figure_rows(kernels: jax.Array) -> jax.Array:
-    return kernel_symmetry(kernels).row
+@functools.lru_cache(maxsize=64)
+def _pairs(kh: int, kw: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the pairs of cells that elements of D4 exchange.
 
-
-@jax.jit
-def _scores(kernels: jax.Array) -> jax.Array:
-    return kernel_symmetry(kernels).row[..., :1]
+    Returns:
+      The two cells of each pair, (pairs,) and (pairs,); how often a pair's squared difference
+      counts in ‖T K − K‖², (pairs, elements) float32; and for how many elements T each of these
+      columns stands, (elements,) float32. The identity has no column.
+    """
+    orders = group.cell_permutations(kh, kw)
+    here = np.broadcast_to(np.arange(kh * kw), orders.shape)
+    codes = np.minimum(orders, here) * (kh * kw) + np.maximum(orders, here)
+    known, index = np.unique(codes[orders != here], return_inverse=True)
+    weights = np.zeros((len(orders), len(known)), np.float32)
+    np.add.at(weights, (np.nonzero(orders != here)[0], index), 1)
+    rows, times = np.unique(weights, axis=0, return_counts=True)
+    moved = rows.any(axis=1)
+    columns = np.ascontiguousarray(rows[moved].T)
+    return *np.divmod(known, kh * kw), columns, times[moved].astype(np.float32)

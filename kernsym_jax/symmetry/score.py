@@ -1,5 +1,6 @@
 """The symmetry score of a kernel with its relatives, and what scores chance gives."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -7,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernsym_jax.symmetry import group
-from kernsym_jax.symmetry.mean_kernel import energy, mean_kernel, require_weight, scaled_cells
+from kernsym_jax.symmetry.mean_kernel import (
+    energy,
+    mean_kernel,
+    module_of,
+    require_weight,
+    scaled_cells,
+)
 
 IRREPS = ("A1", "A2", "B1", "B2", "E")
 """A1 invariant, A2 chiral, B1 axis contrast, B2 diagonal contrast, E odd (gradients, skew)."""
@@ -219,13 +226,15 @@ def energies_of(squares: jax.Array, kh: int, kw: int) -> jax.Array:
     projectors = _D4_PROJECTORS if kh == kw else _RECTANGLE_PROJECTORS
     coefficients = projectors.reshape((1,) * (squares.ndim - 1) + projectors.shape)
     # A product and a sum, because accelerators round matrix products to bfloat16.
-    lost = 2 * jnp.sum(coefficients * squares[..., None, :], axis=-1)
+    xp = module_of(squares)
+    lost = 2 * xp.sum(coefficients * squares[..., None, :], axis=-1)
     whole = projectors.sum(axis=-1).reshape((1,) * (squares.ndim - 1) + (-1,))
     exists = projectors.any(axis=-1).reshape(whole.shape)
     energies = whole - lost
     # Rounding can make an absent part slightly negative. `maximum` would not do: compiled for a
     # CPU it may replace NaN by 0.
-    return jnp.where(exists, jnp.where(energies < 0, 0.0, energies), jnp.nan)
+    positive = xp.where(energies < 0, np.float32(0), energies)
+    return xp.where(exists, positive, np.float32(np.nan))
 
 
 def squared_distances(kernel: jax.Array, *, centered: bool = False) -> jax.Array:
@@ -241,9 +250,15 @@ def squared_distances(kernel: jax.Array, *, centered: bool = False) -> jax.Array
     Returns:
       float32 (..., len(elements(kh, kw))).
     """
-    cells, kh, kw = scaled_cells(kernel)
+    return squared_distances_of(*scaled_cells(kernel), centered=centered)
+
+
+def squared_distances_of(
+    cells: jax.Array, kh: int, kw: int, *, centered: bool = False
+) -> jax.Array:
+    """Returns `squared_distances` of scaled cells (..., kh * kw)."""
     images = cells[..., group.cell_permutations(kh, kw)]
-    differences = jnp.sum((images - cells[..., None, :]) ** 2, axis=-1)
+    differences = module_of(cells).sum((images - cells[..., None, :]) ** 2, axis=-1)
     return 0.25 * differences / energy(cells, centered=centered)[..., None]
 
 
@@ -253,6 +268,8 @@ def root(squares: jax.Array) -> jax.Array:
     Training tends to arrive at symmetric kernels. Their distances are 0 and their score is at its
     maximum, so 0 is the slope that the score needs there.
     """
+    if isinstance(squares, np.ndarray):  # without a slope
+        return np.sqrt(squares)
     zero = squares == 0
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squares)))
 
@@ -396,8 +413,14 @@ def two_sided_p(z: jax.Array) -> jax.Array:
     >>> print(f"{two_sided_p(1.959964):.4f}")
     0.0500
     """
-    z = jnp.abs(jnp.asarray(z, jnp.float32))
-    return _clipped(jax.scipy.special.erfc(z / jnp.sqrt(jnp.float32(2))))
+    return _both_tails(jnp.asarray(z, jnp.float32))
+
+
+def _both_tails(z: jax.Array) -> jax.Array:
+    x = module_of(z).abs(z) / np.float32(math.sqrt(2))
+    if isinstance(x, np.ndarray):
+        return _clipped(np.vectorize(math.erfc, [np.float32])(x))
+    return _clipped(jax.scipy.special.erfc(x))
 
 
 def direction_p(z: jax.Array) -> jax.Array:
@@ -415,11 +438,16 @@ def direction_p(z: jax.Array) -> jax.Array:
     >>> print(f"{symmetry.direction_p(jnp.array([3.0, 4.0])):.1e}")
     3.7e-06
     """
-    z = jnp.asarray(z, jnp.float32)
-    one_axis = jnp.where(jnp.isnan(z[..., 0]), z[..., 1], z[..., 0])
-    both = _clipped(jnp.exp(-0.5 * jnp.sum(z**2, axis=-1)))
-    return jnp.where(jnp.isnan(both), two_sided_p(one_axis), both)
+    return direction_p_of(jnp.asarray(z, jnp.float32))
+
+
+def direction_p_of(z: jax.Array) -> jax.Array:
+    """Returns `direction_p` of a float32 array (..., 2)."""
+    xp = module_of(z)
+    one_axis = xp.where(xp.isnan(z[..., 0]), z[..., 1], z[..., 0])
+    both = _clipped(xp.exp(-0.5 * xp.sum(z**2, axis=-1)))
+    return xp.where(xp.isnan(both), _both_tails(one_axis), both)
 
 
 def _clipped(p: jax.Array) -> jax.Array:
-    return jnp.where(p < _SMALLEST_P, _SMALLEST_P, p)
+    return module_of(p).where(p < _SMALLEST_P, np.float32(_SMALLEST_P), p)

@@ -18,8 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernsym_jax.symmetry import group
-from kernsym_jax.symmetry.mean_kernel import coordinates, first_moment, require_weight
-from kernsym_jax.symmetry.score import direction_p, root
+from kernsym_jax.symmetry.mean_kernel import (
+    coordinates,
+    first_moment,
+    module_of,
+    require_weight,
+)
+from kernsym_jax.symmetry.score import direction_p_of, root
 
 # A variance below this share of the mean square is rounding error of one-pass sums.
 _CONSTANT = 1e-6
@@ -200,19 +205,20 @@ def signature_figures(
       float32 (..., 5): the padding signature x and y, the `direction_p` of `signature_z`, and
       `odd_moment_z` x and y. NaN where the squares under- or overflow float32.
     """
+    xp, nan = module_of(sums), np.float32(np.nan)
     kh, kw = sums.shape[-2:]
     sizes = root(square_sums)
     sizes = sizes.reshape(*sizes.shape[:-2], kh * kw)
-    total = jnp.sum(sizes, axis=-1, keepdims=True)
-    signature = first_moment(sizes, kh, kw) / jnp.where(total > 0, total, jnp.nan)
-    z = signature / jnp.where(deviations > 0, deviations, jnp.nan)
+    total = xp.sum(sizes, axis=-1, keepdims=True)
+    signature = first_moment(sizes, kh, kw) / xp.where(total > 0, total, nan)
+    z = signature / xp.where(deviations > 0, deviations, nan)
 
-    mean_square = jnp.mean(square_sums, axis=(-2, -1)) / slices
-    mean = jnp.mean(sums, axis=(-2, -1)) / slices
+    mean_square = xp.mean(square_sums, axis=(-2, -1)) / slices
+    mean = xp.mean(sums, axis=(-2, -1)) / slices
     variance = mean_square - mean**2
-    variance = jnp.where(variance <= _CONSTANT * mean_square, 0.0, variance)
+    variance = xp.where(variance <= _CONSTANT * mean_square, np.float32(0), variance)
     odd_z = _odd_z(sums, variance, slices)
-    return jnp.concatenate([signature, direction_p(z)[..., None], odd_z], axis=-1)
+    return xp.concatenate([signature, direction_p_of(z)[..., None], odd_z], axis=-1)
 
 
 def slice_moments(weight: jax.Array) -> jax.Array:
@@ -339,13 +345,14 @@ def _odd_z(sums: jax.Array, variance: jax.Array, slices: jax.Array | np.ndarray 
 
     σ_w² is the unbiased estimate of the variance: z then has variance 1 however few weights.
     """
-    kh, kw = sums.shape[-2:]
-    count = kh * kw * jnp.asarray(slices, jnp.float32)
+    xp, (kh, kw) = module_of(sums), sums.shape[-2:]
+    count = kh * kw * xp.asarray(slices, np.float32)
     variance = variance * count / (count - 1)
     moment = first_moment(sums.reshape(*sums.shape[:-2], kh * kw), kh, kw)
-    known = (variance > 0) & jnp.isfinite(variance)
-    deviation = jnp.where(known, jnp.sqrt(jnp.where(known, variance, 1.0)), jnp.nan)
-    deviation = deviation * jnp.sqrt(jnp.asarray(slices, jnp.float32))
+    known = (variance > 0) & xp.isfinite(variance)
+    root_of = xp.sqrt(xp.where(known, variance, np.float32(1)))
+    deviation = xp.where(known, root_of, np.float32(np.nan))
+    deviation = deviation * xp.sqrt(xp.asarray(slices, np.float32))
     spread = np.sqrt(np.sum(coordinates(kh, kw) ** 2, axis=1))
     return moment / (deviation[..., None] * _divisor(spread, moment.ndim))
 

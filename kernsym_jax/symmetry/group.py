@@ -1,5 +1,6 @@
 """D4, the symmetry group of the square grid, acting on the last two axes of a kernel."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -50,6 +51,31 @@ def cell_permutations(kh: int, kw: int) -> np.ndarray:
     """
     cells = np.arange(kh * kw, dtype=np.int32).reshape(kh, kw)
     return np.stack([_ACTIONS[name](cells).ravel() for name in elements(kh, kw)])
+
+
+@functools.lru_cache(maxsize=64)
+def exchanged_pairs(kh: int, kw: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the pairs of cells that elements of D4 exchange.
+
+    Args:
+      kh: number of rows.
+      kw: number of columns.
+
+    Returns:
+      The two cells of each pair, (pairs,) and (pairs,); how often a pair's squared difference
+      counts in ‖T K − K‖², (pairs, elements) float32; and for how many elements T each of these
+      columns stands, (elements,) float32. The identity has no column.
+    """
+    orders = cell_permutations(kh, kw)
+    here = np.broadcast_to(np.arange(kh * kw), orders.shape)
+    codes = np.minimum(orders, here) * (kh * kw) + np.maximum(orders, here)
+    known, index = np.unique(codes[orders != here], return_inverse=True)
+    weights = np.zeros((len(orders), len(known)), np.float32)
+    np.add.at(weights, (np.nonzero(orders != here)[0], index), 1)
+    rows, times = np.unique(weights, axis=0, return_counts=True)
+    moved = rows.any(axis=1)
+    columns = np.ascontiguousarray(rows[moved].T)
+    return *np.divmod(known, kh * kw), columns, times[moved].astype(np.float32)
 
 
 def generated(names: Sequence[str]) -> tuple[str, ...]:

@@ -102,6 +102,18 @@ def energy(cells: jax.Array, *, centered: bool = False) -> jax.Array:
     return xp.where(constant, np.float32(np.nan), xp.sum(shape**2, axis=-1))
 
 
+def root(squares: jax.Array) -> jax.Array:
+    """Returns the square root, with slope 0 at 0, where the square root has none.
+
+    Training tends to arrive at symmetric kernels. Their distances are 0 and their score is at its
+    maximum, so 0 is the slope that the score needs there.
+    """
+    if isinstance(squares, np.ndarray):  # without a slope
+        return np.sqrt(squares)
+    zero = squares == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squares)))
+
+
 def coordinates(kh: int, kw: int) -> np.ndarray:
     """Returns the centred coordinates of the cells of a (kh, kw) kernel, counted row by row.
 

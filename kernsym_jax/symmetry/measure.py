@@ -15,10 +15,11 @@ from kernsym_jax.symmetry.mean_kernel import (
     dc_share_of,
     energy,
     module_of,
+    root,
     scaled_cells,
     skew_of,
 )
-from kernsym_jax.symmetry.score import IRREPS, energies_of, root, squared_distances_of
+from kernsym_jax.symmetry.score import IRREPS, energies_of, squared_distances_of
 from kernsym_jax.symmetry.signature import signature_figures, signature_sd
 
 FIELDS = (
@@ -53,6 +54,8 @@ NULL_DRAWS = 20_000
 _NULL_CELLS = NULL_DRAWS * 20 * 20
 _FEWEST_DRAWS = 20
 _NULL_SEED = 0
+# The pairs of the cells of larger kernels would need much memory.
+_MOST_PAIRED_CELLS = 1024
 # Kernels are measured in pieces of this many cells, which fit the processor's cache.
 _BATCH_CELLS = 73_728
 
@@ -428,35 +431,20 @@ def _scores(cells: np.ndarray, kh: int, kw: int) -> tuple[np.ndarray, np.ndarray
     Returns:
       Two arrays (n,) float32.
     """
-    first, second, weights, times = _pairs(kh, kw)
-    scaled = _scaled_on_host(cells)
-    differences = scaled[first]
-    differences -= scaled[second]
-    np.square(differences, out=differences)
-    # By einsum: threads of a matrix product this small cost many times the product.
-    squares = np.einsum("pe,pn->en", weights, differences)
-    distances = np.einsum("e,en->n", times, np.sqrt(squares)) / len(group.elements(kh, kw))
+    scaled, names = _scaled_on_host(cells), group.elements(kh, kw)
+    if kh * kw <= _MOST_PAIRED_CELLS:
+        first, second, weights, times = group.exchanged_pairs(kh, kw)
+        differences = scaled[first]
+        differences -= scaled[second]
+        np.square(differences, out=differences)
+        # By einsum: threads of a matrix product this small cost many times the product.
+        squares = np.einsum("pe,pn->en", weights, differences)
+        summed = np.einsum("e,en->n", times, np.sqrt(squares))
+    else:
+        orders = group.cell_permutations(kh, kw)[1:]
+        moved = (np.square(scaled[order] - scaled).sum(axis=0) for order in orders)
+        summed = sum(np.sqrt(squares) for squares in moved)
+    distances = summed / len(names)
     norms = (0.5 / np.sqrt(energy(scaled.T, centered=each)) for each in (False, True))
     plain, centred = (1 - distances * norm for norm in norms)
     return plain, centred
-
-
-@functools.lru_cache(maxsize=64)
-def _pairs(kh: int, kw: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the pairs of cells that elements of D4 exchange.
-
-    Returns:
-      The two cells of each pair, (pairs,) and (pairs,); how often a pair's squared difference
-      counts in ‖T K − K‖², (pairs, elements) float32; and for how many elements T each of these
-      columns stands, (elements,) float32. The identity has no column.
-    """
-    orders = group.cell_permutations(kh, kw)
-    here = np.broadcast_to(np.arange(kh * kw), orders.shape)
-    codes = np.minimum(orders, here) * (kh * kw) + np.maximum(orders, here)
-    known, index = np.unique(codes[orders != here], return_inverse=True)
-    weights = np.zeros((len(orders), len(known)), np.float32)
-    np.add.at(weights, (np.nonzero(orders != here)[0], index), 1)
-    rows, times = np.unique(weights, axis=0, return_counts=True)
-    moved = rows.any(axis=1)
-    columns = np.ascontiguousarray(rows[moved].T)
-    return *np.divmod(known, kh * kw), columns, times[moved].astype(np.float32)

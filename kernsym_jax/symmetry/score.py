@@ -13,6 +13,7 @@ from kernsym_jax.symmetry.mean_kernel import (
     mean_kernel,
     module_of,
     require_weight,
+    root,
     scaled_cells,
 )
 
@@ -260,18 +261,6 @@ def squared_distances_of(
     images = cells[..., group.cell_permutations(kh, kw)]
     differences = module_of(cells).sum((images - cells[..., None, :]) ** 2, axis=-1)
     return 0.25 * differences / energy(cells, centered=centered)[..., None]
-
-
-def root(squares: jax.Array) -> jax.Array:
-    """Returns the square root, with slope 0 at 0, where the square root has none.
-
-    Training tends to arrive at symmetric kernels. Their distances are 0 and their score is at its
-    maximum, so 0 is the slope that the score needs there.
-    """
-    if isinstance(squares, np.ndarray):  # without a slope
-        return np.sqrt(squares)
-    zero = squares == 0
-    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squares)))
 
 
 def _distances(kernel: jax.Array, *, centered: bool) -> jax.Array:

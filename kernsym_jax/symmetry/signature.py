@@ -23,8 +23,9 @@ from kernsym_jax.symmetry.mean_kernel import (
     first_moment,
     module_of,
     require_weight,
+    root,
 )
-from kernsym_jax.symmetry.score import direction_p_of, root
+from kernsym_jax.symmetry.score import direction_p_of
 
 # A variance below this share of the mean square is rounding error of one-pass sums.
 _CONSTANT = 1e-6

@@ -15,6 +15,7 @@ from flax import nnx
 from flax.training import train_state
 
 from kernsym_jax import symmetry
+from kernsym_jax.symmetry.measure import measure_on_host
 
 PATHS = ["block/conv2/kernel", "conv1/kernel", "point/kernel"]
 
@@ -154,3 +155,30 @@ def test_examples_in_docstrings_hold(module):
     result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 3, 8, 5), (7, 7, 3, 4), (2, 3, 4, 4), (1, 5, 3, 7), (4, 4, 1, 1)]
+)
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e25])
+def test_figures_by_numpy_are_those_of_the_compiled_program(shape, size):
+    rng = np.random.default_rng(0)
+    weight = np.asarray(size * (rng.normal(size=shape) + 0.1), np.float32)
+    weight[:, :, 0, -1] = 0  # a slice without a score
+    found = measure_on_host(weight)
+    with np.errstate(over="ignore"):
+        unit = (weight / np.float32(size)).astype(np.float32)
+    wanted = symmetry.measure({"conv": {"kernel": jnp.asarray(unit)}})["conv/kernel"].row
+    np.testing.assert_allclose(found.row, wanted, rtol=2e-5, atol=2e-6)
+    scores = (symmetry.neuron_score(weight), symmetry.single_score(weight))
+    np.testing.assert_allclose([found.neuron_score, found.single_score], scores, atol=1e-6)
+    np.testing.assert_allclose(found.mean_kernel, weight.mean((2, 3)), rtol=1e-5, atol=1e-6 * size)
+    assert found.finite
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_weights_without_figures_have_none_by_numpy_either(value):
+    found = measure_on_host(np.full((3, 3, 2, 2), value, np.float32))
+    assert np.isnan(found.row).all()
+    assert np.isnan([found.neuron_score, found.single_score]).all()
+    assert found.finite == np.isfinite(value)

@@ -263,8 +263,7 @@ def network_table(
     >>> report.network_table(found, "ones").rows[0]["score"]
     1.0
     """
-    source = path_name(source or weights.source)
-    weights = _of_few_sizes(weights)
+    source, weights = path_name(source or weights.source), _of_few_sizes(weights)
     measured = measure_layers(weights)
     rows = layer_rows(weights, measured, source, geometry)
     means = {layer: found.mean_kernel for layer, found in measured.items()}

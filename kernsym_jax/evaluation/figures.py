@@ -262,7 +262,6 @@ def write_picture(subject: "Subject", shifts: Shifts | None, path: pathlib.Path)
 
     >>> import jax
     >>> import jax.numpy as jnp
-    >>> import numpy as np
     >>> from kernsym_jax import data, evaluation, models
     >>> images = data.load("digits", "test")
     >>> model = models.create("small_cnn", num_classes=10)

@@ -42,7 +42,6 @@ class Subject:
 
     >>> import jax
     >>> import jax.numpy as jnp
-    >>> import numpy as np
     >>> from kernsym_jax import data, evaluation, models
     >>> images = data.load("digits", "test")
     >>> model = models.create("small_cnn", num_classes=10)
@@ -129,7 +128,6 @@ def read_run(workdir: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any
       FileNotFoundError: if it is not a run directory.
       ValueError: if its config is damaged.
 
-    >>> import json
     >>> import pathlib
     >>> import tempfile
     >>> from kernsym_jax import evaluation, training
@@ -336,7 +334,6 @@ def evaluate(
 
     >>> import jax
     >>> import jax.numpy as jnp
-    >>> import numpy as np
     >>> from kernsym_jax import data, evaluation, models
     >>> images = data.load("digits", "test")
     >>> model = models.create("small_cnn", num_classes=10)

@@ -83,12 +83,11 @@ def analyze(
       ValueError: if no source can be read, or none has a spatial convolution.
       FileNotFoundError: if the only place does not exist.
 
+    >>> import pathlib
+    >>> import tempfile
     >>> import numpy as np
     >>> from kernsym_jax import report
     >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
-    >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
-    >>> import pathlib
-    >>> import tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> for epoch in (1, 2):
     ...     np.savez(folder / f"epoch_{epoch}.npz", **{"conv/kernel": epoch * kernel})

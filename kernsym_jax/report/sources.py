@@ -63,10 +63,7 @@ class Options:
         weights; None for the weights, or for the average if there is nothing else.
       trusted: reads sources in this process, without the limits of `weights.read`.
 
-    >>> import numpy as np
     >>> from kernsym_jax import report
-    >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
-    >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
     >>> options = report.Options(layout="HWIO", trusted=True)
     >>> options.layout, options.downsample
     ('HWIO', 'stride')
@@ -164,12 +161,11 @@ def trajectory(sources: Any, **options: Any) -> Trajectory:
       ValueError: if a checkpoint cannot be read, or nothing tells their order.
       FileNotFoundError: if there is no checkpoint.
 
+    >>> import pathlib
+    >>> import tempfile
     >>> import numpy as np
     >>> from kernsym_jax import report
     >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
-    >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
-    >>> import pathlib
-    >>> import tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> for epoch in (1, 2):
     ...     np.savez(folder / f"epoch_{epoch}.npz", **{"conv/kernel": epoch * kernel})
@@ -204,12 +200,11 @@ def find_sources(places: Sequence[str]) -> list[pathlib.Path]:
     Raises:
       FileNotFoundError: if a place does not exist, or a folder or pattern contains no source.
 
+    >>> import pathlib
+    >>> import tempfile
     >>> import numpy as np
     >>> from kernsym_jax import report
     >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
-    >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
-    >>> import pathlib
-    >>> import tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> for epoch in (1, 2):
     ...     np.savez(folder / f"epoch_{epoch}.npz", **{"conv/kernel": epoch * kernel})
@@ -257,12 +252,11 @@ def read_table(path: str | pathlib.Path, options: Options | None = None) -> Netw
       ValueError: if it cannot be read or has no spatial convolution.
       FileNotFoundError: if it does not exist.
 
+    >>> import pathlib
+    >>> import tempfile
     >>> import numpy as np
     >>> from kernsym_jax import report
     >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 8))
-    >>> net = {"conv1": {"kernel": kernel}, "conv2": {"kernel": kernel[::-1].copy()}}
-    >>> import pathlib
-    >>> import tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> for epoch in (1, 2):
     ...     np.savez(folder / f"epoch_{epoch}.npz", **{"conv/kernel": epoch * kernel})

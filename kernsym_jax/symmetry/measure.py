@@ -378,7 +378,8 @@ def measure_on_host(weight: np.ndarray) -> HostFigures:
         scale = np.float32(2.0 ** -math.frexp(largest)[1] if finite and largest else 1)
         sums, square_sums = np.zeros(cells), np.zeros(cells)
         score_sum, scored = 0.0, 0
-        for start in range(0, slices, step := max(1, _BATCH_CELLS // cells)):
+        step = max(1, _BATCH_CELLS // cells)
+        for start in range(0, slices, step):
             part = np.multiply(rows[start : start + step].T, scale, order="C", dtype=np.float32)
             sums += part.sum(axis=1, dtype=np.float64)
             square_sums += np.square(part).sum(axis=1, dtype=np.float64)

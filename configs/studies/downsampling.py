@@ -232,7 +232,7 @@ def gpu() -> Study:
     base.optimizer.weight_decay = 5e-4
     base.consistency.images = 0
     base.log_every, base.eval_every_epochs, base.checkpoint_every_epochs = 390, 15.0, 15.0
-    return resnet("gpu", base, 4)
+    return resnet("gpu", base, 5)
 
 
 def full() -> Study:

@@ -78,7 +78,7 @@ def contrast(
 ) -> Contrast:
     terms = ((1.0, left, measure), (-1.0, right, measure))
     meaning = f"{measure}, {left} − {right}"
-    return Contrast(f"E9-{name}", meaning, terms, expected, smallest, PILOTS.get(name))
+    return Contrast(f"E9-{name}", meaning, terms, expected, smallest)
 
 
 CONTRASTS = {
@@ -134,6 +134,7 @@ def get_study(size: str) -> Study:
         },
         claims=CLAIMS,
         contrasts=CONTRASTS,
+        pilots=PILOTS if size == "cpu" else {},
         confounds={
             "A network that has learnt less may be less symmetric: its accuracy. Without BatchNorm "
             "it is trained with a smaller rate.": ("accuracy",),

@@ -61,11 +61,11 @@ CLAIMS = {
 
 
 def against_plain(
-    claim: str, variant: str, measure: str, expected: str, smallest: float, name: str
+    claim: str, variant: str, measure: str, expected: str, smallest: float
 ) -> Contrast:
     terms = ((1.0, variant, measure), (-1.0, "plain", measure))
     meaning = f"{measure}, {variant} − plain"
-    return Contrast(claim, meaning, terms, expected, smallest, PILOTS.get(name))
+    return Contrast(claim, meaning, terms, expected, smallest)
 
 
 PLANS = {
@@ -128,9 +128,10 @@ def get_study(size: str) -> Study:
         measures=measures(layers),
         claims=CLAIMS,
         contrasts={
-            name: against_plain(*plan, name)  # type: ignore[arg-type]
+            name: against_plain(*plan)  # type: ignore[arg-type]
             for name, plan in PLANS.items()
         },
+        pilots=PILOTS if size == "cpu" else {},
         consistency=Consistency(
             Shifts("circular", -reach, reach), limit=None if size == "full" else 2000
         ),

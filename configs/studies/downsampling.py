@@ -77,12 +77,11 @@ def measures(steps: Sequence[str]) -> dict[str, Measure]:
     }
 
 
-def contrasts(sets: Sequence[tuple[str, int]], pilots: dict[str, Pilot]) -> dict[str, Contrast]:
+def contrasts(sets: Sequence[tuple[str, int]]) -> dict[str, Contrast]:
     """Returns the tests over some sets of images: means over the sets, and each set by itself.
 
     Args:
       sets: (prefix of the variants, even size) of each set.
-      pilots: test -> pilot.
     """
 
     def mean(terms: Sequence[tuple[float, str, str]], only: str | None = None) -> tuple:
@@ -114,8 +113,7 @@ def contrasts(sets: Sequence[tuple[str, int]], pilots: dict[str, Pilot]) -> dict
     }  # fmt: skip
     tests = {}
     for name, (claim, terms, expected, smallest, meaning) in {**plans, **secondary}.items():
-        pilot = pilots.get(name)
-        tests[name] = Contrast(claim, meaning, mean(terms), expected, smallest, pilot)
+        tests[name] = Contrast(claim, meaning, mean(terms), expected, smallest)
         if len(sets) > 1:
             for prefix, _ in sets:
                 own = mean(terms, prefix)
@@ -173,7 +171,7 @@ PILOTS = {
 
 
 def smoke() -> Study:
-    tests = contrasts([("", 16)], {})
+    tests = contrasts([("", 16)])
     # Three seeds decide about the signature alone; the other claims want more.
     wanted = {name: test for name, test in tests.items() if test.claim == "E4-signature"}
     return study(
@@ -208,7 +206,7 @@ def cpu() -> Study:
         },
         measures=measures(STEPS),
         claims=CLAIMS,
-        contrasts=contrasts(sets, PILOTS)
+        contrasts=contrasts(sets)
         | {
             f"size{size}": Contrast(
                 "E4-signature",
@@ -219,6 +217,7 @@ def cpu() -> Study:
             )
             for size, expected in ((28, "above"), (29, "above"), (33, "zero"))
         },
+        pilots=PILOTS,
         cost=(30.0, "as on two busy cores of a shared x86 server"),
     )
 
@@ -253,7 +252,7 @@ def resnet(size: str, base: ml_collections.ConfigDict, seeds: int) -> Study:
         variants=variants("", 32, {}),
         measures=measures(steps),
         claims=CLAIMS,
-        contrasts=contrasts([("", 32)], {}),
+        contrasts=contrasts([("", 32)]),
     )
 
 

@@ -101,10 +101,10 @@ def get_study(size: str) -> Study:
                 ((1.0, variant, measure), (-1.0, "plain", measure)),
                 expected,
                 smallest,
-                PILOTS.get(name),
             )
             for name, (claim, variant, measure, expected, smallest) in PLANS.items()
         },
+        pilots=PILOTS if size == "cpu" else {},
         consistency=Consistency(Shifts("circular", -reach, reach), limit=2000),
         confounds={
             "A network that is right more often is more consistent: its accuracy, and how well it "

@@ -64,7 +64,6 @@ class Contrast:
       terms: (weight, variant, measure) of each summand.
       expected: ``above`` or ``below`` 0, or ``zero`` if the effect should be too small to matter.
       smallest: the smallest effect that matters, above 0.
-      pilot: earlier runs, from which the power is computed; None if there were none.
     """
 
     claim: str
@@ -72,7 +71,6 @@ class Contrast:
     terms: tuple[tuple[float, str, str], ...]
     expected: str
     smallest: float
-    pilot: Pilot | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +194,7 @@ class Study:
       measures: name -> number of a run.
       claims: key -> claim.
       contrasts: name -> test.
+      pilots: contrast -> its mean and spread in earlier runs, from which the power is computed.
       correlations: name -> test.
       consistency: how every finished run is evaluated; None for not at all.
       confounds: another explanation of the outcome -> the measures that test it.
@@ -227,6 +226,7 @@ class Study:
     measures: Mapping[str, Measure]
     claims: Mapping[str, Claim]
     contrasts: Mapping[str, Contrast]
+    pilots: Mapping[str, Pilot] = dataclasses.field(default_factory=dict)
     correlations: Mapping[str, Correlation] = dataclasses.field(default_factory=dict)
     consistency: Consistency | None = None
     confounds: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -312,9 +312,9 @@ class Study:
                 found[name] = statistics.correlation_power(
                     freedom, level, test.expected, test.smallest, rank=test.method == "spearman"
                 )
-            elif test.pilot is not None:
+            elif name in self.pilots:
                 found[name] = statistics.contrast_power(
-                    test.pilot, cases, level, test.expected, test.smallest
+                    self.pilots[name], cases, level, test.expected, test.smallest
                 )
         return found
 

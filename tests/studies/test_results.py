@@ -77,7 +77,6 @@ SD = 0.2
 def made_up(seeds, effects):
     """A study with one claim per expected direction: name -> (expected, smallest)."""
     names = [f"m{index}" for index in range(len(effects))]
-    pilot = Pilot(0.0, SD, "made up")
     return Study(
         name="made-up",
         size="smoke",
@@ -88,9 +87,10 @@ def made_up(seeds, effects):
         measures={name: Measure("", lambda run: None) for name in names},
         claims={name: Claim("", "E4") for name in names},
         contrasts={
-            name: Contrast(name, "", ((1.0, "a", name),), expected, smallest, pilot)
+            name: Contrast(name, "", ((1.0, "a", name),), expected, smallest)
             for name, (expected, smallest) in zip(names, effects, strict=True)
         },
+        pilots=dict.fromkeys(names, Pilot(0.0, SD, "made up")),
     )
 
 
@@ -205,8 +205,7 @@ def test_a_large_effect_is_supported_and_its_opposite_differs(repository):
 
 def test_power_of_a_primary_test_without_a_pilot_is_unknown():
     study = made_up(8, [("above", 0.1), ("above", 0.1)])
-    without = dataclasses.replace(study.contrasts["m1"], pilot=None)
-    power = dataclasses.replace(study, contrasts={**study.contrasts, "m1": without}).power()
+    power = dataclasses.replace(study, pilots={"m0": study.pilots["m0"]}).power()
     assert list(power) == ["m0"]
     assert power["m0"].n == 8
     assert power["m0"].source == "made up"

@@ -9,8 +9,8 @@ the bottom right with ``zero``, to the top left with ``same``, and nowhere at 17
 
 ``smoke`` takes 3 minutes on two cores; ``cpu`` about half an hour. Both want Fashion-MNIST (the
 Debian package dataset-fashion-mnist). ``cpu`` also wants the JPEG copy of CIFAR-10 as
-``data/cifar10_jpeg.tar.gz``, and so does ``gpu`` (CIFAR ResNet-20 at 32 and 33 pixels). ``full``
-wants CIFAR-10 as a TensorFlow data set and an accelerator.
+``data/cifar10_jpeg.tar.gz``, and so does ``gpu``, which trains ResNet-20 and ResNet-18 at 32 and 33
+pixels. ``full`` wants CIFAR-10 as a TensorFlow data set and an accelerator.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import ml_collections
 
 from kernsym_jax import studies, training
-from kernsym_jax.studies import Claim, Contrast, Measure, Pilot, Study
+from kernsym_jax.studies import Claim, Contrast, FinishedRun, Measure, Pilot, Study
 from kernsym_jax.studies import measures as m
 
 FASHION = "idx:/usr/share/datasets/fashion-mnist"
@@ -59,21 +59,33 @@ CONFOUNDS = {
 
 
 def measures(steps: Sequence[str]) -> dict[str, Measure]:
-    """Returns the measures, given the strided layers in order."""
-    first, last, two = steps[:1], steps[-1:], steps[-2:]
+    """Returns the measures, given the strided layers in order.
+
+    Args:
+      steps: names of the strided layers; a network may lack some of them.
+    """
+
+    def strided(figure: m.Figure, meaning: str, chosen: slice = slice(None)) -> Measure:
+        def of(run: FinishedRun) -> float | None:
+            rows = [row for row in run.table.rows if row["layer"] in steps]
+            return m.mean_figure(rows[chosen], figure)
+
+        return Measure(meaning, of)
+
+    first, last, two = slice(1), slice(-1, None), slice(-2, None)
     return {
         "accuracy": m.accuracy(),
-        "signature": m.at_layers(
-            m.signature_diagonal, steps, "signature of the strided layers, to the bottom right"
+        "signature": strided(
+            m.signature_diagonal, "signature of the strided layers, to the bottom right"
         ),
-        "signature_last": m.at_layers(m.signature_diagonal, last, "that of the last one"),
-        "E": m.at_layers("E", two, "odd part of the last two strided layers"),
-        "odd_z": m.at_layers(m.odd_size, steps, "odd moment of the strided layers, in sd"),
-        "score": m.at_layers("score", steps, "score of the strided layers"),
-        "score_first": m.at_layers("score", first, "score of the first strided layer"),
-        "score_last": m.at_layers("score", last, "score of the last strided layer"),
-        "score_centered": m.at_layers("score_centered", steps, "score without the offset"),
-        "dc_share": m.at_layers("dc_share", steps, "share of the offset"),
+        "signature_last": strided(m.signature_diagonal, "that of the last one", last),
+        "E": strided("E", "odd part of the last two strided layers", two),
+        "odd_z": strided(m.odd_size, "odd moment of the strided layers, in sd"),
+        "score": strided("score", "score of the strided layers"),
+        "score_first": strided("score", "score of the first strided layer", first),
+        "score_last": strided("score", "score of the last strided layer", last),
+        "score_centered": strided("score_centered", "score without the offset"),
+        "dc_share": strided("dc_share", "share of the offset"),
     }
 
 
@@ -224,35 +236,39 @@ def cpu() -> Study:
 
 def gpu() -> Study:
     base = training.default()
-    base.epochs, base.batch_size = 15.0, 128
+    base.epochs, base.batch_size = 10.0, 128
     base.model.update({"name": "cifar_resnet20"})
     base.data.source = CIFAR
     base.data.shift, base.data.flip = 4, "horizontal"
     base.optimizer.weight_decay = 5e-4
     base.consistency.images = 0
-    base.log_every, base.eval_every_epochs, base.checkpoint_every_epochs = 390, 15.0, 15.0
-    return resnet("gpu", base, 5)
+    base.log_every, base.eval_every_epochs, base.checkpoint_every_epochs = 390, 10.0, 10.0
+    return resnets("gpu", base, 5)
 
 
 def full() -> Study:
     base = gpu().base.copy_and_resolve_references()
     base.data.source = "tfds:cifar10"
     base.epochs, base.eval_every_epochs, base.checkpoint_every_epochs = 160.0, 10.0, 10.0
-    return resnet("full", base, 8)
+    return resnets("full", base, 8)
 
 
-def resnet(size: str, base: ml_collections.ConfigDict, seeds: int) -> Study:
-    """Returns the study of CIFAR ResNet-20, which has two strided stages."""
-    steps = ("layer2_0/conv1", "layer3_0/conv1")
+def resnets(size: str, base: ml_collections.ConfigDict, seeds: int) -> Study:
+    """Returns the study of CIFAR ResNet-20 and of ResNet-18's blocks on small images.
+
+    They have two and three strided stages.
+    """
+    sets = [("resnet20_", 32), ("resnet18_", 32)]
+    resnet18 = {"model.blocks": (2, 2, 2, 2), "model.width": 64, "model.dtype": "bfloat16"}
     return study(
         size,
         "CIFAR-10 at 32 and 33 pixels",
         base,
         seeds,
-        variants=variants("", 32, {}),
-        measures=measures(steps),
+        variants={**variants("resnet20_", 32, {}), **variants("resnet18_", 32, resnet18)},
+        measures=measures([f"layer{stage}_0/conv1" for stage in (2, 3, 4)]),
         claims=CLAIMS,
-        contrasts=contrasts([("", 32)]),
+        contrasts=contrasts(sets),
     )
 
 

@@ -2,25 +2,23 @@
 
 from kernsym_jax.cli.binary import (
     BAD_INPUT,
+    PIPE_WIDTH,
     PREEMPTED,
     Command,
     complete,
+    console,
     describe,
     explain,
     fail,
     folder,
-    run,
-)
-from kernsym_jax.cli.shipped import CONFIGS, STUDIES, ConfigFile, find_shipped, list_shipped
-from kernsym_jax.cli.text import (
-    PIPE_WIDTH,
-    console,
     input_size,
     nearest,
     one_line,
     path_name,
     printable,
+    run,
 )
+from kernsym_jax.cli.shipped import CONFIGS, STUDIES, ConfigFile, find_shipped, list_shipped
 
 __all__ = [
     "BAD_INPUT",

@@ -1,6 +1,7 @@
-"""How a binary starts and ends, and what it says about itself: help and completion for shells."""
+"""How a binary starts and ends, what it says about itself, and how it prints."""
 
 import dataclasses
+import difflib
 import os
 import pathlib
 import re
@@ -8,11 +9,9 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
-
-from kernsym_jax.cli.text import nearest, one_line
 
 SHELLS = ("bash", "zsh")
 _WIDEST, _FLAG_COLUMN = 100, 27
@@ -22,6 +21,9 @@ _GENERAL = {
     "--completion=bash|zsh": "Print the script with which the shell completes this command.",
     "--verbosity=1": "Show the traceback of an error.",
 }
+
+PIPE_WIDTH = 200
+"""Columns of a table that is not printed to a terminal."""
 
 BAD_INPUT = 2
 PREEMPTED = 75
@@ -378,3 +380,57 @@ def _with_nearest_value(message: str) -> str:
         return message
     name, value, known = found[1], found[2], found[3].split("|")
     return f"--{name} is {', '.join(known)}; got {value!r}{nearest(value, known)}"
+
+
+def console() -> Any:
+    """Returns the rich console on which every binary prints its tables."""
+    from rich.console import Console
+
+    terminal = Console()
+    # A pipe has no width of its own, and its reader wants every row on one line.
+    return terminal if terminal.is_terminal else Console(width=PIPE_WIDTH)
+
+
+def printable(text: str) -> str:
+    """Returns the text with every character that controls a terminal replaced by its escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str) -> str:
+    """Returns the text without line breaks, and `printable`."""
+    return printable(" ".join(text.split()))
+
+
+def path_name(path: str | os.PathLike) -> str:
+    """Returns a path as valid Unicode text, with escapes for other bytes in its name."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def nearest(word: str, known: Iterable[str], *, before: str = "") -> str:
+    """Returns the end of an error message that offers the known word closest to an unknown one.
+
+    Args:
+      word: the unknown word.
+      known: the words that would be right.
+      before: text in front of the offered word, such as ``--``.
+
+    Returns:
+      ``"; did you mean 'digits'?"``, or nothing if no known word is close.
+    """
+    by_letters = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(str(word).lower(), by_letters, n=1)
+    return f"; did you mean {before + by_letters[close[0]]!r}?" if close else ""
+
+
+def input_size(text: str | None) -> int | tuple[int, int] | None:
+    """Reads a flag that gives the pixels of images, one number or two as ``HxW``.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    if not re.fullmatch(r"([1-9]\d*(x[1-9]\d*)?)?", text or ""):
+        raise ValueError(f"--input_size is one number, or two as HxW; got {text!r}")
+    sizes = [int(number) for number in (text or "").split("x") if number]
+    return (sizes[0], sizes[1]) if len(sizes) == 2 else sizes[0] if sizes else None

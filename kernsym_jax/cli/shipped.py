@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from kernsym_jax.cli.text import nearest, one_line
+from kernsym_jax.cli.binary import nearest, one_line
 
 CONFIGS, STUDIES = "config", "study"
 """The two kinds of files that come with the package, named as the flags that take them."""

@@ -5,6 +5,7 @@ that read each pixel, `audit` and `audit_file` read the geometry of a network's 
 `even_input_sizes` finds the input sizes at which a network has no uneven layer.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from kernsym_jax.geometry.arithmetic import (
@@ -15,7 +16,6 @@ from kernsym_jax.geometry.arithmetic import (
     uneven_padding,
     windows,
 )
-from kernsym_jax.geometry.file import FileAudits, audit_file, audit_onnx
 from kernsym_jax.geometry.foveation import (
     PADDING_MODES,
     foveation,
@@ -36,6 +36,7 @@ from kernsym_jax.geometry.layer import (
 )
 
 if TYPE_CHECKING:
+    from kernsym_jax.geometry.file import FileAudits, audit_file, audit_onnx
     from kernsym_jax.geometry.jaxpr import audit, audit_module
 
 __all__ = [
@@ -70,10 +71,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # The audit of a file does without JAX, which takes seconds to import.
-    if name in ("audit", "audit_module"):
-        from kernsym_jax.geometry import jaxpr
+_LATER = {
+    "FileAudits": "file",
+    "audit": "jaxpr",
+    "audit_file": "file",
+    "audit_module": "jaxpr",
+    "audit_onnx": "file",
+}
+"""The names whose modules are imported when they are first used."""
 
-        return getattr(jaxpr, name)
+
+def __getattr__(name: str) -> Any:
+    # The audit of a file does without JAX, and weights alone need no reader of graphs.
+    if name in _LATER:
+        return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,27 +1,17 @@
 """The report as one HTML file that needs no other file."""
 
 import importlib.resources
-import itertools
 import pathlib
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from kernsym_jax import symmetry
 from kernsym_jax.cli import printable
-from kernsym_jax.evaluation.figures import svg
 from kernsym_jax.report import figures, summary
 
 if TYPE_CHECKING:
     from kernsym_jax.report.tables import Comparison, NetworkTable, Trajectory
-
-# The colour scale of the figures: its ends, its middle and its quarters, as (red, green, blue).
-_NEGATIVE, _ZERO, _POSITIVE = (45, 0, 75), (247, 247, 247), (127, 59, 8)
-_NEGATIVE_MIDDLE, _POSITIVE_MIDDLE = (153, 142, 195), (241, 163, 64)
-_SCALE = ((-1.0, _NEGATIVE), (-0.5, _NEGATIVE_MIDDLE), (0.0, _ZERO), (0.5, _POSITIVE_MIDDLE),
-          (1.0, _POSITIVE))  # fmt: skip
 
 # Size and margins of the drawing of the scores, in units of its view box.
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 300, 40, 10, 10, 40
@@ -76,8 +66,6 @@ _HEADINGS = (
 )
 # Signatures are a few hundredths of a cell; an arrow shows them at this many times their length.
 _ARROW = 15
-# Cells along an axis of a kernel's picture.
-_MOST_CELLS = 64
 # A layer-by-layer table of more networks than this is too wide to read.
 _MOST_COMPARED = 6
 
@@ -151,7 +139,7 @@ def trajectory_fragment(trajectory: "Trajectory") -> str:
     return _fragment(
         title=printable(trajectory.source),
         sentences=[f"{len(trajectory.steps)} checkpoints."],
-        plot=svg(figures.trajectory(trajectory.last), page=True),
+        plot=figures.trajectory(trajectory.last).svg(page=True),
         checkpoints=_safe_rows(trajectory.rows),
     )
 
@@ -228,8 +216,12 @@ def _network(index: int, table: "NetworkTable") -> dict[str, Any]:
         "flips": summary.beside_symmetry(table),
         "shares": _shares(table),
         "plot": _score_by_depth(table),
-        "trajectory": svg(figures.trajectory(table), page=True) if len(table.history) > 1 else "",
+        "trajectory": _trajectory(table),
     }
+
+
+def _trajectory(table: "NetworkTable") -> str:
+    return figures.trajectory(table).svg(page=True) if len(table.history) > 1 else ""
 
 
 def _shares(table: "NetworkTable") -> dict[str, float | None]:
@@ -282,15 +274,16 @@ def _score_by_depth(table: "NetworkTable") -> dict[str, Any]:
 
 
 def _bands(rows: Sequence[dict[str, Any]], step: float) -> list[dict[str, float]]:
-    """Returns the band of chance; neighbours with one kernel size share a rectangle."""
-    bands: list[dict[str, float]] = []
-    for number, row in enumerate(rows):
-        band = {"top": _y(row["null_q95"]), "bottom": _y(row["null_mean"])}
-        if bands and all(bands[-1][key] == value for key, value in band.items()):
-            bands[-1]["right"] = _x(number + 1, step)
-        else:
-            bands.append({**band, "left": _x(number, step), "right": _x(number + 1, step)})
-    return bands
+    """Returns the band of chance; neighbours with one level of chance share a rectangle."""
+    return [
+        {
+            "left": _x(first - 0.5, step),
+            "right": _x(last - 0.5, step),
+            "top": _y(high),
+            "bottom": _y(low),
+        }
+        for first, last, low, high in figures.chance_spans(rows)
+    ]
 
 
 def _x(number: float, step: float) -> float:
@@ -304,7 +297,7 @@ def _y(score: float) -> float:
 
 def _layer(row: dict[str, Any], table: "NetworkTable") -> dict[str, Any]:
     whole = table.mean_kernels[row["layer"]]
-    kernel = _coarse(whole)
+    kernel = figures.coarse(whole)
     unit = figures.unit_kernel(kernel)
     values = {key: row.get(key) for key, _, _ in _TABLE}
     return {
@@ -315,7 +308,7 @@ def _layer(row: dict[str, Any], table: "NetworkTable") -> dict[str, Any]:
         "uneven_w": row["uneven_w"],
         "words": summary.in_words(row),
         "cells": [
-            {"x": x, "y": y, "color": _color(float(unit[y, x]))}
+            {"x": x, "y": y, "color": figures.kernel_color(float(unit[y, x]))}
             for y in range(kernel.shape[0])
             for x in range(kernel.shape[1])
         ],
@@ -324,18 +317,6 @@ def _layer(row: dict[str, Any], table: "NetworkTable") -> dict[str, Any]:
         "energies": [(name, row[name] or 0.0) for name in symmetry.IRREPS],
         "arrow": _arrow(row, kernel.shape) if kernel is whole else None,
     }
-
-
-def _coarse(kernel: np.ndarray) -> np.ndarray:
-    """Returns the kernel, or means of blocks of its cells if it has too many for a page."""
-    for axis, size in enumerate(kernel.shape):
-        if size > _MOST_CELLS:
-            edges = np.linspace(0, size, _MOST_CELLS, endpoint=False).astype(int)
-            with np.errstate(over="ignore", invalid="ignore"):
-                sums = np.add.reduceat(kernel, edges, axis=axis)
-            counts = np.diff(edges, append=size)
-            kernel = sums / np.expand_dims(counts, 1 - axis).astype(kernel.dtype)
-    return kernel
 
 
 def _drift(drift: list[float] | None) -> str | None:
@@ -353,15 +334,6 @@ def _arrow(row: dict[str, Any], shape: tuple[int, ...]) -> dict[str, float] | No
     longest = max(abs(row["sig_x"]) / x, abs(row["sig_y"]) / y)
     longer = min(_ARROW, 0.9 / longest) if longest else 0
     return {"x1": x, "y1": y, "x2": x + longer * row["sig_x"], "y2": y + longer * row["sig_y"]}
-
-
-def _color(value: float) -> str:
-    for (low, start), (high, end) in itertools.pairwise(_SCALE):
-        if value <= high:
-            share = (value - low) / (high - low)
-            mixed = (round(a + (b - a) * share) for a, b in zip(start, end, strict=True))
-            return "#" + "".join(f"{part:02x}" for part in mixed)
-    return "#7f3b08"
 
 
 def _figure(value: Any) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -288,7 +288,7 @@ def chance_scores(kh: int, kw: int) -> tuple[np.ndarray, np.ndarray]:
     step = max(1, _BATCH_CELLS // (kh * kw))
     with np.errstate(all="ignore"):
         parts = [
-            _scores(np.ascontiguousarray(kernels[start : start + step].T), kh, kw)
+            _scores(np.ascontiguousarray(kernels[start : start + step].T), kh, kw, (False, True))
             for start in range(0, draws, step)
         ]
     plain, centred = (np.sort(np.concatenate(part)) for part in zip(*parts, strict=True))
@@ -371,24 +371,29 @@ def measure_on_host(weight: np.ndarray) -> HostFigures:
     kh, kw, channels_in, channels_out = weight.shape
     slices, cells = channels_in * channels_out, kh * kw
     rows = np.moveaxis(weight, (2, 3), (1, 0)).reshape(slices, cells)
+    neuron_sums, square_sums = np.zeros((cells, channels_out)), np.zeros(cells)
+    score_sum, scored = 0.0, 0
     with np.errstate(all="ignore"):
         largest = max(float(rows.max()), -float(rows.min()))
         finite = math.isfinite(largest)
         # A power of two rounds nothing, and squares neither overflow nor vanish.
         scale = np.float32(2.0 ** -math.frexp(largest)[1] if finite and largest else 1)
-        sums, square_sums = np.zeros(cells), np.zeros(cells)
-        score_sum, scored = 0.0, 0
         step = max(1, _BATCH_CELLS // cells)
         for start in range(0, slices, step):
             part = np.multiply(rows[start : start + step].T, scale, order="C", dtype=np.float32)
-            sums += part.sum(axis=1, dtype=np.float64)
+            # Where an output channel begins; the first one may have begun in the piece before.
+            begins = np.arange(-(start % channels_in), part.shape[1], channels_in).clip(0)
+            of_channels = np.add.reduceat(part, begins, axis=1, dtype=np.float64)
+            channel = start // channels_in
+            neuron_sums[:, channel : channel + len(begins)] += of_channels
             square_sums += np.square(part).sum(axis=1, dtype=np.float64)
-            scores = _scores(part, kh, kw)[0]
+            (scores,) = _scores(part, kh, kw)
             defined = ~np.isnan(scores)
             score_sum += float(scores.sum(dtype=np.float64, where=defined))
             scored += int(defined.sum())
-        neurons = rows.reshape(channels_out, channels_in, cells).mean(axis=1, dtype=np.float32)
-        neuron_scores = _scores(np.ascontiguousarray(neurons.T), kh, kw)[0].astype(np.float64)
+        sums = neuron_sums.sum(axis=1)
+        neurons = (neuron_sums / channels_in).astype(np.float32)
+        neuron_scores = _scores(neurons, kh, kw)[0].astype(np.float64)
         counted = neuron_scores[~np.isnan(neuron_scores)]
         row = _host_row(sums.reshape(kh, kw), square_sums.reshape(kh, kw), slices)
         mean = (sums / slices / float(scale)).astype(np.float32)
@@ -421,17 +426,10 @@ def _scaled_on_host(cells: np.ndarray) -> Any:
     return cells / np.abs(cells).max(axis=0)
 
 
-def _scores(cells: np.ndarray, kh: int, kw: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the scores of kernels, plain and centred.
-
-    Args:
-      cells: (kh * kw, n) float32.
-      kh: rows.
-      kw: columns.
-
-    Returns:
-      Two arrays (n,) float32.
-    """
+def _scores(
+    cells: np.ndarray, kh: int, kw: int, centred: Sequence[bool] = (False,)
+) -> list[np.ndarray]:
+    """Returns the scores of kernels (kh * kw, n): an array (n,) for each kind, plain or centred."""
     scaled, names = _scaled_on_host(cells), group.elements(kh, kw)
     if kh * kw <= _MOST_PAIRED_CELLS:
         first, second, weights, times = group.exchanged_pairs(kh, kw)
@@ -446,6 +444,4 @@ def _scores(cells: np.ndarray, kh: int, kw: int) -> tuple[np.ndarray, np.ndarray
         moved = (np.square(scaled[order] - scaled).sum(axis=0) for order in orders)
         summed = sum(np.sqrt(squares) for squares in moved)
     distances = summed / len(names)
-    norms = (0.5 / np.sqrt(energy(scaled.T, centered=each)) for each in (False, True))
-    plain, centred = (1 - distances * norm for norm in norms)
-    return plain, centred
+    return [1 - distances * (0.5 / np.sqrt(energy(scaled.T, centered=each))) for each in centred]

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -370,22 +370,18 @@ def measure_on_host(weight: np.ndarray) -> HostFigures:
     """
     kh, kw, channels_in, channels_out = weight.shape
     slices, cells = channels_in * channels_out, kh * kw
-    rows = np.moveaxis(weight, (2, 3), (1, 0)).reshape(slices, cells)
     neuron_sums, square_sums = np.zeros((cells, channels_out)), np.zeros(cells)
     score_sum, scored = 0.0, 0
     with np.errstate(all="ignore"):
-        largest = max(float(rows.max()), -float(rows.min()))
+        largest = max(float(weight.max()), -float(weight.min()))
         finite = math.isfinite(largest)
         # A power of two rounds nothing, and squares neither overflow nor vanish.
         scale = np.float32(2.0 ** -math.frexp(largest)[1] if finite and largest else 1)
-        step = max(1, _BATCH_CELLS // cells)
-        for start in range(0, slices, step):
-            part = np.multiply(rows[start : start + step].T, scale, order="C", dtype=np.float32)
-            # Where an output channel begins; the first one may have begun in the piece before.
-            begins = np.arange(-(start % channels_in), part.shape[1], channels_in).clip(0)
-            of_channels = np.add.reduceat(part, begins, axis=1, dtype=np.float64)
-            channel = start // channels_in
-            neuron_sums[:, channel : channel + len(begins)] += of_channels
+        for channels, inputs in _pieces(weight.shape):
+            piece = weight[:, :, inputs, channels].swapaxes(2, 3)
+            part = np.multiply(piece, scale, order="C", dtype=np.float32).reshape(cells, -1)
+            of_channels = part.reshape(cells, piece.shape[2], -1)
+            neuron_sums[:, channels] += of_channels.sum(axis=2, dtype=np.float64)
             square_sums += np.square(part).sum(axis=1, dtype=np.float64)
             (scores,) = _scores(part, kh, kw)
             defined = ~np.isnan(scores)
@@ -407,15 +403,22 @@ def measure_on_host(weight: np.ndarray) -> HostFigures:
     )
 
 
+def _pieces(shape: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    """Yields output and input channels of pieces that fit the processor's cache."""
+    kh, kw, channels_in, channels_out = shape
+    most = max(1, _BATCH_CELLS // (kh * kw))
+    step, inputs = max(1, most // channels_in), min(most, channels_in)
+    for first in range(0, channels_out, step):
+        for start in range(0, channels_in, inputs):
+            yield slice(first, first + step), slice(start, start + inputs)
+
+
 def _host_row(sums: np.ndarray, square_sums: np.ndarray, slices: int) -> np.ndarray:
     kh, kw = sums.shape
     of_taps: Any = np.stack([sums, square_sums]).astype(np.float32)
-    of_sizes = signature_figures(
-        of_taps[:1],
-        of_taps[1:],
-        np.array([slices], np.float32),
-        np.array([signature_sd(kh, kw, slices)], np.float32),
-    )
+    counts = np.array([slices], np.float32)
+    spread = np.array([signature_sd(kh, kw, slices)], np.float32)
+    of_sizes = signature_figures(of_taps[:1], of_taps[1:], counts, spread)
     means = (sums / slices).astype(np.float32).reshape(-1, 1)
     of_mean = _mean_kernel_row(_scaled_on_host(means).T, kh, kw)
     return np.concatenate([of_mean, of_sizes], axis=-1)[0]

@@ -30,8 +30,8 @@ ROLE_COLORS = {
 # Orange against purple: colour-blind readers can tell them apart, and neither reads as good or bad.
 _KERNEL_COLORS = ("#2d004b", "#542788", "#8073ac", "#b2abd2", "#d8daeb", "#f7f7f7", "#fee0b6",
                   "#fdb863", "#e08214", "#b35806", "#7f3b08")  # fmt: skip
-_LAYER_COLORS = ("#440154", "#482878", "#3e4a89", "#31688e", "#26828e", "#1f9e89", "#35b779",
-                 "#6dcd59", "#b4de2c")  # fmt: skip
+# The ends of viridis are left out: they cannot be told from a dark or a white page.
+_LAYER_COLORS = ("#414487", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6dcd59", "#90d743")
 _CHANCE = "#9aa5b1"
 
 _MOST_PANELS = 120
@@ -258,6 +258,19 @@ def kernel_color(value: float) -> str:
 @functools.cache
 def _shade(number: int) -> str:
     return mixed(_KERNEL_COLORS, (number + 127) / 254)
+
+
+def moment_arrow(
+    row: dict[str, Any], figure: str, scale: float, shape: tuple[int, ...]
+) -> dict[str, float] | None:
+    """Returns an arrow from the middle along a first moment, lengthened and clipped."""
+    moment_x, moment_y = row[f"{figure}_x"], row[f"{figure}_y"]
+    if row["role"] != "strided" or moment_x is None or moment_y is None:
+        return None
+    x, y = shape[1] / 2, shape[0] / 2
+    longest = max(abs(moment_x) / x, abs(moment_y) / y)
+    longer = min(scale, 0.9 / longest) if longest else 0
+    return {"x1": x, "y1": y, "x2": x + longer * moment_x, "y2": y + longer * moment_y}
 
 
 def depth_label(table: "NetworkTable") -> str:

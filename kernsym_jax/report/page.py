@@ -1,20 +1,25 @@
 """The report as one HTML file that needs no other file."""
 
+import csv
 import importlib.resources
+import io
+import itertools
 import pathlib
 import re
-from collections.abc import Sequence
+import urllib.parse
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kernsym_jax import symmetry
 from kernsym_jax.cli import printable
 from kernsym_jax.report import figures, summary
+from kernsym_jax.report.layer_table import COLUMNS
 
 if TYPE_CHECKING:
     from kernsym_jax.report.tables import Comparison, NetworkTable, Trajectory
 
 # Size and margins of the drawing of the scores, in units of its view box.
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 300, 40, 10, 10, 40
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 300, 40, 20, 10, 52
 _SCORES = (0.3, 1.02)
 
 # Columns of the table on the page: key, heading, meaning.
@@ -24,7 +29,7 @@ _TABLE = (
     ("role", "role", "part that the layer plays in the network"),
     ("shape", "shape", "height × width × in × out, in per group"),
     ("stride", "stride", "step between windows"),
-    ("padding", "padding", "pixels added per side, or the rule"),
+    ("padding", "pad\u00adding", "pixels added per side, or the rule"),
     ("uneven_h", "u", "rows and columns at the far end that no window covers"),
     ("drift", "drift", "distance of the windows' middle from the map's middle; 0 is even"),
     ("score", "score", "1 is symmetric; mean over eight transforms, the identity included"),
@@ -32,7 +37,7 @@ _TABLE = (
     ("null_q95", "95 %", "95 % point of the score of random kernels of this size"),
     ("p_value", "p", "share of random kernels that score at least as high"),
     ("q_value", "q", "false-discovery rate if this layer and all of lower p count as found"),
-    ("score_centered", "centred", "score without the common offset of the cells"),
+    ("score_centered", "cen\u00adtred", "score without the common offset of the cells"),
     ("dc_share", "offset", "share of the energy in a common offset"),
     ("A1", "A1", "energy of the symmetric part"),
     ("B1", "B1", "energy of the contrast between rows and columns"),
@@ -41,14 +46,16 @@ _TABLE = (
     ("sig_x", "sig x", "padding signature in cells, to the right: the side of larger weights"),
     ("sig_y", "sig y", "padding signature in cells, down"),
     ("sig_p", "sig p", "p-value of the padding signature for normal weights, in any direction"),
-    ("predicted_skew", "predicted", "direction in which the padding is predicted to act"),
-    ("padding_p", "padding p", "p-value of the padding signature in that direction"),
+    ("predicted_skew", "pre\u00addicted", "direction in which the padding is predicted to act"),
+    ("padding_p", "pad\u00adding p", "p-value of the padding signature in that direction"),
     ("skew_x", "skew x", "first moment of the mean kernel in cells, to the right"),
     ("skew_y", "skew y", "first moment of the mean kernel in cells, down"),
-    ("neuron_score", "neurons", "mean score of the kernels averaged over inputs only"),
-    ("single_score", "singles", "mean score of the single kernels"),
-    ("note", "note", ""),
+    ("neuron_score", "neu\u00adrons", "mean score of the kernels averaged over inputs only"),
+    ("single_score", "sin\u00adgles", "mean score of the single kernels"),
+    ("note", "note", "what the figures say in words"),
 )
+# Columns that a table has even if all of their cells are empty.
+_ALWAYS = ("order", "layer", "score", "note")
 
 
 # Figures of whole networks: key of `summarize`, heading.
@@ -64,8 +71,19 @@ _HEADINGS = (
     ("padding_tested", "of"),
     ("depth_spearman", "score with depth"),
 )
+_IRREPS = {
+    "A1": "symmetric",
+    "A2": "chiral",
+    "B1": "rows against columns",
+    "B2": "diagonals",
+    "E": "odd, gradients",
+}
 # Signatures are a few hundredths of a cell; an arrow shows them at this many times their length.
-_ARROW = 15
+_ARROW = 20
+# Longer tables scroll inside the page.
+_MOST_WHOLE = 200
+# A common beginning of the layers' names is left out from this length on.
+_LONG_BEGINNING = 12
 # A layer-by-layer table of more networks than this is too wide to read.
 _MOST_COMPARED = 6
 
@@ -107,9 +125,9 @@ def render(
         ],
         evaluated=any(table.consistency for table in tables),
         comparison=_comparison(comparison) if comparison and comparison.rows and compared else None,
-        columns=_TABLE,
         headings=_HEADINGS,
-        irreps=symmetry.IRREPS,
+        irreps=_IRREPS,
+        arrow=_ARROW,
         style=_read("page.css"),
         script=_read("page.js"),
     )
@@ -120,7 +138,7 @@ def fragment(table: "NetworkTable") -> str:
     return _fragment(
         title=printable(table.source),
         sentences=_sentences(table),
-        layers=[_layer(row, table) for row in table.rows],
+        **_layers(table),
     )
 
 
@@ -147,7 +165,7 @@ def trajectory_fragment(trajectory: "Trajectory") -> str:
 def _fragment(**values: Any) -> str:
     empty: dict[str, Any] = {"plot": "", "layers": [], "checkpoints": [], "comparison": None}
     return _template("fragment.jinja").render(
-        **{**empty, **values}, columns=_TABLE, headings=_HEADINGS, style=_read("fragment.css")
+        **{**empty, **values}, arrow=_ARROW, headings=_HEADINGS, style=_read("fragment.css")
     )
 
 
@@ -161,7 +179,7 @@ def _template(name: str) -> Any:
         undefined=jinja2.StrictUndefined,
         loader=jinja2.FunctionLoader(_read),
     )
-    environment.filters["figure"] = _figure
+    environment.filters |= {"figure": _figure, "breakable": _breakable}
     return environment.get_template(name)
 
 
@@ -209,19 +227,72 @@ def _network(index: int, table: "NetworkTable") -> dict[str, Any]:
         "skipped": {printable(k): printable(v) for k, v in table.weights.skipped.items()},
         "sentences": summary.sentences(figures_of_all),
         "summary": figures_of_all,
-        "layers": [_layer(row, table) for row in table.rows],
-        "verdict": summary.verdict(table),
+        **_layers(table),
+        "whole": len(table.rows) <= _MOST_WHOLE,
+        "verdict": summary.verdict(table) or _unknown(figures_of_all),
+        "tone": _tone(table, figures_of_all),
         "advice": summary.advice(table),
         "answers": summary.answers_sentence(table.consistency),
         "flips": summary.beside_symmetry(table),
         "shares": _shares(table),
         "plot": _score_by_depth(table),
         "trajectory": _trajectory(table),
+        "data": _data(table),
     }
 
 
 def _trajectory(table: "NetworkTable") -> str:
     return figures.trajectory(table).svg(page=True) if len(table.history) > 1 else ""
+
+
+def _unknown(found: Mapping[str, Any]) -> str:
+    """Returns the verdict of a network whose padding was not audited."""
+    if found["strides_known"]:
+        lacks, tells = "no input size", "--input_size or --model adds it"
+    else:
+        lacks, tells = "no strides", "--model adds them"
+    return f"Unknown whether the padding shows: the file keeps {lacks} ({tells})."
+
+
+def _tone(table: "NetworkTable", found: Mapping[str, Any]) -> str:
+    """Returns how the page colours the verdict: a fault, none, or neither."""
+    if found["padding_shown"]:
+        return "shown"
+    strided = [row for row in table.geometry if row.strided]
+    return "even" if table.geometry and all(row.even for row in strided) else ""
+
+
+def _data(table: "NetworkTable") -> dict[str, str]:
+    """Returns what the figures show as CSV files inside links: figure -> address."""
+    kernels = []
+    for layer, kernel in table.mean_kernels.items():
+        shown = figures.coarse(kernel)
+        cells = " ".join(f"{cell:.6g}" for cell in shown.ravel().tolist())
+        kernels.append({"layer": layer, "height": shown.shape[0], "width": shown.shape[1],
+                        "cells row by row": cells})  # fmt: skip
+    scores = [{"step": line["step"], **line["scores"]} for line in table.history]
+    return {
+        "layers": csv_link(COLUMNS, table.rows),
+        "kernels": csv_link(("layer", "height", "width", "cells row by row"), kernels),
+        "trajectory": csv_link(list(scores[-1]), scores) if len(scores) > 1 else "",
+    }
+
+
+def csv_link(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Returns a CSV file as an address that a link on the page can hold.
+
+    Args:
+      columns: the columns of the file.
+      rows: one mapping per line; keys that are no columns are left out.
+
+    Returns:
+      The file as a ``data:`` address.
+    """
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return f"data:text/csv;charset=utf-8,{urllib.parse.quote(stream.getvalue(), safe=',:/=+;')}"
 
 
 def _shares(table: "NetworkTable") -> dict[str, float | None]:
@@ -295,7 +366,35 @@ def _y(score: float) -> float:
     return round(_TOP + (high - score) / (high - low) * (_HEIGHT - _TOP - _BOTTOM), 2)
 
 
-def _layer(row: dict[str, Any], table: "NetworkTable") -> dict[str, Any]:
+def _layers(table: "NetworkTable") -> dict[str, Any]:
+    """Returns the layers, the beginning that all names share, and the columns with figures."""
+    beginning = _beginning([printable(row["layer"]) for row in table.rows])
+    layers = [_layer(row, table, beginning) for row in table.rows]
+    longest = max(len(layer["short"]) for layer in layers)
+    known = {key for layer in layers for key in layer if layer[key] not in (None, "")}
+    return {
+        "layers": layers,
+        "beginning": beginning,
+        "columns": [column for column in _TABLE if column[0] in {*known, *_ALWAYS}],
+        # Longer names need wider panels.
+        "panels": "narrow" if longest <= 18 else "medium" if longest <= 36 else "wide",
+    }
+
+
+def _beginning(names: Sequence[str]) -> str:
+    """Returns the modules that all names begin with, if they are many letters."""
+    # What the first and the last name in alphabetical order share, all names share.
+    ends = (re.split(r"(?<=[./])", name) for name in (min(names), max(names)))
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False))
+    shared = "".join(module for module, _ in pairs)
+    return shared if len(names) > 2 and len(shared) >= _LONG_BEGINNING else ""
+
+
+def _short(name: str, beginning: str) -> str:
+    return f"…{name.removeprefix(beginning)}" if beginning else name
+
+
+def _layer(row: dict[str, Any], table: "NetworkTable", beginning: str) -> dict[str, Any]:
     whole = table.mean_kernels[row["layer"]]
     kernel = figures.coarse(whole)
     unit = figures.unit_kernel(kernel)
@@ -305,6 +404,7 @@ def _layer(row: dict[str, Any], table: "NetworkTable") -> dict[str, Any]:
         "role": row["role"] or "",
         "drift": _drift(row["centre_drift"]),
         "layer": printable(row["layer"]),
+        "short": _short(printable(row["layer"]), beginning),
         "uneven_w": row["uneven_w"],
         "words": summary.in_words(row),
         "cells": [
@@ -315,7 +415,12 @@ def _layer(row: dict[str, Any], table: "NetworkTable") -> dict[str, Any]:
         "size": kernel.shape,
         "beyond": row["score"] is not None and row["score"] > row["null_q95"],
         "energies": [(name, row[name] or 0.0) for name in symmetry.IRREPS],
-        "arrow": _arrow(row, kernel.shape) if kernel is whole else None,
+        "arrow": figures.moment_arrow(row, "sig", _ARROW, kernel.shape)
+        if kernel is whole
+        else None,
+        "skew_arrow": figures.moment_arrow(row, "skew", 1, kernel.shape)
+        if kernel is whole
+        else None,
     }
 
 
@@ -326,19 +431,19 @@ def _drift(drift: list[float] | None) -> str | None:
     return words[0] if len(set(words)) == 1 else ", ".join(words)
 
 
-def _arrow(row: dict[str, Any], shape: tuple[int, ...]) -> dict[str, float] | None:
-    """Returns an arrow from the middle along the padding signature, lengthened and clipped."""
-    if row["role"] != "strided" or row["sig_x"] is None or row["sig_y"] is None:
-        return None
-    x, y = shape[1] / 2, shape[0] / 2
-    longest = max(abs(row["sig_x"]) / x, abs(row["sig_y"]) / y)
-    longer = min(_ARROW, 0.9 / longest) if longest else 0
-    return {"x1": x, "y1": y, "x2": x + longer * row["sig_x"], "y2": y + longer * row["sig_y"]}
-
-
 def _figure(value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, float):
-        return f"{value:.1e}" if 0 < abs(value) < 5e-4 else f"{value:.3f}"
-    return str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if 0 < abs(value) < 5e-4:
+        digit, exponent = f"{value:.0e}".split("e")
+        return f"{digit}e{int(exponent)}".replace("-", "−")
+    return f"{value:.3f}".replace("-", "−")
+
+
+def _breakable(name: str) -> Any:
+    """Lets a name continue on a new line after its dots and slashes."""
+    import markupsafe
+
+    return markupsafe.Markup(re.sub(r"([./])(?=.)", r"\1<wbr>", str(markupsafe.escape(name))))

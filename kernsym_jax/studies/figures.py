@@ -8,7 +8,7 @@ import numpy as np
 
 from kernsym_jax.evaluation.figures import CHANCE, INK, new_figure, style, svg
 from kernsym_jax.studies import statistics
-from kernsym_jax.studies.results import FinishedRun, Results
+from kernsym_jax.studies.results import FinishedRun, Results, Test
 
 COLORS = ("#1b7f79", "#d1495b", "#8a5fbf", "#b8860b", "#3a6ea5", "#7f7f7f", "#e07b39", "#4c9f38",
           "#c45ab3", "#5b5bd6")  # fmt: skip
@@ -40,6 +40,63 @@ def draw(results: Results) -> dict[str, Any]:
     for name in study.trajectories:
         drawn[f"steps_{name}"] = steps(results, name)
     return drawn
+
+
+def data(results: Results) -> dict[str, list[dict[str, Any]]]:
+    """Returns what the figures show as tables.
+
+    Args:
+      results: the results.
+
+    Returns:
+      Name of a figure, as `draw` names it -> its rows.
+    """
+    study = results.study
+    found = {"effects": [_effect_row(results, test) for test in results.tests]}
+    pairs = dict.fromkeys((test.x, test.y) for test in study.correlations.values())
+    for number, (x, y) in enumerate(pairs, 1):
+        found[f"scatter_{number}"] = [
+            {"variant": variant, study.unit: unit, x: row[x], y: row[y]}
+            for (variant, unit), row in results.values.items()
+        ]
+    if study.networks:
+        found["networks"] = [
+            {"network": run.seed, "layer": layer, "place": place, "kind": kind, "score": above}
+            for run in results.finished
+            for kind, layers in _above_chance(run).items()
+            for layer, place, above in layers
+        ]
+    elif "sig_x" in study.layer_figures:
+        found["kernels"] = [
+            {"variant": variant, "layer": layer, "row": y, "column": x, "share": float(share)}
+            for variant, by_layer in _tap_shares(results).items()
+            for layer, shares in by_layer.items()
+            for (y, x), share in np.ndenumerate(shares)
+        ]
+    facts = ("variant", study.unit, "order", "layer", "role")
+    rows = results.layers()
+    for name in study.layer_figures:
+        found[f"layers_{name}"] = [{key: row[key] for key in (*facts, name)} for row in rows]
+    for name in study.trajectories:
+        found[f"steps_{name}"] = [
+            {"variant": run.variant, study.unit: run.seed, "step": step, name: mean}
+            for run in results.finished
+            for step, mean in _steps_of(run, name)
+        ]
+    return found
+
+
+def _effect_row(results: Results, test: Test) -> dict[str, Any]:
+    low, high = test.interval if test.primary else (test.effect.low, test.effect.high)
+    return {
+        "test": test.name,
+        "verdict": test.verdict,
+        "smallest that matters": test.test.smallest,
+        "effect": test.effect.effect,
+        "low": low,
+        "high": high,
+        **{f"{results.study.unit} {unit}": value for unit, value in test.differences.items()},
+    }
 
 
 def write(drawn: Mapping[str, Any], folder: pathlib.Path) -> None:
@@ -128,18 +185,25 @@ def networks(results: Results) -> Any:
 def _depths(axis: Any, run: FinishedRun, index: int) -> None:
     """Draws the layers of one network: a line through the ordinary ones, and marks by kind."""
     color = COLORS[index % len(COLORS)]
-    kinds: dict[str, list[tuple[int, float]]] = {}
+    label = str(run.seed)
+    kinds = _above_chance(run)
+    for kind, mark in (("conv", "o-"), ("depthwise", "x"), ("first", "*")):
+        if kind in kinds:
+            _, x, y = zip(*kinds[kind], strict=True)
+            axis.plot(x, y, mark, ms=5 if kind == "first" else 3, lw=1, color=color, label=label)
+            label = "_"
+
+
+def _above_chance(run: FinishedRun) -> dict[str, list[tuple[str, int, float]]]:
+    """Returns the square kernels by kind: their names, places, and scores minus chance."""
+    kinds: dict[str, list[tuple[str, int, float]]] = {}
     for place, row in enumerate(run.table.rows, 1):
         kh, kw = row["shape"].split("×")[:2]
         if row["score"] is not None and kh == kw:
             kind = "first" if row["role"] == "first" else row["kind"]
-            kinds.setdefault(kind, []).append((place, row["score"] - row["null_mean"]))
-    label = str(run.seed)
-    for kind, mark in (("conv", "o-"), ("depthwise", "x"), ("first", "*")):
-        if found := kinds.get(kind):
-            x, y = zip(*found, strict=True)
-            axis.plot(x, y, mark, ms=5 if kind == "first" else 3, lw=1, color=color, label=label)
-            label = "_"
+            above = row["score"] - row["null_mean"]
+            kinds.setdefault(kind, []).append((row["layer"], place, above))
+    return kinds
 
 
 def kernels(results: Results) -> Any:
@@ -149,14 +213,7 @@ def kernels(results: Results) -> Any:
     than the mean of the kernel, blue ones smaller ones. An arrow is the mean signature, drawn
     `_ARROW` times as long as it is.
     """
-    found: dict[str, dict[str, list[np.ndarray]]] = {}
-    for run in results.finished:
-        for row in run.table.rows:
-            if row["role"] in results.study.roles and row["sig_x"] is not None:
-                weight = np.asarray(run.weights[row["layer"]], np.float32)
-                sizes = np.sqrt(np.mean(weight**2, axis=(2, 3)))
-                by_layer = found.setdefault(run.variant, {})
-                by_layer.setdefault(row["layer"], []).append(sizes / sizes.sum())
+    found = _tap_shares(results)
     names = list(dict.fromkeys(name for by_layer in found.values() for name in by_layer))
     down, across = max(len(found), 1), max(len(names), 1)
     figure, axes = _figure(0.8 + 1.1 * across, 1.1 * down, (down, across))
@@ -167,10 +224,26 @@ def kernels(results: Results) -> Any:
         row_axes[0].set_ylabel(variant, fontsize=7)
         for axis, name in zip(row_axes, names, strict=True):
             if name in by_layer:
-                _tap_sizes(axis, np.mean(by_layer[name], axis=0))
+                _tap_sizes(axis, by_layer[name])
     for axis, name in zip(axes[0], names, strict=False):
         axis.set_title(name, fontsize=8, color=INK)
     return figure
+
+
+def _tap_shares(results: Results) -> dict[str, dict[str, np.ndarray]]:
+    """Returns variant -> layer -> the rms kernel, which sums to 1, averaged over the seeds."""
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
+    for run in results.finished:
+        for row in run.table.rows:
+            if row["role"] in results.study.roles and row["sig_x"] is not None:
+                weight = np.asarray(run.weights[row["layer"]], np.float32)
+                sizes = np.sqrt(np.mean(weight**2, axis=(2, 3)))
+                by_layer = found.setdefault(run.variant, {})
+                by_layer.setdefault(row["layer"], []).append(sizes / sizes.sum())
+    return {
+        variant: {layer: np.mean(sizes, axis=0) for layer, sizes in by_layer.items()}
+        for variant, by_layer in found.items()
+    }
 
 
 def _tap_sizes(axis: Any, sizes: np.ndarray) -> None:
@@ -212,7 +285,7 @@ def layers(results: Results, name: str) -> Any:
     few = len(labels) <= 12
     axis.set(xlabel="" if few else "layer, in order", ylabel=name)
     if few:
-        axis.set_xticks(list(labels), list(labels.values()), fontsize=7)
+        axis.set_xticks(list(labels), list(labels.values()), fontsize=8)
     _legend(axis)
     return figure
 
@@ -225,12 +298,8 @@ def steps(results: Results, name: str) -> Any:
         for run in results.finished:
             if run.variant != variant:
                 continue
-            layers = [r["layer"] for r in run.table.rows if r["role"] in ("internal", "strided")]
-            for line in run.history:
-                known = [line["layers"][layer][name] for layer in layers]
-                known = [value for value in known if value is not None]
-                if known:
-                    by_step.setdefault(line["step"], []).append(float(np.mean(known)))
+            for step, mean in _steps_of(run, name):
+                by_step.setdefault(step, []).append(mean)
         if by_step:
             at = sorted(by_step)
             _band(axis, np.array(at), [by_step[step] for step in at], variant, index)
@@ -239,6 +308,18 @@ def steps(results: Results, name: str) -> Any:
     axis.set(xlabel="completed steps", ylabel=f"mean {name}")
     _legend(axis)
     return figure
+
+
+def _steps_of(run: FinishedRun, name: str) -> list[tuple[int, float]]:
+    """Returns the steps of a run with the figure's mean over all layers but the first."""
+    layers = [r["layer"] for r in run.table.rows if r["role"] in ("internal", "strided")]
+    found = []
+    for line in run.history:
+        known = [line["layers"][layer][name] for layer in layers]
+        known = [value for value in known if value is not None]
+        if known:
+            found.append((line["step"], float(np.mean(known))))
+    return found
 
 
 def _line(
@@ -271,7 +352,7 @@ def _chance(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _legend(axis: Any) -> None:
-    axis.legend(fontsize=7, labelcolor=INK, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axis.legend(fontsize=8, labelcolor=INK, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _figure(width: float, height: float, panels: tuple[int, int] | None = None) -> tuple[Any, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from kernsym_jax import json_file, report, run_directory
 from kernsym_jax.evaluation.figures import svg
+from kernsym_jax.report.page import csv_link
 from kernsym_jax.studies import figures, statistics
 from kernsym_jax.studies import results as outcomes
 from kernsym_jax.studies.results import Results, Test, accuracy_difference
@@ -20,17 +21,20 @@ RESULTS, LAYERS, CLAIMS, PAGE = "results.csv", "layers.csv", "claims.json", "stu
 _LAYER_FIGURES = (
     "score", "score_centered", "E", "sig_x", "sig_y", "skew_x", "skew_y", "dc_share",
 )  # fmt: skip
+# Figures of more inches are as wide as the page.
+_WIDE = 8
 _CAPTIONS = {
     "effects": "Every test: the effect in units of the smallest effect that matters. Primary tests "
     "have their corrected interval and their verdict.",
     "kernels": "Size of the weights per tap (root mean square), averaged over the seeds: red is "
     "larger than the kernel's mean, blue smaller. Arrows show the padding signature, 20 times as "
     "long as it is; the numbers are its x (to the right) and y (down), in cells.",
-    "layers": "Layer by layer: the mean over the seeds and its interval.",
+    "layers": "{figure}, layer by layer: the mean over the seeds and its interval.",
     "networks": "The square kernels of every network, in order: the score minus that of random "
     "kernels of their size. Circles are ordinary layers, crosses depthwise ones, stars the first.",
     "scatter": "The two measures that are correlated, one point per run.",
-    "steps": "During training: the mean over the layers and seeds, and the range of the seeds.",
+    "steps": "{figure} during training: the mean over the layers and seeds, and the range of the "
+    "seeds.",
 }
 
 
@@ -55,7 +59,7 @@ def write_outcome(
     ]
     _write_csv(workdir / RESULTS, columns, rows)
     layer_columns = results.study.layer_columns or [c for c in report.COLUMNS if c != "source"]
-    layers = [{key: _short(value) for key, value in row.items()} for row in results.layers()]
+    layers = [_shortened(row) for row in results.layers()]
     _write_csv(workdir / LAYERS, (*columns[:2], *layer_columns), layers)
     claims = _claims(results, workdir, shlex.join(["python", *command]), changed)
     json_file.write_json(workdir / CLAIMS, claims)
@@ -100,10 +104,7 @@ def render(results: Results, claims: Mapping[str, Any], drawn: Mapping[str, Any]
         networks=_networks(results),
         layers=_layers(results),
         layer_figures=_LAYER_FIGURES,
-        figures=[
-            (_CAPTIONS[name.split("_")[0]], svg(drawing, page=True))
-            for name, drawing in drawn.items()
-        ],
+        figures=_figures(results, drawn),
         confounds=[
             (text, [m for m in _measures(results) if m["name"] in names])
             for text, names in study.confounds.items()
@@ -114,6 +115,29 @@ def render(results: Results, claims: Mapping[str, Any], drawn: Mapping[str, Any]
         cover=f"{100 * study.coverage:g} %",
         style=read("kernsym_jax.report", "page.css") + read("kernsym_jax.studies", "study.css"),
     )
+
+
+def _figures(results: Results, drawn: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the figures of the page with their captions and their data."""
+    data = figures.data(results)
+    found = []
+    for name, drawing in drawn.items():
+        kind, _, shown = name.partition("_")
+        columns = list(dict.fromkeys(key for row in data[name] for key in row))
+        found.append(
+            {
+                "name": name,
+                "caption": _CAPTIONS[kind].format(figure=shown),
+                "svg": svg(drawing, page=True),
+                "wide": drawing.get_figwidth() > _WIDE,
+                "data": csv_link(columns, [_shortened(row) for row in data[name]]),
+            }
+        )
+    return found
+
+
+def _shortened(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _short(value) for key, value in row.items()}
 
 
 def figure(value: float | None) -> str:

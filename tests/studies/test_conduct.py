@@ -1,9 +1,12 @@
 import csv
 import dataclasses
 import html.parser
+import io
 import json
 import os
+import re
 import shutil
+import urllib.parse
 
 import numpy as np
 import pytest
@@ -211,6 +214,34 @@ def test_the_page_is_one_offline_file_with_names_as_text(conducted):
     assert "prefers-color-scheme: dark" in text
     for word in ("strided", "skew_x", "mean of chance", "difference in accuracy", "Rules"):
         assert word in text
+
+
+def test_every_figure_of_the_page_has_its_data_a_click_away(conducted):
+    text = (conducted[0] / "study.html").read_text()
+    links = re.findall(r'<a download="([^"]+)" href="data:text/csv;charset=utf-8,([^"]+)"', text)
+    assert len(links) == text.count("<figure") >= 3
+    files = {
+        name: list(csv.DictReader(io.StringIO(urllib.parse.unquote(found))))
+        for name, found in links
+    }
+    claims = json.loads((conducted[0] / "claims.json").read_text())
+    tests = {test["test"]: test for claim in claims["claims"] for test in claim["tests"]}
+    effects = {row["test"]: row for row in files["effects.csv"]}
+    assert set(effects) == set(tests)
+    test, row = tests["odd_part"], effects["odd_part"]
+    assert float(row["effect"]) == pytest.approx(test["effect"])
+    for seed, value in test["by_seed"].items():
+        assert float(row[f"seed {seed}"]) == pytest.approx(value)
+    results = {
+        (row["variant"], row["seed"], row["measure"]): row["value"]
+        for row in csv.DictReader(io.StringIO((conducted[0] / "results.csv").read_text()))
+    }
+    assert len(files["scatter_1.csv"]) == 4
+    for row in files["scatter_1.csv"]:
+        for name in ("score", "accuracy"):
+            value = float(results[row["variant"], row["seed"], name])
+            assert float(row[name]) == pytest.approx(value)
+    assert {row["step"] for row in files["steps_score.csv"]} == {"0", "2", "4"}
 
 
 def test_one_run_by_itself_is_the_run_of_the_study(conducted, study, tmp_path):

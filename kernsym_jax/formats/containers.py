@@ -139,19 +139,35 @@ class Leaves:
 def leaves(tree: Any) -> Leaves:
     """Returns every array of nested containers by its path; visits each container once.
 
-    In a pickled PyTorch module, parameters, buffers and modules have the names that the module
-    gives them.
+    In a pickled PyTorch module, parameters, buffers and modules have the names that a state dict
+    gives them, with dots between the modules.
 
     Raises:
       ValueError: if the containers are nested more than `MAX_DEPTH` deep.
     """
     walk = _Walk()
     for place, array in walk.visit(tree, ()):
-        path = place or ("array",)  # of a file that holds a single one
+        path = _with_dots(place) or ("array",)  # of a file that holds a single one
         while path in walk.found.arrays:
             path = (*path[:-1], f"{path[-1]}+")
         walk.found.arrays[path] = array
+    walk.found.optimizers = [_with_dots(place) for place in walk.found.optimizers]
     return walk.found
+
+
+class _Attribute(str):
+    """The name of a part of a module."""
+
+
+def _with_dots(path: Path) -> Path:
+    """Joins the names of modules inside modules by dots, as a state dict does."""
+    joined: list[str] = []
+    for name in path:
+        if joined and isinstance(name, _Attribute) and isinstance(joined[-1], _Attribute):
+            joined[-1] = _Attribute(f"{joined[-1]}.{name}")
+        else:
+            joined.append(name)
+    return tuple(joined)
 
 
 def in_memory(source: Any) -> Any:
@@ -227,7 +243,11 @@ class _Walk:
             return
         # A small file can name one container many times and so unfold without end.
         elif isinstance(node, Mapping | Sequence) and not self.again(node):
-            yield from self.children(node, path)
+            # What rebuilds a traced module of ``torch.fx`` gets the attributes of the module.
+            if isinstance(node, Mapping) and "_modules" in node and "_parameters" in node:
+                yield from self.module(node, path)
+            else:
+                yield from self.children(node, path)
 
     def again(self, node: Any) -> bool:
         known = id(node) in self.seen
@@ -237,12 +257,24 @@ class _Walk:
     def children(
         self, node: Mapping[Any, Any] | Sequence[Any], path: Path
     ) -> Iterator[tuple[Path, StoredArray]]:
-        if len(path) >= MAX_DEPTH:
-            raise ValueError(f"containers nested more than {MAX_DEPTH} deep")
         if isinstance(node, Mapping):
             self.note_optimizer(node, path)
         for key, child in node.items() if isinstance(node, Mapping) else enumerate(node):
-            yield from self.visit(child, (*path, _name(key)))
+            yield from self.visit(child, _below(path, _name(key)))
+
+    def module(
+        self, attributes: Mapping[Any, Any], path: Path, *, script: bool = False
+    ) -> Iterator[tuple[Path, StoredArray]]:
+        """Visits the attributes of an object, which is a module if they hold parts of one."""
+        for key, child in attributes.items():
+            if key == "_packed_params" and isinstance(child, Inert):
+                yield from self.visit(child, path)
+            elif key in _MODULE_PARTS and isinstance(child, Mapping):
+                for name, part in child.items():
+                    yield from self.visit(part, _below(path, _Attribute(_name(name))))
+            else:
+                name = _Attribute(_name(key)) if script else _name(key)
+                yield from self.visit(child, _below(path, name))
 
     def note_optimizer(self, node: Mapping[Any, Any], path: Path) -> None:
         """Notes the place of an optimizer's state, which PyTorch and fastai mark by other keys."""
@@ -250,7 +282,8 @@ class _Walk:
             self.found.optimizers.append(path)
 
     def record(self, node: Inert, path: Path) -> Iterator[tuple[Path, StoredArray]]:
-        if not node.name.startswith(_SCRIPT):
+        script = node.name.startswith(_SCRIPT)
+        if not script:
             self.found.foreign[node.name] = self.found.foreign.get(node.name, 0) + 1
         self.in_records += 1
         for part in node.parts():
@@ -260,13 +293,7 @@ class _Walk:
                 yield from self.sequence(node, part, path)
                 continue
             self.note_optimizer(part, path)
-            for key, child in part.items():
-                if key == "_packed_params" and isinstance(child, Inert):
-                    yield from self.visit(child, path)
-                elif key in _MODULE_PARTS and isinstance(child, Mapping):
-                    yield from self.children(child, path)
-                else:
-                    yield from self.visit(child, (*path, _name(key)))
+            yield from self.module(part, path, script=script)
         self.in_records -= 1
 
     def sequence(
@@ -282,6 +309,12 @@ class _Walk:
                 yield from (((*path, "bias"), each) for each in biases if each.dtype.kind == "f")
                 return
         yield from self.children(part, path)
+
+
+def _below(path: Path, name: str) -> Path:
+    if len(path) >= MAX_DEPTH:
+        raise ValueError(f"containers nested more than {MAX_DEPTH} deep")
+    return (*path, name)
 
 
 def _tensors(node: Any, depth: int) -> Iterator[StoredArray]:

@@ -15,6 +15,7 @@ from kernsym_jax.formats.arrays import (
     StoredArray,
     check_strided,
     dequantized,
+    element_count,
     map_file,
     strided_view,
     view,
@@ -33,6 +34,9 @@ LEGACY_HEAD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+
+# A few stored values can claim any shape, and kernels are smaller.
+_MAX_SPARSE = 1 << 24
 
 _Allowed = Callable[[str, str], Symbol | None]
 
@@ -290,6 +294,27 @@ def _values(value: Any) -> np.ndarray:
     return np.atleast_1d(value.read() if isinstance(value, StoredArray) else np.float64(value))
 
 
+def _sparse_tensor(_: Any, parts: Any, *__: Any) -> StoredArray | Inert:
+    """Puts the values of a sparse tensor into their places among zeros; equal places add up."""
+    indices, values, size, *_ = parts
+    if not isinstance(indices, StoredArray) or not isinstance(values, StoredArray):
+        return _without_values()
+    shape = tuple(size)
+    if element_count(shape) > _MAX_SPARSE:
+        raise ValueError(f"a sparse tensor of shape {shape}, more than {_MAX_SPARSE} elements")
+
+    def read() -> np.ndarray:
+        places = indices.read()
+        ends = np.reshape(shape[: len(places)], (-1, 1))
+        if places.ndim != 2 or (places < 0).any() or (places >= ends).any():
+            raise ValueError(f"a sparse value outside its tensor of shape {shape}")
+        dense = np.zeros(shape, values.dtype)
+        np.add.at(dense, tuple(places), values.read())
+        return dense
+
+    return StoredArray(shape, values.dtype, read)
+
+
 def _without_values(*_: Any) -> Inert:
     return Inert("a tensor kept in a form without plain values")
 
@@ -368,7 +393,7 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     "torch._tensor._rebuild_from_type_v2": _from_type,
     "torch._utils._rebuild_device_tensor_from_numpy": _from_numpy,
-    "torch._utils._rebuild_sparse_tensor": _without_values,
+    "torch._utils._rebuild_sparse_tensor": _sparse_tensor,
     "torch._utils._rebuild_sparse_csr_tensor": _without_values,
     "torch._utils._rebuild_meta_tensor_no_storage": _without_values,
     "torch.serialization._get_layout": lambda name, *_: name,

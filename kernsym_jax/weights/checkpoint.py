@@ -286,5 +286,8 @@ def _is_wrapper(kernels: Sequence[Path]) -> bool:
     head = kernels[0][0]
     if head.isdigit():
         # The parameters in (parameters, state), but not the first of a list of layers.
-        return all(len(path) > 2 and not path[1].isdigit() for path in kernels)
+        return all(
+            len(path) > 1 and (len(path) > 2 or "." in path[1]) and not path[1].isdigit()
+            for path in kernels
+        )
     return head in _WRAPPERS and min(map(len, kernels)) > 1

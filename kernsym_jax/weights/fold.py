@@ -30,7 +30,11 @@ _PARTNERS = ("bn", "norm", "BatchNorm", "batchnorm", "batch_norm", "batch_normal
 PART = "part of the weight of its layer"
 """Why an array is left out from which another one is made."""
 
+_UNKNOWN = "its layer computes the weight from it by a parametrization that the file does not tell"
+
 _PARAMETRIZED = re.compile(r"(.*)parametrizations\.([^.]+)\.original(\d?)", re.DOTALL)
+_OF_PARAMETRIZATION = re.compile(r"(.*parametrizations\.[^.]+\.)(?:\d+\.)?(.+)", re.DOTALL)
+_KNOWN, _MOST = ("mask", "_u", "_v"), 4
 
 BLOCKED = "com.microsoft.nchwc."
 """The domain whose operators ONNX Runtime substitutes for one kind of processor."""
@@ -163,8 +167,10 @@ def merge_parts(
       Normalization", 2018; torch.nn.utils.prune.
     """
     merged: dict[str, StoredArray] = {}
-    used: dict[str, str] = {}
+    used = _unknown_parametrizations(arrays)
     for name, array in arrays.items():
+        if name in used:
+            continue
         weight, parts, made = _weight_of(name, array, arrays)
         taken = weight in merged or (weight != name and weight in arrays)
         same = arrays.get(weight, merged.get(weight))
@@ -177,30 +183,50 @@ def merge_parts(
     return {name: array for name, array in merged.items() if name not in used}, used
 
 
+def _unknown_parametrizations(arrays: Mapping[str, StoredArray]) -> dict[str, str]:
+    """Returns name -> reason for the arrays of parametrizations that only their code tells."""
+    groups: dict[str, dict[str, str]] = {}
+    for name in arrays:
+        found = _OF_PARAMETRIZATION.fullmatch(name)
+        if found is not None:
+            groups.setdefault(found[1], {})[name] = found[2]
+    known = {*_KNOWN, "original", "original0", "original1"}
+    return {
+        name: _UNKNOWN
+        for ends in groups.values()
+        for name in ends
+        if set(ends.values()) == {"original"} or not known.issuperset(ends.values())
+    }
+
+
 def _weight_of(
     name: str, array: StoredArray, arrays: Mapping[str, StoredArray]
 ) -> tuple[str, list[str], StoredArray]:
     """Returns the name of the weight that an array is the main part of, other parts, the weight."""
     found = _PARAMETRIZED.fullmatch(name)
+    made, parts = array, list[str]()
     if found is not None:
         weight = f"{found[1]}{found[2]}"
         stem = name.removesuffix(f"original{found[3]}")
         if found[3]:
-            return _normalised(name, array, weight, f"{stem}original0", arrays, found[3] == "1")
-        candidates = [[f"{stem}{n}.{part}" for part in ("mask", "_u", "_v")] for n in (0, 1)]
+            product = _product(arrays.get(f"{stem}original0"), array)
+            if found[3] != "1" or product is None:
+                return name, [], array
+            made, parts = product, [f"{stem}original0"]
+        candidates = [[f"{stem}{n}.{part}" for part in _KNOWN] for n in range(_MOST)]
     elif name.endswith("_orig") or (name.endswith("weight_bar") and f"{name[:-4]}_u" in arrays):
         weight = name.removesuffix("_orig").removesuffix("_bar")
         candidates = [[f"{weight}_{part}" for part in ("mask", "u", "v")]]
     elif name.endswith("weight_v"):
-        weight = name.removesuffix("_v")
-        return _normalised(name, array, weight, f"{weight}_g", arrays, True)
+        weight, length = name.removesuffix("_v"), f"{name.removesuffix('_v')}_g"
+        product = _product(arrays.get(length), array)
+        return (name, [], array) if product is None else (weight, [length], product)
     elif name.endswith("weight"):
         masks = (f"{name}_mask", f"{name.removesuffix('weight')}mask")
         used = next((each for each in masks if _is_mask(arrays.get(each), array)), None)
         return (name, [used], _masked(array, arrays[used])) if used else (name, [], array)
     else:
         return name, [], array
-    made, parts = array, []
     for names in candidates:
         mask, left, right = (arrays.get(part) for part in names)
         if mask is not None and mask.shape == array.shape:
@@ -210,20 +236,6 @@ def _weight_of(
             made = _spectral(made, left, right)
             parts += names[1:]
     return weight, parts, made
-
-
-def _normalised(
-    name: str,
-    direction: StoredArray,
-    weight: str,
-    length_name: str,
-    arrays: Mapping[str, StoredArray],
-    is_direction: bool,
-) -> tuple[str, list[str], StoredArray]:
-    length = arrays.get(length_name)
-    if not is_direction or length is None or not _goes_with(length, direction):
-        return name, [], direction
-    return weight, [length_name], _product(length, direction)
 
 
 def _is_mask(array: StoredArray | None, weight: StoredArray) -> bool:
@@ -259,17 +271,21 @@ def _spectral(weight: StoredArray, left: StoredArray, right: StoredArray) -> Sto
 
 
 def _goes_with(length: StoredArray, direction: StoredArray) -> bool:
-    return len(length.shape) == len(direction.shape) and all(
-        one in (1, size) for one, size in zip(length.shape, direction.shape, strict=True)
-    )
+    # Without an axis of its own, one length is that of the whole weight.
+    axes = zip(length.shape or direction.shape, direction.shape, strict=False)
+    return len(length.shape) in (0, len(direction.shape)) and all(a in (1, b) for a, b in axes)
 
 
-def _product(length: StoredArray, direction: StoredArray) -> StoredArray:
+def _product(length: StoredArray | None, direction: StoredArray) -> StoredArray | None:
+    """Returns the weight of weight normalisation; None if the two do not belong together."""
+    if length is None or not _goes_with(length, direction):
+        return None
+
     def read() -> np.ndarray:
         values = direction.read().astype(np.float32)
         scale = length.read().astype(np.float32)
         axes = tuple(axis for axis, size in enumerate(scale.shape) if size == 1)
-        norm = np.sqrt(np.sum(values**2, axis=axes, keepdims=True))
+        norm = np.sqrt(np.sum(values**2, axis=axes if scale.shape else None, keepdims=True))
         return values * (scale / np.where(norm == 0, np.float32(1), norm))
 
     return StoredArray(direction.shape, np.dtype(np.float32), read)

@@ -39,7 +39,7 @@ _OPEN = "may be HWIO or OIHW: --layout decides"
 # A blur is small; a layer of this many values is not read to look for one.
 _LARGEST_FILTER = 1 << 20
 _FIRST_NAMES = re.compile(r"stem|conv_in|conv_?1\b|conv_?0\b|first|patch_embed|features\.0\b")
-_PREFIXES = ("module.", "params/", "params.")
+_PREFIXES = ("module.", "_orig_mod.", "params/", "params.")
 POINTWISE = "1×1 convolution: no spatial extent"
 
 _AXES = {
@@ -203,11 +203,13 @@ def _earliest(names: Sequence[str]) -> str:
 
 
 def _without_prefix(arrays: Mapping[str, StoredArray]) -> dict[str, StoredArray]:
-    """Removes the name of a container that holds every kernel."""
+    """Removes the names of containers that hold every kernel, such as those of wrappers."""
     kernels = [name for name, array in arrays.items() if len(array.shape) == 4]
     for prefix in _PREFIXES:
         if kernels and all(name.startswith(prefix) for name in kernels):
-            return {name.removeprefix(prefix): array for name, array in arrays.items()}
+            return _without_prefix(
+                {name.removeprefix(prefix): array for name, array in arrays.items()}
+            )
     return dict(arrays)
 
 

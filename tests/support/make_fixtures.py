@@ -134,6 +134,43 @@ def make_torch_objects():
     write("parts.pt", lambda file: torch.save(tree, file))
 
 
+class _Mirrored:
+    """A parametrization of the user's own."""
+
+    def __new__(cls):
+        import torch
+
+        class Mirrored(torch.nn.Module):
+            def forward(self, weight):
+                return weight + weight.flip(-1)
+
+        return Mirrored()
+
+
+def make_torch_parts_further():
+    """Weights of one length, of several parametrizations, of unknown ones, and a sparse one."""
+    import torch
+    from torch.nn.utils import parametrizations, parametrize, weight_norm
+
+    torch.manual_seed(0)
+    layers = {name: torch.nn.Conv2d(2, 3, 3, bias=False).eval() for name in "abcde"}
+    parametrizations.weight_norm(layers["a"], dim=None)
+    weight_norm(layers["b"], dim=None)
+    parametrizations.weight_norm(layers["c"])
+    parametrizations.spectral_norm(layers["c"])
+    parametrizations.orthogonal(layers["d"])
+    parametrize.register_parametrization(layers["e"], "weight", _Mirrored())
+    module = torch.nn.ModuleDict(layers).eval()
+    wanted = {name: layers[name].weight.detach() for name in "abc"}
+    sparse = torch.nn.functional.dropout(torch.randn(3, 2, 3, 3), 0.7)
+    wanted["s"] = sparse
+    tree = {"state_dict": module.state_dict() | {"s.weight": sparse.to_sparse()}, "wanted": wanted}
+    content = io.BytesIO()
+    torch.save(tree, content)
+    packed = gzip.compress(content.getvalue(), 9, mtime=0)
+    (_FIXTURES / "parts_further.pt.gz").write_bytes(packed)
+
+
 class _Net:
     """The network of network.py in PyTorch."""
 
@@ -388,7 +425,7 @@ def make_keras():
 if __name__ == "__main__":
     _FIXTURES.mkdir(exist_ok=True)
     makers = {"torch": make_torch, "torchvision": make_torchvision, "keras": make_keras}
-    makers["torch_objects"] = make_torch_objects
+    makers |= {"torch_objects": make_torch_objects, "torch_parts": make_torch_parts_further}
     makers |= {"torch_export": make_torch_export, "torch_distributed": make_torch_distributed}
     makers |= {"equinox": make_equinox, "tensorflow": make_tensorflow}
     makers |= {"tensorflow_parts": make_tensorflow_parts, "torch_types": make_torch_types}

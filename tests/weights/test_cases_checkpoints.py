@@ -402,6 +402,33 @@ def test_a_module_beside_an_average_and_an_optimizer_is_read(tmp_path, monkeypat
     assert set(found.skipped) == {"ema", "optimizer", "yolo.Model", "yolo.Conv"}
 
 
+def test_modules_inside_a_module_may_have_any_names(tmp_path, monkeypatch):
+    module = _module(monkeypatch, "own", Model=object, Conv=object)
+    model, names = module.Model(), ["stem", "opt", "optimizer", "ema", "slots", "average"]
+    layers = {}
+    for index, name in enumerate(names):
+        layers[name] = module.Conv()
+        weight = drawn(8, 3 if name == "stem" else 8, 3, 3, seed=index)
+        layers[name].__dict__ |= {"_parameters": {"weight": weight}, "_modules": {}}
+    model.__dict__ |= {"_parameters": {}, "_buffers": {}, "_modules": layers, "optimizer": ADAM}
+    found = weights.read(pickled(tmp_path / "net.pt", model))
+    assert list(found.kernels) == names
+    assert found.skipped["optimizer"].startswith("optimizer state")
+
+
+def test_the_attributes_of_a_traced_module_are_those_of_a_module(tmp_path):
+    # torch.fx gives these to the function that makes the module again.
+    conv = {"_parameters": {"weight": A}, "_buffers": {}, "_modules": {}}
+    tree = {"_parameters": {}, "_buffers": {}, "_modules": {"opt": conv}, "training": False}
+    found = weights.read(pickled(tmp_path / "net.pt", tree))
+    assert list(found.kernels) == ["opt"]
+
+
+@pytest.mark.parametrize("tree", [(STATE_DICT, {"epoch": 3}), [0.5, STATE_DICT]])
+def test_a_state_dict_in_a_sequence_keeps_its_names(tmp_path, tree):
+    assert list(weights.read(pickled(tmp_path / "net.pt", tree)).kernels) == ["conv", "body"]
+
+
 def test_tensors_that_python_itself_pickled_are_read(fixtures, tmp_path):
     path = tmp_path / "tensors.pkl"
     path.write_bytes(gzip.decompress((fixtures / "tensors.pkl.gz").read_bytes()))

@@ -180,6 +180,28 @@ def test_weights_made_of_parts_are_those_of_pytorch(fixtures, tmp_path):
         np.testing.assert_allclose(found.weight, wanted.weight, rtol=2e-5, atol=1e-7)
 
 
+def test_weights_of_one_length_of_several_parts_and_of_unknown_ones(fixtures, tmp_path):
+    path = tmp_path / "parts.pt"
+    path.write_bytes(gzip.decompress((fixtures / "parts_further.pt.gz").read_bytes()))
+    found = weights.read(path)
+    kernels = found.kernels
+    names = {name.removeprefix("state_dict.") for name in kernels if name.startswith("state")}
+    assert names == {"a", "b", "c", "s"}
+    for name in names:
+        wanted = kernels[f"wanted.{name}"].weight
+        np.testing.assert_allclose(kernels[f"state_dict.{name}"].weight, wanted, rtol=2e-5)
+    for name in ("d.parametrizations.weight.0.base", "e.parametrizations.weight.original"):
+        assert found.skipped[f"state_dict.{name}"].startswith("its layer computes the weight")
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
+def test_names_of_wrappers_are_taken_off(tmp_path, prefix):
+    arrays = {f"{prefix}conv.weight": drawn(8, 3, 3, 3), f"{prefix}fc.weight": drawn(4, 8)}
+    found = weights.read(pickled(tmp_path / "net.pkl", arrays))
+    assert list(found.kernels) == ["conv"]
+    assert list(found.skipped) == ["fc.weight"]
+
+
 def roles(path):
     table = report.table(path)
     return {row["layer"]: (row["kind"], row["role"]) for row in table.rows}

@@ -159,15 +159,23 @@ def _recognised(
 
 def _audit_of(found: "Recognised", options: "Options", *, ported: bool) -> Geometry:
     """Returns the audit of a recognised network; ``ported`` EfficientNets are TensorFlow's."""
-    from kernsym_jax import models
-
     ported = ported and found.name.startswith("efficientnet")
     padding = "same" if ported else found.padding
     if (padding, found.downsample, options.input_size) == ("zero", "stride", None):
-        return [LayerGeometry.from_dict(row) for row in models.layer_rows(found.name)], None
+        return _plain_rows(found.name), None
     fields = {"name": found.name, "padding": padding, "downsample": found.downsample}
     rows_at = _auditor(json.dumps(fields))
+    from kernsym_jax import models
+
     return rows_at(options.input_size or models.default_input_size(found.name)), rows_at
+
+
+@functools.lru_cache(maxsize=16)
+def _plain_rows(name: str) -> tuple[LayerGeometry, ...]:
+    """Returns the audit of a network without options; the checkpoints of one run share it."""
+    from kernsym_jax import models
+
+    return tuple(LayerGeometry.from_dict(row) for row in models.layer_rows(name))
 
 
 def _behind_others(rows: Sequence[LayerGeometry], count: int) -> list[LayerGeometry]:

@@ -162,7 +162,8 @@ def measure_layers(weights: Weights) -> dict[str, HostFigures]:
     Args:
       weights: from `weights.read`.
     """
-    return {layer: measure_on_host(kernel.weight) for layer, kernel in weights.kernels.items()}
+    found = measure_on_host([kernel.weight for kernel in weights.kernels.values()])
+    return dict(zip(weights.kernels, found, strict=True))
 
 
 def _figures(found: HostFigures) -> dict[str, float | None]:

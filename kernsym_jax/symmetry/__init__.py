@@ -6,6 +6,7 @@ float32 whatever the dtype of the weights. A zero kernel has no symmetry: its fi
 
 from kernsym_jax.symmetry.group import D4, RECTANGLE, elements, generated, transform
 from kernsym_jax.symmetry.mean_kernel import (
+    conv_kernels,
     dc_share,
     invariant_part,
     invariant_slices,
@@ -16,7 +17,6 @@ from kernsym_jax.symmetry.mean_kernel import (
 from kernsym_jax.symmetry.measure import (
     FIELDS,
     KernelSymmetry,
-    conv_kernels,
     kernel_symmetry,
     measure,
 )

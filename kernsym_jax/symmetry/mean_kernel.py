@@ -1,8 +1,8 @@
-"""The mean kernel of a weight, its moments, and projections onto what a group leaves unchanged."""
+"""The kernels of a network, the mean kernel of each, its moments, and projections onto a group."""
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,6 +39,49 @@ def mean_kernel(weight: jax.Array) -> jax.Array:
     """
     require_weight(weight)
     return jnp.mean(weight, axis=(-2, -1), dtype=jnp.float32)
+
+
+def conv_kernels(params: Any) -> dict[str, jax.Array]:
+    """Finds the convolution kernels in a weight pytree.
+
+    A convolution kernel is a leaf named ``kernel`` with the four axes (kh, kw, in, out), as
+    ``flax.linen`` and ``flax.nnx`` store it. (`nn.ConvLocal` stores another kind of weight under
+    the same name and with four axes; it would be counted too.)
+
+    Args:
+      params: nested dicts or FrozenDicts of parameters, variables with a ``params`` collection, a
+        TrainState or anything else with ``params``, an NNX state or module. Leaves may be
+        arrays, tracers or `jax.ShapeDtypeStruct`.
+
+    Returns:
+      ``{"block/conv/kernel": weight}`` in the order of the tree; a ``params`` collection is not
+      part of the path.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import symmetry
+    >>> params = {"conv": {"kernel": jnp.ones((3, 3, 1, 8))}, "head": {"kernel": jnp.ones((8, 10))}}
+    >>> {path: weight.shape for path, weight in symmetry.conv_kernels(params).items()}
+    {'conv/kernel': (3, 3, 1, 8)}
+    """
+    tree = getattr(params, "params", params)
+    if isinstance(tree, Mapping) and isinstance(tree.get("params"), Mapping):
+        tree = tree["params"]
+    found = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        names = [_key_name(key) for key in path]
+        # Both Flax APIs may box a leaf, which adds an attribute to its path.
+        if names and names[-1] in ("value", "raw_value"):
+            names.pop()
+        if names and names[-1] == "kernel" and len(getattr(leaf, "shape", ())) == 4:
+            found["/".join(names)] = leaf
+    return found
+
+
+def _key_name(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
 
 
 def require_weight(weight: jax.Array) -> None:

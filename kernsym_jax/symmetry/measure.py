@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 
 from kernsym_jax.symmetry import group
 from kernsym_jax.symmetry.mean_kernel import (
+    conv_kernels,
     dc_share_of,
     energy,
     module_of,
@@ -133,42 +134,6 @@ def kernel_symmetry(kernel: jax.Array) -> KernelSymmetry:
     return KernelSymmetry(jnp.concatenate([row, unknown], axis=-1))
 
 
-def conv_kernels(params: Any) -> dict[str, jax.Array]:
-    """Finds the convolution kernels in a weight pytree.
-
-    A convolution kernel is a leaf named ``kernel`` with the four axes (kh, kw, in, out), as
-    ``flax.linen`` and ``flax.nnx`` store it. (`nn.ConvLocal` stores another kind of weight under
-    the same name and with four axes; it would be counted too.)
-
-    Args:
-      params: nested dicts or FrozenDicts of parameters, variables with a ``params`` collection, a
-        TrainState or anything else with ``params``, an NNX state or module. Leaves may be
-        arrays, tracers or `jax.ShapeDtypeStruct`.
-
-    Returns:
-      ``{"block/conv/kernel": weight}`` in the order of the tree; a ``params`` collection is not
-      part of the path.
-
-    >>> import jax.numpy as jnp
-    >>> from kernsym_jax import symmetry
-    >>> params = {"conv": {"kernel": jnp.ones((3, 3, 1, 8))}, "head": {"kernel": jnp.ones((8, 10))}}
-    >>> {path: weight.shape for path, weight in symmetry.conv_kernels(params).items()}
-    {'conv/kernel': (3, 3, 1, 8)}
-    """
-    tree = getattr(params, "params", params)
-    if isinstance(tree, Mapping) and isinstance(tree.get("params"), Mapping):
-        tree = tree["params"]
-    found = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        names = [_key_name(key) for key in path]
-        # Both Flax APIs may box a leaf, which adds an attribute to its path.
-        if names and names[-1] in ("value", "raw_value"):
-            names.pop()
-        if names and names[-1] == "kernel" and len(getattr(leaf, "shape", ())) == 4:
-            found["/".join(names)] = leaf
-    return found
-
-
 def measure(params: Any) -> dict[str, KernelSymmetry]:
     """Measures every spatial convolution in a weight pytree.
 
@@ -252,13 +217,6 @@ def _mean_kernel_row(cells: jax.Array, kh: int, kw: int) -> jax.Array:
     figures |= {name: energies[..., index] for index, name in enumerate(IRREPS)}
     figures |= {"skew_x": moment[..., 0], "skew_y": moment[..., 1]}
     return xp.stack([figures[name] for name in FIELDS[:-_OF_SIZES]], axis=-1)
-
-
-def _key_name(key: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
 
 
 def null_draws(kh: int, kw: int) -> int:
@@ -359,48 +317,65 @@ class HostFigures:
     finite: bool
 
 
-def measure_on_host(weight: np.ndarray) -> HostFigures:
-    """Measures one weight in host memory by NumPy, in one pass and without compiling a program.
+def measure_on_host(weights: Sequence[np.ndarray]) -> list[HostFigures]:
+    """Measures weights in host memory by NumPy, in one pass and without compiling a program.
 
     The figures equal those of `measure`, `neuron_score` and `single_score` to rounding; sums over
     slices are taken in float64.
 
     Args:
-      weight: (kh, kw, in, out) float32.
+      weights: each (kh, kw, in, out) float32.
+
+    Returns:
+      The figures of each.
     """
+    reduced = [_reduced(weight) for weight in weights]
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for place, weight in enumerate(weights):
+        by_shape.setdefault(weight.shape[:2], []).append(place)
+    rows: dict[int, np.ndarray] = {}
+    for places in by_shape.values():
+        together = _host_rows(
+            np.stack([reduced[place][0] for place in places]),
+            np.stack([reduced[place][1]["square_sums"] for place in places]),
+            [weights[place].shape[2] * weights[place].shape[3] for place in places],
+        )
+        rows.update(zip(places, together, strict=True))
+    return [HostFigures(row=rows[place], **facts) for place, (_, facts) in enumerate(reduced)]
+
+
+@np.errstate(all="ignore")
+def _reduced(weight: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """Returns the sums over slices, (kh, kw), times a power of two; and the other figures."""
     kh, kw, channels_in, channels_out = weight.shape
     slices, cells = channels_in * channels_out, kh * kw
     neuron_sums, square_sums = np.zeros((cells, channels_out)), np.zeros(cells)
     score_sum, scored = 0.0, 0
-    with np.errstate(all="ignore"):
-        largest = max(float(weight.max()), -float(weight.min()))
-        finite = math.isfinite(largest)
-        # A power of two rounds nothing, and squares neither overflow nor vanish.
-        scale = np.float32(2.0 ** -math.frexp(largest)[1] if finite and largest else 1)
-        for channels, inputs in _pieces(weight.shape):
-            piece = weight[:, :, inputs, channels].swapaxes(2, 3)
-            part = np.multiply(piece, scale, order="C", dtype=np.float32).reshape(cells, -1)
-            of_channels = part.reshape(cells, piece.shape[2], -1)
-            neuron_sums[:, channels] += of_channels.sum(axis=2, dtype=np.float64)
-            square_sums += np.square(part).sum(axis=1, dtype=np.float64)
-            (scores,) = _scores(part, kh, kw)
-            defined = ~np.isnan(scores)
-            score_sum += float(scores.sum(dtype=np.float64, where=defined))
-            scored += int(defined.sum())
-        sums = neuron_sums.sum(axis=1)
-        neurons = (neuron_sums / channels_in).astype(np.float32)
-        neuron_scores = _scores(neurons, kh, kw)[0].astype(np.float64)
-        counted = neuron_scores[~np.isnan(neuron_scores)]
-        row = _host_row(sums.reshape(kh, kw), square_sums.reshape(kh, kw), slices)
-        mean = (sums / slices / float(scale)).astype(np.float32)
-    return HostFigures(
-        mean_kernel=mean.reshape(kh, kw),
-        row=row,
-        neuron_score=float(counted.mean()) if counted.size else math.nan,
-        single_score=score_sum / scored if scored else math.nan,
-        square_sums=square_sums.reshape(kh, kw),
-        finite=finite,
-    )
+    largest = max(float(weight.max()), -float(weight.min()))
+    finite = math.isfinite(largest)
+    # A power of two rounds nothing, and squares neither overflow nor vanish.
+    scale = np.float32(2.0 ** -math.frexp(largest)[1] if finite and largest else 1)
+    for channels, inputs in _pieces(weight.shape):
+        piece = weight[:, :, inputs, channels].swapaxes(2, 3)
+        part = np.multiply(piece, scale, order="C", dtype=np.float32).reshape(cells, -1)
+        of_channels = part.reshape(cells, piece.shape[2], -1)
+        neuron_sums[:, channels] += of_channels.sum(axis=2, dtype=np.float64)
+        square_sums += np.square(part).sum(axis=1, dtype=np.float64)
+        (scores,) = _scores(part, kh, kw)
+        defined = ~np.isnan(scores)
+        score_sum += float(scores.sum(dtype=np.float64, where=defined))
+        scored += int(defined.sum())
+    sums = neuron_sums.sum(axis=1).reshape(kh, kw)
+    neurons = (neuron_sums / channels_in).astype(np.float32)
+    neuron_scores = _scores(neurons, kh, kw)[0].astype(np.float64)
+    counted = neuron_scores[~np.isnan(neuron_scores)]
+    return sums, {
+        "mean_kernel": (sums / slices / float(scale)).astype(np.float32),
+        "neuron_score": float(counted.mean()) if counted.size else math.nan,
+        "single_score": score_sum / scored if scored else math.nan,
+        "square_sums": square_sums.reshape(kh, kw),
+        "finite": finite,
+    }
 
 
 def _pieces(shape: Sequence[int]) -> Iterator[tuple[slice, slice]]:
@@ -413,15 +388,19 @@ def _pieces(shape: Sequence[int]) -> Iterator[tuple[slice, slice]]:
             yield slice(first, first + step), slice(start, start + inputs)
 
 
-def _host_row(sums: np.ndarray, square_sums: np.ndarray, slices: int) -> np.ndarray:
-    kh, kw = sums.shape
-    of_taps: Any = np.stack([sums, square_sums]).astype(np.float32)
-    counts = np.array([slices], np.float32)
-    spread = np.array([signature_sd(kh, kw, slices)], np.float32)
-    of_sizes = signature_figures(of_taps[:1], of_taps[1:], counts, spread)
-    means = (sums / slices).astype(np.float32).reshape(-1, 1)
+@np.errstate(all="ignore")
+def _host_rows(sums: Any, square_sums: Any, slices: Sequence[int]) -> np.ndarray:
+    """Returns the rows (layers, len(FIELDS)) of weights with one kernel shape, from their sums."""
+    kh, kw = sums.shape[1:]
+    of_sizes = signature_figures(
+        sums.astype(np.float32),
+        square_sums.astype(np.float32),
+        np.array(slices, np.float32),
+        np.array([signature_sd(kh, kw, count) for count in slices], np.float32),
+    )
+    means = (sums.reshape(len(sums), -1).T / np.array(slices)).astype(np.float32)
     of_mean = _mean_kernel_row(_scaled_on_host(means).T, kh, kw)
-    return np.concatenate([of_mean, of_sizes], axis=-1)[0]
+    return np.concatenate([of_mean, of_sizes], axis=-1)
 
 
 def _scaled_on_host(cells: np.ndarray) -> Any:

@@ -165,7 +165,7 @@ def test_figures_by_numpy_are_those_of_the_compiled_program(shape, size):
     rng = np.random.default_rng(0)
     weight = np.asarray(size * (rng.normal(size=shape) + 0.1), np.float32)
     weight[:, :, 0, -1] = 0  # a slice without a score
-    found = measure_on_host(weight)
+    (found,) = measure_on_host([weight])
     with np.errstate(over="ignore"):
         unit = (weight / np.float32(size)).astype(np.float32)
     wanted = symmetry.measure({"conv": {"kernel": jnp.asarray(unit)}})["conv/kernel"].row
@@ -178,7 +178,7 @@ def test_figures_by_numpy_are_those_of_the_compiled_program(shape, size):
 
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
 def test_weights_without_figures_have_none_by_numpy_either(value):
-    found = measure_on_host(np.full((3, 3, 2, 2), value, np.float32))
+    (found,) = measure_on_host([np.full((3, 3, 2, 2), value, np.float32)])
     assert np.isnan(found.row).all()
     assert np.isnan([found.neuron_score, found.single_score]).all()
     assert found.finite == np.isfinite(value)

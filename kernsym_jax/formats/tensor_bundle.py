@@ -265,7 +265,9 @@ def _names(entries: dict[str, _Entry], values: _Values) -> tuple[dict[str, str],
         if key not in entries:
             raise ValueError(f"the tree of objects names {key!r}, which the index lacks")
         twin = (given[key], entries[key].size, entries[key].checksum)
-        if "/" in given[key] and twin in labels:
+        # Keras lists all variables again by number, in objects of their own.
+        listed = paths[key].rpartition("/")[2].isdigit()
+        if listed and "/" in given[key] and twin in labels:
             copies[key.removesuffix(_SUFFIX)] = f"a second copy of {given[key]}"
         else:
             labels.setdefault(twin, key)

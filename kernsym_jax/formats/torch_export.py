@@ -59,6 +59,7 @@ _CONVOLUTIONS = {
     "convolution": ("stride", "padding", "dilation", "transposed", "output_padding", "groups"),
     "conv_transpose2d": ("stride", "padding", "output_padding", "groups", "dilation"),
 }
+_PADS = ("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Exported:
     Attributes:
       tree: name -> array, or another object that was saved.
       calls: name of a kernel -> the settings of the convolution that reads it, in forward order:
-        stride, padding, dilation and groups, and whether it is transposed.
+        stride, padding as ((top, bottom), (left, right)) or ``same``, dilation and groups, and
+        whether it is transposed.
     """
 
     tree: Any
@@ -163,39 +165,66 @@ def _calls(program: Any) -> dict[str, dict[str, Any]]:
     if len(nodes) > MAX_NODES:
         raise ValueError(f"a program of more than {MAX_NODES} operators")
     calls: dict[str, dict[str, Any]] = {}
+    pads: dict[str, Any] = {}
     for node in nodes:
         target = str(node["target"]).split(".")
         operator = target[-2] if len(target) > 1 else ""
+        if operator in _PADS and len(node["inputs"]) > 1:
+            for output in node.get("outputs", ()):
+                pads[_tensor_name(next(iter(output.values()), None))] = _values(node, ())["pad"]
         if operator not in _CONVOLUTIONS or len(node["inputs"]) < 2:
             continue
-        order = ("input", "weight", "bias", *_CONVOLUTIONS[operator])
-        values: dict[str, Any] = {}
-        for place, argument in enumerate(node["inputs"]):
-            name = argument.get("name") or order[place]
-            values[name] = next(iter(argument["arg"].values()), None)
-        weight = values.get("weight")
-        kernel = names.get(weight["name"]) if isinstance(weight, dict) else None
+        values = _values(node, ("input", "weight", "bias", *_CONVOLUTIONS[operator]))
+        kernel = names.get(_tensor_name(values.get("weight")))
         if kernel is not None:
-            calls.setdefault(kernel, _settings(operator, values))
+            before = pads.get(_tensor_name(values.get("input")), (0, 0, 0, 0))
+            calls.setdefault(kernel, _settings(operator, values, before))
     return calls
 
 
-def _settings(operator: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of a convolution in numbers, those that it leaves out included."""
+def _values(node: Mapping[str, Any], order: tuple[str, ...]) -> dict[str, Any]:
+    """Returns name -> value of an operator's arguments; `order` names those without a name."""
+    return {
+        argument.get("name") or order[place]: next(iter(argument["arg"].values()), None)
+        for place, argument in enumerate(node["inputs"])
+    }
+
+
+def _tensor_name(value: Any) -> str:
+    return str(value["name"]) if isinstance(value, dict) and "name" in value else ""
+
+
+def _settings(operator: str, values: Mapping[str, Any], before: Any) -> dict[str, Any]:
+    """Returns the settings of a convolution in numbers, those that it leaves out included.
+
+    Args:
+      operator: one of `_CONVOLUTIONS`.
+      values: its arguments.
+      before: the numbers of a padding in front of it: left, right, top and bottom.
+    """
     transposed = operator == "conv_transpose2d" or values.get("transposed") is True
     groups = values.get("groups", 1)
     if type(groups) is not int or not 1 <= groups < 1 << 24:
         raise ValueError(f"a convolution in {str(groups)[:40]} groups")
-    padding: Any = values.get("padding", 0)
-    if not isinstance(padding, str):
-        padding = _pair(padding, 0)
     return {
         "stride": _pair(values.get("stride"), 1),
-        "padding": padding,
+        "padding": _padding(values.get("padding", 0), before),
         "dilation": _pair(values.get("dilation"), 1),
         "groups": groups,
         "transposed": transposed,
     }
+
+
+def _padding(own: Any, before: Any) -> Any:
+    """Returns ((top, bottom), (left, right)), or ``same``; None if it is not known in numbers."""
+    padded = before != (0, 0, 0, 0)
+    if own == "same":
+        return None if padded else own
+    rows, columns = _pair(0 if own == "valid" else own, 0)
+    if len(before) != 4 or not all(type(number) is int for number in before):
+        return None
+    left, right, top, bottom = before
+    return (rows + top, rows + bottom), (columns + left, columns + right)
 
 
 def _pair(value: Any, default: int) -> tuple[int, int]:

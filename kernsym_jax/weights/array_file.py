@@ -179,7 +179,11 @@ def _zip(path: pathlib.Path, which: str | None) -> ArrayFile:
     if torch_export.is_exported(names):
         exported = torch_export.read_exported(path)
         file = _checkpoint("torch.export", exported.tree, ".", which, rule=OIHW, ordered=True)
-        return dataclasses.replace(file, calls=_padded(exported.calls))
+        calls = {
+            name: {**call, "padding": "SAME" if call["padding"] == "same" else call["padding"]}
+            for name, call in exported.calls.items()
+        }
+        return dataclasses.replace(file, calls=calls)
     if any(name.endswith("data.pkl") for name in names):
         script = any(name.endswith("constants.pkl") for name in names)
         name = "TorchScript" if script else "PyTorch"
@@ -191,17 +195,6 @@ def _zip(path: pathlib.Path, which: str | None) -> ArrayFile:
         ordered = list(arrays) != sorted(arrays)
         return _flat("npz", arrays, which, ordered=ordered, skipped=skipped)
     raise ValueError(f"a zip archive, but of no supported format; {SUPPORTED}")
-
-
-def _padded(calls: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Writes the paddings of PyTorch's convolutions as ours."""
-    named = {"same": "SAME", "valid": ((0, 0), (0, 0))}
-    padded = {}
-    for name, call in calls.items():
-        padding = call["padding"]
-        both = named.get(padding) if isinstance(padding, str) else [(n, n) for n in padding]
-        padded[name] = {**call, "padding": both}
-    return padded
 
 
 def _bundle(index: pathlib.Path, which: str | None) -> ArrayFile:
@@ -216,9 +209,9 @@ def _bundle(index: pathlib.Path, which: str | None) -> ArrayFile:
 def _telling_names(arrays: Mapping[str, StoredArray], ordered: bool) -> dict[str, StoredArray]:
     """Gives depthwise kernels and biases the names that they have in other formats.
 
-    Keras 3 gives the kernel of a depthwise convolution (kh, kw, in, 1) the same name as that of a
-    convolution to one channel. It is depthwise if an array of `in` numbers follows, or a kernel
-    with `in` inputs.
+    Keras 3 gives the kernel of a depthwise convolution (kh, kw, in, multiplier) the same name as
+    that of any other. It is depthwise if its bias has in · multiplier numbers. Without a bias, one
+    with multiplier 1 is depthwise if `in` numbers follow, or a kernel with `in` inputs.
     """
     names = list(arrays)
     renamed: dict[str, StoredArray] = {}
@@ -228,12 +221,15 @@ def _telling_names(arrays: Mapping[str, StoredArray], ordered: bool) -> dict[str
             leaf = "depthwise_kernel"
         elif leaf == "biases":
             leaf = "bias"
-        elif leaf == "kernel" and len(shape) == 4 and shape[2] > 1 == shape[3]:
-            following = (arrays[each].shape for each in names[place + 1 :])
-            after = next((each for each in following if len(each) in (1, 4)), ())
-            told = after == (shape[2],) or (len(after) == 4 and after[2] == shape[2])
-            if "depthwise" in stem.lower() or (ordered and told):
-                leaf = "depthwise_kernel"
+        elif leaf == "kernel" and len(shape) == 4 and shape[2] > 1:
+            bias = arrays.get(f"{stem}/bias")
+            depthwise = bias is not None and bias.shape == (shape[2] * shape[3],)
+            if bias is None and shape[3] == 1:
+                following = (arrays[each].shape for each in names[place + 1 :])
+                after = next((each for each in following if len(each) in (1, 4)), ())
+                told = after == (shape[2],) or (len(after) == 4 and after[2] == shape[2])
+                depthwise = "depthwise" in stem.lower() or (ordered and told)
+            leaf = "depthwise_kernel" if depthwise else leaf
         renamed[f"{stem}/{leaf}" if stem else leaf] = arrays[name]
     return renamed
 

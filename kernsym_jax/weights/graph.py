@@ -62,8 +62,6 @@ _PAD, _SPACE_TO_BATCH = 34, 38
 def read_onnx(path: str | os.PathLike, *, fold_batchnorm: bool = False) -> Weights:
     """Reads the kernels of every convolution of an ONNX graph, in the order in which it runs.
 
-    No runtime is needed, and arrays stay in the mapped file.
-
     Args:
       path: the model; values in external files must lie in its folder or below.
       fold_batchnorm: multiplies a kernel by the scale of a BatchNormalization that is the only
@@ -88,6 +86,7 @@ def read_onnx(path: str | os.PathLike, *, fold_batchnorm: bool = False) -> Weigh
         order="forward",
         layout="OIHW (the format's rule)",
         notes=walk.notes(),
+        first=walk.first,
     )
 
 
@@ -102,6 +101,7 @@ class _Walk:
         self.fold_batchnorm = fold_batchnorm
         self.kernels: dict[str, ConvKernel] = {}
         self.skipped: dict[str, str] = {}
+        self.first: str | None = None
         self.folded = 0
         self.unscaled = 0
         self.uses: Counter[str] = Counter()
@@ -202,6 +202,7 @@ class _Walk:
         self, node: Node, layer: str, graph: Graph, values: MutableMapping[str, StoredArray]
     ) -> set[str]:
         """Adds a convolution's kernel; returns the names of the values that it is made from."""
+        self.first = self.first or layer
         name = node.input(KERNEL_INPUT[node.op])
         array = values.get(name)
         if array is None:
@@ -227,7 +228,8 @@ class _Walk:
         """Returns why a convolution's kernel is left out; None if it is read."""
         if len(array.shape) != 4:
             return f"{len(array.shape) - 2}-D convolution"
-        if _taps(node, array.shape) == (1, 1):
+        first = 1 if is_height_first(node, array.shape) else 2
+        if array.shape[first : first + 2] == (1, 1):
             return POINTWISE
         if 0 in array.shape:
             return "an empty array"
@@ -300,10 +302,6 @@ class _Walk:
             raise ValueError("its kernels need many times the memory of its arrays")
 
 
-def _taps(node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[1:3] if is_height_first(node, shape) else shape[2:]
-
-
 def _transposed(array: StoredArray, axes: tuple[int, ...]) -> StoredArray:
     """Returns the array with its axes in another order."""
     if sorted(axes) != list(range(len(array.shape))):
@@ -348,7 +346,8 @@ def read_tflite(path: str | os.PathLike) -> Weights:
     """
     kernels: dict[str, ConvKernel] = {}
     skipped: dict[str, str] = {}
-    for graph in read_graphs(path):
+    graphs = read_graphs(path)
+    for graph in graphs:
         _collect_tflite(graph, kernels, skipped)
     return Weights(
         kernels=kernels,
@@ -358,6 +357,7 @@ def read_tflite(path: str | os.PathLike) -> Weights:
         order="forward",
         layout="OHWI (the format's rule)",
         notes=("BatchNorm is folded: the converter does it",),
+        first=next((layer for graph in graphs for layer in graph.kernels().values()), None),
     )
 
 

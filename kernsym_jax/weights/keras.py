@@ -304,7 +304,7 @@ def _weights(file: _File, fold_batchnorm: bool) -> Weights:
         reason = _why_not(variable, stored)
         if reason is None or reason == POINTWISE:
             kernel = _kernel(variable, stored, file, beside)
-            if kernel.kind != TRANSPOSED:
+            if kernel.kind != TRANSPOSED or file.layers:
                 shapes[label] = kernel.shape
         if reason is not None:
             skipped[label] = reason
@@ -324,7 +324,7 @@ def _weights(file: _File, fold_batchnorm: bool) -> Weights:
         notes += (_TURNED,)
     elif OIHW in axes:
         notes += (_MAYBE_TURNED,)
-    first = first_layer(shapes)
+    first = next(iter(shapes), None) if file.layers else first_layer(shapes)
     return Weights(
         kernels=kernels,
         skipped=skipped,

@@ -83,8 +83,8 @@ class Weights:
       layout: the stored axes and how the reader knows them, such as ``OIHW (recognised)``.
       notes: remarks for the reader of a report, such as the number of folded BatchNorms.
       step: the number of steps or epochs after which the file says that it was saved, or None.
-      first: the layer whose input is the image, where channels instead of the order tell it; it is
-        not among `kernels` if it has no spatial extent.
+      first: the layer whose input is the image, where a graph or the channels tell it; it is not
+        among `kernels` if it has no spatial extent.
 
     >>> import pathlib
     >>> import tempfile

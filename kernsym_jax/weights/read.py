@@ -26,6 +26,7 @@ from kernsym_jax.weights.layout import (
     DEPTHWISE,
     OHWI,
     OIHW,
+    TRANSPOSED,
     ConvKernel,
     Padding,
     Pair,
@@ -220,7 +221,8 @@ def _with_calls(weights: Weights, calls: Mapping[str, Mapping[str, Any]]) -> Wei
     if not kernels:
         return weights
     rest = {name: kernel for name, kernel in weights.kernels.items() if name not in kernels}
-    return dataclasses.replace(weights, kernels=kernels | rest, order="forward", first=None)
+    first = next(iter(calls))
+    return dataclasses.replace(weights, kernels=kernels | rest, order="forward", first=first)
 
 
 def _read_graph(
@@ -285,8 +287,9 @@ def _with_geometry(weights: Weights, workdir: pathlib.Path) -> Weights:
     missing = {name: kernel for name, kernel in weights.kernels.items() if name not in kernels}
     if not kernels:
         return weights
-    # The run knows its forward order, so its first layer is the first.
-    return dataclasses.replace(weights, kernels=kernels | missing, order="forward", first=None)
+    kinds = (CONV, DEPTHWISE, TRANSPOSED)
+    first = next((row["layer"] for row in rows if row.get("kind") in kinds), None)
+    return dataclasses.replace(weights, kernels=kernels | missing, order="forward", first=first)
 
 
 def _described(kernel: ConvKernel, row: Mapping[str, Any]) -> ConvKernel:

@@ -138,6 +138,23 @@ def test_names_in_the_tree_of_objects_lose_its_suffix(save):
     assert list(found.skipped.values()) == ["optimizer state: 1 array"]
 
 
+def test_the_length_of_a_bias_tells_depthwise_kernels_with_a_multiplier(save):
+    kernels = {"dw": (3, 3, 4, 2), "one": (3, 3, 5, 1), "up": (3, 3, 4, 6), "last": (3, 3, 6, 1)}
+    kernels = {name: network.values(name, shape) for name, shape in kernels.items()}
+    biases = {"dw": 8, "one": 5, "up": 4, "last": 1}
+    arrays = {f"{name}/kernel": kernel for name, kernel in kernels.items()}
+    arrays |= {f"{name}/bias": np.zeros(size, np.float32) for name, size in biases.items()}
+    found = weights.read(save(dict(sorted(arrays.items())))).kernels
+    told = {name: (kernel.kind, kernel.shape) for name, kernel in found.items()}
+    assert told == {
+        "dw": ("depthwise", (3, 3, 1, 8)),
+        "one": ("depthwise", (3, 3, 1, 5)),
+        "up": ("transposed", (3, 3, 6, 4)),
+        "last": ("conv", (3, 3, 6, 1)),
+    }
+    np.testing.assert_array_equal(found["dw"].weight, kernels["dw"].reshape(3, 3, 1, 8))
+
+
 def test_blocks_packed_by_snappy_are_read(save):
     arrays = {f"net/conv{n}/kernel": np.full((3, 3, 2, 4), n, np.float32) for n in range(9)}
     found = weights.read(save(arrays, literals))

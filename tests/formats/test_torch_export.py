@@ -11,7 +11,7 @@ import network
 import numpy as np
 import pytest
 
-from kernsym_jax import weights
+from kernsym_jax import report, weights
 
 
 @pytest.mark.parametrize("name", ["torch.export", "torch.export of old", "torch distributed"])
@@ -89,6 +89,38 @@ def test_transposed_convolutions_are_told_by_the_program(tmp_path):
     assert (up.kind, up.groups, up.shape, up.stride) == ("transposed", 2, (3, 5, 3, 4), (2, 2))
     # Output channel 3 is the second of the second group, which reads the inputs 3 to 5.
     np.testing.assert_array_equal(up.weight[:, :, 1, 3], stored[4, 1])
+
+
+@pytest.mark.parametrize(
+    ("own", "before", "wanted"),
+    [
+        ([1, 1], [0, 1, 2, 3], ((3, 4), (1, 2))),
+        ("valid", [1, 1, 1, 1], ((1, 1), (1, 1))),
+        ("same", [0, 1, 0, 1], None),
+        ([0, 0], [{"as_name": "s0"}, 1, 0, 1], None),
+        ("far", None, None),
+    ],
+)
+def test_a_padding_in_front_of_a_convolution_counts(tmp_path, own, before, wanted):
+    arrays = {"conv.weight": network.values("conv", (8, 3, 3, 3))}
+    call = node("conv2d", "p0", stride=[2, 2], padding=own)
+    call["inputs"][0]["arg"] = {"as_tensor": {"name": "padded"}}
+    pad = node("constant_pad_nd", "x", pad=before)
+    pad["outputs"] = [{"as_tensor": {"name": "padded"}}]
+    path = save(tmp_path / "net.pt2", arrays, [pad, call] if before else [call])
+    if own == "far":
+        with pytest.raises(ValueError, match="two axes"):
+            weights.read(path)
+    else:
+        assert weights.read(path).kernels["conv"].padding == wanted
+
+
+def test_a_first_layer_of_one_tap_reads_the_image(tmp_path):
+    arrays = {"a.weight": network.values("a", (3, 3, 1, 1))}
+    arrays["b.weight"] = network.values("b", (8, 3, 3, 3))
+    nodes = [node("conv2d", "p0"), node("conv2d", "p1")]
+    table = report.table(save(tmp_path / "net.pt2", arrays, nodes))
+    assert [(row["layer"], row["role"]) for row in table.rows] == [("b", "internal")]
 
 
 @pytest.mark.usefixtures("within_a_gigabyte")

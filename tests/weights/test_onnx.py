@@ -8,7 +8,7 @@ import pytest
 import writers
 from onnx import TensorProto, helper, numpy_helper
 
-from kernsym_jax import weights
+from kernsym_jax import report, weights
 
 
 def _save(path, nodes, tensors):
@@ -61,6 +61,17 @@ def test_a_pad_in_front_counts_as_padding_where_it_is_known(tmp_path, stored):
     ]
     found = _save(tmp_path / "net.onnx", nodes, [_kernel((4, 3, 3, 3)), pads])
     assert found.kernels["w"].padding == (((2, 4), (3, 5)) if stored else None)
+
+
+def test_a_first_layer_of_one_tap_reads_the_image(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["image", "a"], ["x"]),
+        helper.make_node("Conv", ["x", "b"], ["y"]),
+    ]
+    kernels = [_kernel((3, 3, 1, 1), "a"), _kernel((8, 3, 3, 3), "b")]
+    assert _save(tmp_path / "net.onnx", nodes, kernels).first == "a"
+    rows = report.table(tmp_path / "net.onnx").rows
+    assert [(row["layer"], row["role"]) for row in rows] == [("b", "internal")]
 
 
 def test_depthwise_and_transposed_convolutions_are_told_apart(tmp_path):

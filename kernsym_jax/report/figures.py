@@ -30,8 +30,8 @@ ROLE_COLORS = {
 # Orange against purple: colour-blind readers can tell them apart, and neither reads as good or bad.
 _KERNEL_COLORS = ("#2d004b", "#542788", "#8073ac", "#b2abd2", "#d8daeb", "#f7f7f7", "#fee0b6",
                   "#fdb863", "#e08214", "#b35806", "#7f3b08")  # fmt: skip
-# The ends of viridis are left out: they cannot be told from a dark or a white page.
-_LAYER_COLORS = ("#414487", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6dcd59", "#90d743")
+# Like viridis, without the ends that cannot be told from a dark or a white page.
+_LAYER_COLORS = ("#5b5fae", "#3f7bb5", "#2b93a3", "#1f9e89", "#3fb072", "#6fb950", "#93bd3a")
 _CHANCE = "#9aa5b1"
 
 _MOST_PANELS = 120
@@ -146,8 +146,8 @@ def score_by_depth(table: "NetworkTable") -> Drawing:
         for role, color in ROLE_COLORS.items()
         if any(row["role"] == role for row in rows)
     ]
-    lines = [marks[start : start + 4] for start in range(0, len(marks), 4)]
-    top = 6 + 14 * len(lines)
+    legend = _legend_lines(marks)
+    top = 6 + 14 * len(legend)
     drawing = Drawing(_WIDTH, _HEIGHT + top)
     sides = (_LEFT, top, _WIDTH - 4, _HEIGHT + top - _BOTTOM)
     axes = _Axes(drawing, sides, (0.5, len(rows) + 0.5), (0.3, 1.02))
@@ -163,11 +163,7 @@ def score_by_depth(table: "NetworkTable") -> Drawing:
             drawing.dot(*axes.at(*point), 3, ROLE_COLORS[row["role"]])
     names = (depth_label(table), "symmetry score, |T| = 8")
     axes.frame(_ticks(1, len(rows), 10, whole=True), _ticks(0.3, 1, 8), names)
-    for number, line in enumerate(lines):
-        x = (axes.left + axes.right - sum(mark.width for mark in line)) / 2
-        for mark in line:
-            mark.draw(drawing, x, 13 + 14 * number)
-            x += mark.width
+    _draw_legend(drawing, axes, legend)
     return drawing
 
 
@@ -189,11 +185,13 @@ def trajectory(table: "NetworkTable") -> Drawing:
     levels = {(row["null_mean"], row["null_q95"]) for row in table.rows}
     chance = levels.pop() if len(levels) == 1 else ()
     named = list(curves) if len(curves) <= _MOST_NAMES else []
-    drawing = Drawing(_WIDTH + max((mark.width for mark in named), default=0), _HEIGHT)
+    legend = _legend_lines(named)
+    top = 6 + 14 * len(legend)
+    drawing = Drawing(_WIDTH, _HEIGHT + top)
     scores = (score for points in curves.values() for _, score in points)
     axes = _Axes(
         drawing,
-        (_LEFT + 8, 8, _WIDTH - 8, _HEIGHT - _BOTTOM),
+        (_LEFT + 8, top, _WIDTH - 8, _HEIGHT + top - _BOTTOM),
         _around([lines[0]["step"], lines[-1]["step"]]),
         _around([*scores, *chance]),
     )
@@ -205,8 +203,7 @@ def trajectory(table: "NetworkTable") -> Drawing:
         axes.curve(points, mark.color, 1.3, mark.dashes)
     names = ("completed steps or epochs", "symmetry score, |T| = 8")
     axes.frame(_ticks(*axes.x, 8), _ticks(*axes.y, 8), names)
-    for number, mark in enumerate(named):
-        mark.draw(drawing, axes.right + 8, 16 + 14 * number)
+    _draw_legend(drawing, axes, legend)
     return drawing
 
 
@@ -362,6 +359,28 @@ class _Mark(NamedTuple):
         else:
             drawing.line([(x, y - 2.5), (x + 14, y - 2.5)], self.color, 1.3, self.dashes)
         drawing.text(x + 19, y, self.name, _SMALL)
+
+
+def _legend_lines(marks: Sequence[_Mark]) -> list[list[_Mark]]:
+    """Fills lines of the figure's width with the marks of a legend."""
+    lines: list[list[_Mark]] = []
+    left = 0.0
+    for mark in marks:
+        if not lines or mark.width > left:
+            lines.append([])
+            left = _WIDTH - _LEFT
+        lines[-1].append(mark)
+        left -= mark.width
+    return lines
+
+
+def _draw_legend(drawing: Drawing, axes: _Axes, lines: Sequence[Sequence[_Mark]]) -> None:
+    """Draws a legend above the axes, each line in the middle."""
+    for number, line in enumerate(lines):
+        x = (axes.left + axes.right - sum(mark.width for mark in line)) / 2
+        for mark in line:
+            mark.draw(drawing, x, 13 + 14 * number)
+            x += mark.width
 
 
 def _ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:

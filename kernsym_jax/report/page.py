@@ -65,8 +65,8 @@ _HEADINGS = (
     ("strided_mean", "strided"),
     ("first_score", "first"),
     ("above_null", "above chance"),
-    ("above_null_centered", "… centred"),
-    ("discoveries", "… found"),
+    ("above_null_centered", "above chance, centred"),
+    ("discoveries", "found at an FDR of 5 %"),
     ("padding_shown", "show padding"),
     ("padding_tested", "of"),
     ("depth_spearman", "score with depth"),
@@ -428,7 +428,8 @@ def _drift(drift: list[float] | None) -> str | None:
     if drift is None:
         return None
     words = [f"{pixels:+g}" if pixels else "0" for pixels in drift]
-    return words[0] if len(set(words)) == 1 else ", ".join(words)
+    shown = words[:1] if len(set(words)) == 1 else words
+    return ", ".join(shown).replace("-", "−")
 
 
 def _figure(value: Any) -> str:
@@ -443,7 +444,7 @@ def _figure(value: Any) -> str:
 
 
 def _breakable(name: str) -> Any:
-    """Lets a name continue on a new line after its dots and slashes."""
+    """Lets a name continue on a new line after its dots, slashes and underscores."""
     import markupsafe
 
-    return markupsafe.Markup(re.sub(r"([./])(?=.)", r"\1<wbr>", str(markupsafe.escape(name))))
+    return markupsafe.Markup(re.sub(r"([./_])(?=.)", r"\1<wbr>", str(markupsafe.escape(name))))

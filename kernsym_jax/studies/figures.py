@@ -13,6 +13,8 @@ from kernsym_jax.studies.results import FinishedRun, Results, Test
 COLORS = ("#1b7f79", "#d1495b", "#8a5fbf", "#b8860b", "#3a6ea5", "#7f7f7f", "#e07b39", "#4c9f38",
           "#c45ab3", "#5b5bd6")  # fmt: skip
 _ARROW = 20.0
+# In inches: on half a wide page and on a phone, letters keep a size that can be read.
+_WIDTH = 6.2
 
 
 def draw(results: Results) -> dict[str, Any]:
@@ -114,7 +116,7 @@ def write(drawn: Mapping[str, Any], folder: pathlib.Path) -> None:
 def effects(results: Results) -> Any:
     """Draws every effect in units of the smallest that matters, with interval and seeds."""
     known = [test for test in results.tests if test.effect.effect is not None]
-    figure, axis = _figure(7.5, 0.9 + 0.42 * max(len(known), 1))
+    figure, axis = _figure(_WIDTH, 0.9 + 0.42 * max(len(known), 1))
     axis.axvspan(-1, 1, color=CHANCE, alpha=0.3, lw=0)
     axis.axvline(0, color=CHANCE, lw=1)
     for place, test in enumerate(reversed(known)):
@@ -144,7 +146,7 @@ def effects(results: Results) -> Any:
 
 def scatter(results: Results, x: str, y: str) -> Any:
     """Draws two measures of every run, coloured by variant."""
-    figure, axis = _figure(6.5, 3.4)
+    figure, axis = _figure(_WIDTH, 3.6)
     for index, variant in enumerate(results.study.variants):
         pairs = [
             (row[x], row[y])
@@ -176,7 +178,8 @@ def networks(results: Results) -> Any:
             _depths(axis, run, index)
         axis.set_title(family, fontsize=8, color=INK)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        _legend(axis)
+        axis.legend(fontsize=8, labelcolor=INK, frameon=False, loc="upper left",
+                    bbox_to_anchor=(1, 1))  # fmt: skip
     figure.supylabel("score − chance", fontsize=9, color=INK)
     figure.supxlabel("layer, in order", fontsize=9, color=INK)
     return figure
@@ -273,7 +276,7 @@ def layers(results: Results, name: str) -> Any:
             found.setdefault(row["variant"], {}).setdefault(row["order"], []).append(row[name])
             mark = "" if row["role"] == "internal" else f"\n{row['role']}"
             labels.setdefault(row["order"], f"{row['layer']}{mark}")
-    figure, axis = _figure(7.5, 3.4)
+    figure, axis = _figure(_WIDTH, 3.6)
     for index, (variant, by_layer) in enumerate(found.items()):
         # Side by side, so that their intervals do not cover each other.
         offset = 0.3 * (index / max(len(found) - 1, 1) - 0.5)
@@ -292,7 +295,7 @@ def layers(results: Results, name: str) -> Any:
 
 def steps(results: Results, name: str) -> Any:
     """Draws a symmetry figure over the steps, averaged over all layers but the first."""
-    figure, axis = _figure(7.5, 3.4)
+    figure, axis = _figure(_WIDTH, 3.6)
     for index, variant in enumerate(results.study.variants):
         by_step: dict[int, list[float]] = {}
         for run in results.finished:
@@ -352,7 +355,14 @@ def _chance(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _legend(axis: Any) -> None:
-    axis.legend(fontsize=8, labelcolor=INK, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    """Draws the legend above the axes, in as many columns as fit."""
+    _, labels = axis.get_legend_handles_labels()
+    longest = max(map(len, labels), default=1)
+    # The widest letters fit 13 times into an inch; a mark is as wide as seven letters. If the
+    # legend is wider than the figure, nothing is left of the axes.
+    columns = max(1, min(len(labels), int(13 * _WIDTH) // (longest + 7)))
+    axis.legend(fontsize=8, labelcolor=INK, frameon=False, loc="lower left", ncols=columns,
+                bbox_to_anchor=(0, 1))  # fmt: skip
 
 
 def _figure(width: float, height: float, panels: tuple[int, int] | None = None) -> tuple[Any, Any]:

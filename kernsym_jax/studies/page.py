@@ -101,6 +101,7 @@ def render(results: Results, claims: Mapping[str, Any], drawn: Mapping[str, Any]
         primaries=[(claim, test) for claim, test in tests if test["primary"]],
         secondaries=[(claim, test) for claim, test in tests if not test["primary"]],
         measures=_measures(results),
+        everything=len(study.independent(dict.fromkeys(study.units, 0.0))),
         networks=_networks(results),
         layers=_layers(results),
         layer_figures=_LAYER_FIGURES,

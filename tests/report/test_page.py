@@ -282,7 +282,10 @@ def test_long_names_lose_what_all_share_and_stay_different():
         plain = short.replace("<wbr>", "")
         assert plain[0] == "…"
         assert whole == f"backbone.feature_extractor.stages.{plain[1:]}"
-    assert "All names begin with <code>backbone.<wbr>feature_extractor.<wbr>stages.</code>" in page
+    assert (
+        "All names begin with <code>backbone.<wbr>feature_<wbr>extractor.<wbr>stages.</code>"
+        in page
+    )
     assert "All names begin with" not in render([network(12)])
 
 

@@ -30,6 +30,14 @@ class Augment:
 
     Raises:
       ValueError: for a negative shift or an unknown flip.
+
+    >>> from kernsym_jax import data
+    >>> data.Augment(shift=2, flip="horizontal", crop_size=32).crop_scale
+    (0.08, 1.0)
+    >>> data.Augment(flip="sideways")
+    Traceback (most recent call last):
+        ...
+    ValueError: unknown flip 'sideways'; wanted one of none, horizontal, vertical, d4
     """
 
     shift: int = 0
@@ -84,6 +92,14 @@ def augment(
     Raises:
       ValueError: if a shift could move an image out of sight, or if ``d4`` is asked for and the
         images are not square.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import data
+    >>> images = jnp.array([1, 2, 3, 4], jnp.uint8).reshape(1, 2, 2, 1)
+    >>> how = data.Augment(flip="horizontal")
+    >>> [data.augment(images, jax.random.key(seed), how).ravel().tolist() for seed in (0, 1, 2)]
+    [[2, 1, 4, 3], [2, 1, 4, 3], [1, 2, 3, 4]]
     """
     if masks is None:
         return _varied(images, key, how, fill=0)
@@ -158,6 +174,12 @@ def normalize(
 
     Returns:
       float32, same shape.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import data
+    >>> images = np.array([0, 255], np.uint8).reshape(1, 1, 2, 1)
+    >>> data.normalize(images, mean=(0.5,), deviation=(0.25,)).ravel().tolist()
+    [-2.0, 2.0]
     """
     mean_row = jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, -1)
     deviation_row = jnp.asarray(deviation, jnp.float32).reshape(1, 1, 1, -1)

@@ -27,7 +27,18 @@ Place = Callable[[np.ndarray], jax.Array]
 
 
 class DataBackend(Protocol):
-    """The devices and processes that a data set hands its batches to."""
+    """The devices and processes that a data set hands its batches to.
+
+    >>> import types
+    >>> import jax
+    >>> from kernsym_jax import data
+    >>> place = dict.fromkeys(("replicate", "shard", "shard_train"), jax.device_put)
+    >>> alone = types.SimpleNamespace(process_index=0, process_count=1, parts=1, **place)
+    >>> alone.members, alone.seeds = 0, (0,)
+    >>> batches = data.DeviceBatches(data.load("digits", "train"), 32, alone)
+    >>> batches.steps_per_epoch
+    44
+    """
 
     @property
     def members(self) -> int:
@@ -69,6 +80,10 @@ def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
 
     Returns:
       (size,) int32, a permutation; the same on every machine and with every version of NumPy.
+
+    >>> from kernsym_jax import data
+    >>> [data.epoch_order(seed=0, epoch=epoch, size=6).tolist() for epoch in (0, 1)]
+    [[0, 2, 1, 5, 4, 3], [5, 3, 2, 4, 1, 0]]
     """
     return permutation(size, Purpose.ORDER, seed, epoch)
 
@@ -91,6 +106,14 @@ class DeviceBatches:
 
     Raises:
       ValueError: if the set is smaller than a batch, or the processes cannot share a batch evenly.
+
+    >>> from kernsym_jax import data, training
+    >>> from kernsym_jax.training.backend import choose_backend
+    >>> backend = choose_backend(training.resolve({}))
+    >>> batches = data.DeviceBatches(data.load("digits", "train"), 32, backend)
+    >>> first = next(batches.start(step=0))
+    >>> first["image"].shape, batches.steps_per_epoch
+    ((32, 8, 8, 1), 44)
     """
 
     def __init__(self, images: ImageSet, batch_size: int, backend: DataBackend) -> None:
@@ -153,6 +176,13 @@ def evaluation_batches(
 
     Raises:
       ValueError: if the processes cannot share a batch evenly.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import data
+    >>> images = data.ImageSet(np.zeros((5, 8, 8, 1), np.uint8), np.zeros(5, np.int32), ("zero",))
+    >>> batches = data.evaluation_batches(images, 4, shard=np.asarray)
+    >>> [batch["weight"].tolist() for batch in batches]
+    [[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]]
     """
     part = _process_part(batch_size, process_index, process_count)
     for start in range(0, len(images), batch_size):

@@ -31,6 +31,13 @@ class TrainBatches(Protocol):
       steps_per_epoch: full batches in an epoch.
       waited: seconds that callers have spent waiting for a batch so far. A device waits for its
         input at most this long, because the host runs ahead of it.
+
+    >>> from kernsym_jax import data, training
+    >>> from kernsym_jax.training.backend import choose_backend
+    >>> config = training.resolve({"batch_size": 64, "data": {"source": "digits"}})
+    >>> train = data.open_dataset(config, choose_backend(config)).train
+    >>> train.steps_per_epoch, train.waited
+    (22, 0.0)
     """
 
     steps_per_epoch: int
@@ -62,6 +69,13 @@ class Dataset:
       take_static: returns the first training images, not varied, as host arrays ``image`` and
         ``label``: for tracing a step, and for timing one without its input.
       take_test: returns that number of test images, evenly spread over the split, in the same form.
+
+    >>> from kernsym_jax import data, training
+    >>> from kernsym_jax.training.backend import choose_backend
+    >>> config = training.resolve({"data": {"source": "digits"}})
+    >>> digits = data.open_dataset(config, choose_backend(config))
+    >>> digits.image_shape, len(digits.classes), digits.train_size, digits.test_size
+    ((8, 8, 1), 10, 1437, 360)
     """
 
     classes: tuple[str, ...]
@@ -92,6 +106,13 @@ def open_dataset(config: Mapping[str, Any], backend: DataBackend) -> Dataset:
     Raises:
       ValueError: if the config or the data cannot be used.
       FileNotFoundError: if the data are not there.
+
+    >>> from kernsym_jax import data, training
+    >>> from kernsym_jax.training.backend import choose_backend
+    >>> config = training.resolve({"batch_size": 64, "data": {"source": "digits", "image_size": 9}})
+    >>> digits = data.open_dataset(config, choose_backend(config))
+    >>> next(digits.train.start(step=0))["image"].shape
+    (64, 9, 9, 1)
     """
     settings = config["data"]
     check_on_broken(settings["on_broken"])

@@ -92,6 +92,11 @@ class View:
 
     Raises:
       ValueError: for a value out of range.
+
+    >>> from kernsym_jax import data
+    >>> view = data.View(image_size=4)
+    >>> data.load("digits", "test", view=view).images.shape
+    (360, 4, 4, 1)
     """
 
     channels: int = 0

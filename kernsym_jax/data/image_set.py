@@ -32,6 +32,12 @@ class ImageSet:
 
     Raises:
       ValueError: if the arrays do not fit each other or a label is not the index of a class.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import data
+    >>> images = data.ImageSet(np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 1]), ("cat", "dog"))
+    >>> len(images), images.masks
+    (2, False)
     """
 
     images: np.ndarray
@@ -82,6 +88,11 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
 
     Returns:
       Two tuples of length channels. A channel that never changes has the deviation 1.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import data
+    >>> data.channel_statistics(np.array([0, 255], np.uint8).reshape(1, 1, 2, 1))
+    ((0.5,), (0.5,))
     """
     # From the histogram: exact, and without a float copy of the images.
     levels = np.arange(256) / 255
@@ -108,6 +119,12 @@ class MaskCoding:
 
     Raises:
       ValueError: if the values are not distinct whole numbers of 16 bits, or do not fit the names.
+
+    >>> import numpy as np
+    >>> from kernsym_jax import data
+    >>> coding = data.MaskCoding(void=(11,), values=(0, 7), classes=("sky", "road"))
+    >>> coding.encode(np.array([[0, 7, 11]]), "street.png").tolist()  # 255 is `VOID`
+    [[0, 1, 255]]
     """
 
     void: tuple[int, ...] = ()

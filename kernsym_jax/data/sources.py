@@ -174,6 +174,13 @@ def load(
     Raises:
       ValueError: for an unknown source or split, and for data that cannot be used.
       FileNotFoundError: if the place does not exist.
+
+    >>> from kernsym_jax import data
+    >>> digits = data.load("digits", "test")
+    >>> digits.images.shape, digits.labels[:4].tolist()
+    ((360, 8, 8, 1), [0, 1, 2, 3])
+    >>> data.load("textures:size=12,n=20", "train").images.shape
+    (20, 12, 12, 3)
     """
     check_on_broken(on_broken)
     view = view or View(image_size=image_size, scale_to=tuple(scale_to))
@@ -246,6 +253,9 @@ def prepare(source: str) -> None:
     Raises:
       ValueError: if a library is missing, or the data cannot be used.
       OSError: if the data are not there, or cannot be downloaded or written.
+
+    >>> from kernsym_jax import data
+    >>> data.prepare("digits")  # nothing to download: it is there and complete
     """
     kind, _, place = source.partition(":")
     if kind in ("tfds", "tfds-masks"):

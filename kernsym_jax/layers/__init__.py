@@ -7,11 +7,8 @@ BatchNorm statistics are float32; ``dtype`` sets the type of the computation.
 from kernsym_jax.layers.conv import BatchNorm, Conv, by_products
 from kernsym_jax.layers.downsample import (
     DOWNSAMPLINGS,
-    AvgPool,
     Downsample,
-    MaxPool,
     PhaseLogits,
-    adaptive_average_pool,
     aps_weights,
     binomial,
     blur_pool,
@@ -34,6 +31,7 @@ from kernsym_jax.layers.padding import (
     subsample,
     window_scale,
 )
+from kernsym_jax.layers.pool import AvgPool, MaxPool, adaptive_average_pool
 
 __all__ = [
     "DOWNSAMPLINGS",

@@ -53,6 +53,15 @@ def by_products(function: Callable) -> Callable:
 
     Args:
       function: a function whose layers call `convolve`.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> conv, x = layers.Conv(2, 3), jnp.ones((1, 4, 4, 1))
+    >>> variables = jax.eval_shape(conv.init, jax.random.key(0), x)
+    >>> program = str(jax.make_jaxpr(layers.by_products(conv.apply))(variables, x))
+    >>> "conv_general_dilated" in program, "dot_general" in program
+    (False, True)
     """
 
     @functools.wraps(function)
@@ -250,6 +259,15 @@ class Conv(nn.Module):
 
     Reference: for ``padding="partial"``, Liu et al., "Partial Convolution based Padding", arXiv
     1811.11718.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> ones = {"params": {"kernel": jnp.ones((3, 3, 1, 1))}}
+    >>> x = jnp.ones((1, 3, 4, 1))
+    >>> layers.Conv(1, 3, use_bias=False).apply(ones, x)[0, 0, :, 0].tolist()
+    [4.0, 6.0, 6.0, 4.0]
+    >>> layers.Conv(1, 3, padding="partial", use_bias=False).apply(ones, x)[0, 0, :, 0].tolist()
+    [9.0, 9.0, 9.0, 9.0]
     """
 
     features: int
@@ -334,6 +352,16 @@ class BatchNorm(nn.Module):
       dtype: type of the result.
 
     Reference: Ioffe & Szegedy, "Batch Normalization", ICML 2015, algorithm 1.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> x = jnp.array([1.0, 3.0]).reshape(2, 1, 1, 1)
+    >>> norm = layers.BatchNorm()
+    >>> variables = norm.init(jax.random.key(0), x)
+    >>> y, updated = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    >>> print(y.ravel().round(3), updated["batch_stats"]["mean"])
+    [-1.  1.] [0.2]
     """
 
     momentum: float = 0.9

@@ -1,4 +1,4 @@
-"""Changes of resolution: pooling, the five methods of a strided layer, and upsampling."""
+"""Changes of resolution: the five methods of a strided layer, and upsampling."""
 
 import itertools
 import math
@@ -14,21 +14,22 @@ from kernsym_jax.layers.conv import Conv
 from kernsym_jax.layers.padding import (
     Pair,
     Position,
-    WindowedMap,
     check_map,
-    check_padding,
     check_window,
     corner,
     module_path,
     pad_map,
-    pair,
-    place_windows,
     random_position,
 )
 
 
 def binomial(size: int) -> np.ndarray:
-    """Returns row ``size - 1`` of Pascal's triangle, scaled to sum 1, float32."""
+    """Returns row ``size - 1`` of Pascal's triangle, scaled to sum 1, float32.
+
+    >>> from kernsym_jax import layers
+    >>> layers.binomial(3).tolist()
+    [0.25, 0.5, 0.25]
+    """
     row = np.array([math.comb(size - 1, i) for i in range(size)], np.float64)
     return (row / row.sum()).astype(np.float32)
 
@@ -53,6 +54,14 @@ def blur_pool(
       ValueError: if the size is not in 1..7, or the map is empty or too small for the padding.
 
     Reference: Zhang, "Making Convolutional Networks Shift-Invariant Again", ICML 2019, section 3.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> stripes = jnp.tile(jnp.array([0.0, 1.0]), (4, 2)).reshape(1, 4, 4, 1)
+    >>> layers.blur_pool(stripes, size=1, stride=2)[0, 0, :, 0].tolist()
+    [0.0, 0.0]
+    >>> layers.blur_pool(stripes, size=3, stride=2)[0, 0, :, 0].tolist()
+    [0.5, 0.5]
     """
     if size not in range(1, 8):
         raise ValueError(f"{layer}: blur size must be 1 to 7, got {size}")
@@ -81,6 +90,12 @@ def polyphase(x: jax.Array, stride: int) -> list[jax.Array]:
     Returns:
       Maps (batch, ⌈height / stride⌉, ⌈width / stride⌉, channels); number i * stride + j starts at
       row i and column j.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> phases = layers.polyphase(jnp.arange(16).reshape(1, 4, 4, 1), stride=2)
+    >>> phases[0][0, :, :, 0].tolist(), phases[1][0, :, :, 0].tolist()
+    ([[0, 2], [8, 10]], [[1, 3], [9, 11]])
     """
     amounts = ((0, -x.shape[1] % stride), (0, -x.shape[2] % stride))
     x = pad_map(x, amounts, "circular")
@@ -88,7 +103,14 @@ def polyphase(x: jax.Array, stride: int) -> list[jax.Array]:
 
 
 def mix(phases: list[jax.Array], weights: jax.Array) -> jax.Array:
-    """Returns the sum of the components, weighted per sample by ``weights`` (batch, stride**2)."""
+    """Returns the sum of the components, weighted per sample by ``weights`` (batch, stride**2).
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> phases = layers.polyphase(jnp.arange(16.0).reshape(1, 4, 4, 1), stride=2)
+    >>> layers.mix(phases, jnp.array([[0.5, 0.5, 0.0, 0.0]]))[0, :, :, 0].tolist()
+    [[0.5, 2.5], [8.5, 10.5]]
+    """
     shares = weights.astype(phases[0].dtype)[:, :, None, None, None]
     mixed = shares[:, 0] * phases[0]
     for i, phase in enumerate(phases[1:], start=1):
@@ -106,6 +128,12 @@ def aps_weights(phases: list[jax.Array]) -> jax.Array:
       Weights (batch, stride**2), float32.
 
     Reference: Chaman & Dokmanic, "Truly shift-invariant convolutional neural networks", CVPR 2021.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> phases = layers.polyphase(jnp.arange(16.0).reshape(1, 4, 4, 1), stride=2)
+    >>> layers.aps_weights(phases).tolist()
+    [[0.0, 0.0, 0.0, 1.0]]
     """
     energies = [jnp.square(phase.astype(jnp.float32)).sum((1, 2, 3)) for phase in phases]
     return jax.nn.one_hot(jnp.argmax(jnp.stack(energies, axis=1), axis=1), len(phases))
@@ -121,6 +149,14 @@ class PhaseLogits(nn.Module):
       dtype: type of the computation.
 
     Reference: Rojas-Gomez et al., "Learnable Polyphase Sampling", NeurIPS 2022, section 4.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> phases = [jnp.ones((2, 4, 4, 3))] * 4
+    >>> logits, _ = jax.eval_shape(layers.PhaseLogits().init_with_output, jax.random.key(0), phases)
+    >>> logits.shape
+    (2, 4)
     """
 
     hidden: int = 32
@@ -146,6 +182,15 @@ def lps_weights(logits: jax.Array, key: jax.Array | None, temperature: float = 1
 
     Returns:
       Weights (batch, stride**2), float32, each row summing to 1.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> logits = jnp.array([[1.0, 2.0, 0.0, 0.0]])
+    >>> layers.lps_weights(logits, key=None).tolist()
+    [[0.0, 1.0, 0.0, 0.0]]
+    >>> float(layers.lps_weights(logits, jax.random.key(0)).sum().round(3))
+    1.0
     """
     if key is None:
         return jax.nn.one_hot(jnp.argmax(logits, axis=1), logits.shape[1])
@@ -157,7 +202,15 @@ DOWNSAMPLINGS = ("stride", "blur", "sbpool", "aps", "lps")
 
 
 def check_downsample(downsample: str, layer: str) -> None:
-    """Raises a ``ValueError`` naming ``layer`` unless ``downsample`` is in ``DOWNSAMPLINGS``."""
+    """Raises a ``ValueError`` naming ``layer`` unless ``downsample`` is in ``DOWNSAMPLINGS``.
+
+    >>> from kernsym_jax import layers
+    >>> layers.check_downsample("blurr", "layer1/down")
+    Traceback (most recent call last):
+        ...
+    ValueError: layer1/down: unknown downsample 'blurr'; wanted one of ('stride', 'blur',
+    'sbpool', 'aps', 'lps')
+    """
     if downsample not in DOWNSAMPLINGS:
         raise ValueError(
             f"{layer}: unknown downsample {downsample!r}; wanted one of {DOWNSAMPLINGS}"
@@ -190,6 +243,14 @@ class Downsample(nn.Module):
 
     Reference: SBPool, Alsallakh et al., ICLR 2023; BlurPool, Zhang, ICML 2019; APS, Chaman &
     Dokmanic, CVPR 2021; LPS, Rojas-Gomez et al., NeurIPS 2022.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    >>> down = layers.Downsample("aps", stride=2)
+    >>> kept, phases = down.apply({}, x)
+    >>> down.inside, kept[0, :, :, 0].tolist(), phases.tolist()
+    (1, [[5.0, 7.0], [13.0, 15.0]], [[0.0, 0.0, 0.0, 1.0]])
     """
 
     method: str = "stride"
@@ -278,6 +339,11 @@ def upsample(
 
     Reference: Rojas-Gomez et al., "Learnable Polyphase Sampling", NeurIPS 2022, section 4.3, for
       the way up by phase.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> layers.upsample(jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1), size=(1, 4)).ravel().tolist()
+    [0.0, 1.0, 3.0, 4.0]
     """
     height, width = x.shape[1:3]
     check_map((height, width), layer)
@@ -325,117 +391,3 @@ def _spread(
     joined = jnp.stack(parts, axis + 1)
     shape = (*x.shape[:axis], count * stride, *x.shape[axis + 1 :])
     return lax.slice_in_dim(joined.reshape(shape), 0, size, axis=axis)
-
-
-class MaxPool(nn.Module):
-    """Takes the largest value of each window; constant padding is minus infinity.
-
-    Attributes:
-      kernel_size: height and width, or one number for both.
-      stride: vertical and horizontal, or one number for both.
-      padding: one of ``PADDINGS``.
-      pad: rows and columns added per side; ``None`` for ``(k - 1) // 2``.
-    """
-
-    kernel_size: int | Pair
-    stride: int | Pair = 1
-    padding: str = "zero"
-    pad: int | Pair | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, position: Position | None = None) -> jax.Array:
-        """Pools a map (batch, height, width, channels); ``position`` as in ``Conv``."""
-        windows = _windows(self, x, position, fill=-np.inf)
-        return _reduce(windows, -np.inf, lax.max, pair(self.kernel_size), pair(self.stride))
-
-
-class AvgPool(nn.Module):
-    """Averages each window, padding included except under ``padding="partial"``.
-
-    Attributes:
-      kernel_size: height and width, or one number for both.
-      stride: vertical and horizontal, or one number for both.
-      padding: one of ``PADDINGS``; ``partial`` averages over the pixels of the image only.
-      pad: rows and columns added per side; ``None`` for ``(k - 1) // 2``.
-    """
-
-    kernel_size: int | Pair
-    stride: int | Pair = 1
-    padding: str = "zero"
-    pad: int | Pair | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, position: Position | None = None) -> jax.Array:
-        """Pools a map (batch, height, width, channels); ``position`` as in ``Conv``."""
-        kernel = pair(self.kernel_size)
-        windows = _windows(self, x, position, fill=0.0)
-        total = _reduce(windows, 0.0, lax.add, kernel, pair(self.stride))
-        mean = total / np.asarray(kernel[0] * kernel[1], total.dtype)
-        if windows.scale is None:
-            return mean
-        return mean * jnp.asarray(windows.scale, mean.dtype)
-
-
-def adaptive_average_pool(x: jax.Array, size: int | Pair) -> jax.Array:
-    """Averages a map onto a grid of fixed size.
-
-    Cell i of n along an axis of h pixels averages rows ⌊i·h/n⌋ to ⌈(i+1)·h/n⌉ - 1, as PyTorch's
-    ``AdaptiveAvgPool2d`` does; cells overlap where n does not divide h.
-
-    Args:
-      x: map (batch, height, width, channels).
-      size: height and width of the grid, or one number for both.
-
-    Returns:
-      Map (batch, *size, channels), of the type of ``x``; averages are taken in float32.
-    """
-    y = x.astype(jnp.float32)
-    for axis, cells in zip((1, 2), pair(size), strict=True):
-        length = y.shape[axis]
-        if length == 0:
-            raise ValueError(f"adaptive_average_pool: the input map is empty, shape {x.shape}")
-        if length % cells == 0:
-            shape = (*y.shape[:axis], cells, length // cells, *y.shape[axis + 1 :])
-            y = y.reshape(shape).mean(axis + 1)
-        else:
-            means = [
-                lax.slice_in_dim(
-                    y, i * length // cells, -(-(i + 1) * length // cells), axis=axis
-                ).mean(axis, keepdims=True)
-                for i in range(cells)
-            ]
-            y = jnp.concatenate(means, axis)
-    return y.astype(x.dtype)
-
-
-def _windows(
-    pool: MaxPool | AvgPool, x: jax.Array, position: Position | None, fill: float
-) -> WindowedMap:
-    layer = module_path(pool)
-    check_padding(pool.padding, layer)
-    kernel, stride = pair(pool.kernel_size), pair(pool.stride)
-    return place_windows(
-        x,
-        kernel=kernel,
-        stride=stride,
-        padding=pool.padding,
-        pad=pool.pad,
-        dilation=(1, 1),
-        position=position,
-        fill=fill,
-        layer=layer,
-    )
-
-
-def _reduce(
-    windows: WindowedMap, start: float, operation: Any, kernel: Pair, stride: Pair
-) -> jax.Array:
-    """Reduces every window by ``operation``; the remaining padding has the value ``start``."""
-    return lax.reduce_window(
-        windows.x,
-        np.asarray(start, windows.x.dtype),
-        operation,
-        (1, *kernel, 1),
-        (1, *stride, 1),
-        ((0, 0), *windows.amounts, (0, 0)),
-    )

@@ -48,6 +48,11 @@ def window_scale(
       Array (1, out_h, out_w, 1), float32, read-only; 0 for windows beside the image.
 
     Reference: Liu et al., "Partial Convolution based Padding", arXiv 1811.11718, equations 1-3.
+
+    >>> from kernsym_jax import layers
+    >>> scale = layers.window_scale((3, 4), (3, 3), ((1, 1), (1, 1)), dilation=(1, 1))
+    >>> scale[0, :, :, 0].tolist()
+    [[2.25, 1.5, 1.5, 2.25], [1.5, 1.0, 1.0, 1.5], [2.25, 1.5, 1.5, 2.25]]
     """
     on_image = []
     for axis in (0, 1):
@@ -80,7 +85,15 @@ def pair(value: Any) -> Pair:
 
 
 def check_padding(padding: str, layer: str) -> None:
-    """Raises a ``ValueError`` that names ``layer`` unless ``padding`` is one of ``PADDINGS``."""
+    """Raises a ``ValueError`` that names ``layer`` unless ``padding`` is one of ``PADDINGS``.
+
+    >>> from kernsym_jax import layers
+    >>> layers.check_padding("refelct", "conv1")
+    Traceback (most recent call last):
+        ...
+    ValueError: conv1: unknown padding 'refelct'; wanted one of ('zero', 'same', 'reflect',
+    'replicate', 'symmetric', 'circular', 'partial', 'valid')
+    """
     if padding not in PADDINGS:
         raise ValueError(f"{layer}: unknown padding {padding!r}; wanted one of {PADDINGS}")
 
@@ -107,6 +120,12 @@ def layer_padding(
 
     Returns:
       ``((top, bottom), (left, right))``.
+
+    >>> from kernsym_jax import layers
+    >>> layers.layer_padding((224, 224), (3, 3), (2, 2), "zero")
+    ((1, 1), (1, 1))
+    >>> layers.layer_padding((224, 224), (3, 3), (2, 2), "same")
+    ((0, 1), (0, 1))
     """
 
     def along(axis: int) -> Pair:
@@ -161,6 +180,14 @@ def pad_map(x: jax.Array, amounts: Amounts, padding: str, fill: float = 0.0) -> 
 
     Returns:
       Map (batch, height + top + bottom, width + left + right, channels).
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> x = jnp.array([1, 2, 3]).reshape(1, 1, 3, 1)
+    >>> layers.pad_map(x, ((0, 0), (2, 2)), "reflect").ravel().tolist()
+    [3, 2, 1, 2, 3, 2, 1]
+    >>> layers.pad_map(x, ((0, 0), (2, 2)), "zero").ravel().tolist()
+    [0, 0, 1, 2, 3, 0, 0]
     """
     (top, bottom), (left, right) = amounts
     widths = ((0, 0), (max(top, 0), max(bottom, 0)), (max(left, 0), max(right, 0)), (0, 0))
@@ -188,12 +215,23 @@ def corner(index: int) -> Position:
       near end. The corners cycle, so that the drifts of successive layers cancel.
 
     Reference: Alsallakh et al., "Mind the Pool", ICLR 2023.
+
+    >>> from kernsym_jax import layers
+    >>> [layers.corner(index) for index in range(4)]
+    [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)]
     """
     return float(index % 2), float(index // 2 % 2)
 
 
 def random_position(key: jax.Array) -> Position:
-    """Returns two random numbers in [0, 1); layers that share them have the same offset."""
+    """Returns two random numbers in [0, 1); layers that share them have the same offset.
+
+    >>> import jax
+    >>> from kernsym_jax import layers
+    >>> vertical, horizontal = layers.random_position(jax.random.key(0))
+    >>> bool(0 <= vertical < 1), bool(0 <= horizontal < 1)
+    (True, True)
+    """
     vertical, horizontal = jax.random.uniform(key, (2,))
     return vertical, horizontal
 
@@ -313,6 +351,14 @@ def subsample(
 
     Returns:
       Map (batch, ⌈height / stride⌉, ⌈width / stride⌉, channels).
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> x = jnp.arange(4).reshape(1, 1, 4, 1)
+    >>> layers.subsample(x, 2).ravel().tolist()
+    [0, 2]
+    >>> layers.subsample(x, 2, position=layers.corner(2)).ravel().tolist()
+    [1, 3]
     """
     step = (stride, stride)
     windows = place_windows(
@@ -330,13 +376,26 @@ def subsample(
 
 
 def crop(x: jax.Array, margin: int | Pair) -> jax.Array:
-    """Removes ``margin`` pixels on every side, as ``valid`` layers in a parallel branch do."""
+    """Removes ``margin`` pixels on every side, as ``valid`` layers in a parallel branch do.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> layers.crop(jnp.arange(16).reshape(1, 4, 4, 1), 1)[0, :, :, 0].tolist()
+    [[5, 6], [9, 10]]
+    """
     rows, columns = pair(margin)
     return x[:, rows : x.shape[1] - rows, columns : x.shape[2] - columns]
 
 
 def crop_to_common(maps: list[jax.Array]) -> list[jax.Array]:
-    """Crops maps around their centres to the smallest height and width among them."""
+    """Crops maps around their centres to the smallest height and width among them.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> maps = [jnp.zeros((1, 4, 4, 1)), jnp.zeros((1, 2, 3, 8))]
+    >>> [x.shape for x in layers.crop_to_common(maps)]
+    [(1, 2, 3, 1), (1, 2, 3, 8)]
+    """
     height, width = min(x.shape[1] for x in maps), min(x.shape[2] for x in maps)
     return [
         crop(x, ((x.shape[1] - height) // 2, (x.shape[2] - width) // 2))[:, :height, :width]

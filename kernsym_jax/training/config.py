@@ -46,7 +46,13 @@ _MASKS_COUNTED = 2000
 
 
 def default() -> ml_collections.ConfigDict:
-    """Returns a config with every key and its default; a config file changes a few of them."""
+    """Returns a config with every key and its default; a config file changes a few of them.
+
+    >>> from kernsym_jax import training
+    >>> config = training.default()
+    >>> config.model.padding, config.optimizer.learning_rate
+    ('zero', 0.1)
+    """
     config = ml_collections.ConfigDict()
     # Seed of the weights, the order of the images, the augmentation and dropout; 0 to 2³² − 1.
     config.seed = 0
@@ -252,6 +258,14 @@ def resolve(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
     Raises:
       ValueError: for an unknown key, or a value of the wrong type or out of range.
+
+    >>> from kernsym_jax import training
+    >>> training.resolve({"model": {"padding": "reflect"}}).model.padding
+    'reflect'
+    >>> training.resolve({"epoch": 3})
+    Traceback (most recent call last):
+        ...
+    ValueError: unknown config key config.epoch; did you mean 'epochs'?
     """
     complete = default()
     try:

@@ -23,7 +23,15 @@ from kernsym_jax.training.checkpoints import newest_whole
 from kernsym_jax.training.children import choose_places, train_members
 from kernsym_jax.training.config import complete, member_configs, resolve
 from kernsym_jax.training.consistency import ConsistencyProbe
-from kernsym_jax.training.pace import STEPS_AHEAD, Ahead, Profile, Progress, show
+from kernsym_jax.training.pace import (
+    STEPS_AHEAD,
+    Ahead,
+    Profile,
+    Progress,
+    consistency_line,
+    evaluation_line,
+    show,
+)
 from kernsym_jax.training.processes import Preempted, Stop, stop_on_signal
 from kernsym_jax.training.run import (
     Run,
@@ -33,13 +41,7 @@ from kernsym_jax.training.run import (
     open_population,
     require_finite,
 )
-from kernsym_jax.training.state import (
-    Recipe,
-    TrainState,
-    layer_rows,
-    make_recipe,
-    require_fit,
-)
+from kernsym_jax.training.state import Recipe, TrainState, layer_rows, make_recipe, require_fit
 from kernsym_jax.training.step import Logs
 
 Summary = dict[str, Any]
@@ -77,6 +79,17 @@ def train_and_evaluate(
         the directory, or a loss is not finite.
       OSError: if the data are missing, or a file cannot be written.
       Preempted: after SIGTERM or SIGINT, once the state is saved.
+
+    >>> import contextlib, io, tempfile
+    >>> from kernsym_jax import training
+    >>> config = {"epochs": 2, "batch_size": 8, "consistency": {"images": 0}}
+    >>> config["data"] = {"source": "noise:size=4,n=16,test=8"}
+    >>> config["model"] = {"width": 2, "depth": 2, "strided": (2,)}
+    >>> with contextlib.redirect_stdout(io.StringIO()) as printed:
+    ...     summary = training.train_and_evaluate(config, tempfile.mkdtemp())
+    ...
+    >>> summary["step"], printed.getvalue().count("evaluation after step")
+    (4, 2)
     """
     workdir = pathlib.Path(workdir)
     config = resolve(config)
@@ -396,13 +409,7 @@ def _evaluate_accuracy(session: _Session, step: int, state: TrainState) -> bool:
             for name in parts[0]
         }
         figures = run.log_evaluation(step, sums)
-        shown = "  ".join(
-            f"{name.replace('_', ' ')} {figures[name]:.4f}"
-            for name in ("accuracy", "mean_iou", "loss")
-            if name in figures
-        )
-        images = figures["images"]
-        session.show(run, f"evaluation after step {step}: {shown}  ({images} images)")
+        session.show(run, f"evaluation after step {step}: {evaluation_line(figures)}")
     return True
 
 
@@ -415,13 +422,7 @@ def _evaluate_consistency(
         return False
     for run, figures in zip(session.runs, found, strict=True):
         run.log_consistency(step, figures)
-        shares = {"shifted": figures.get("shifts"), **figures["flips"]}
-        shown = "  ".join(
-            f"{name} {shares[name]:.4f}"
-            for name in ("shifted", "fliplr", "flipud")
-            if shares[name] is not None
-        )
-        session.show(run, f"same answer: {shown}  ({figures['images']} images)")
+        session.show(run, f"same answer: {consistency_line(figures)}")
     return True
 
 

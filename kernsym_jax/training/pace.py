@@ -8,7 +8,7 @@ import pathlib
 import socket
 import struct
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import jax
@@ -260,6 +260,27 @@ class Profile:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
+
+
+def evaluation_line(figures: Mapping[str, Any]) -> str:
+    """Returns the accuracy and the loss of an evaluation as text."""
+    shown = "  ".join(
+        f"{name.replace('_', ' ')} {figures[name]:.4f}"
+        for name in ("accuracy", "mean_iou", "loss")
+        if name in figures
+    )
+    return f"{shown}  ({figures['images']} images)"
+
+
+def consistency_line(figures: Mapping[str, Any]) -> str:
+    """Returns the shares of equal answers as text."""
+    shares = {"shifted": figures.get("shifts"), **figures["flips"]}
+    shown = "  ".join(
+        f"{name} {shares[name]:.4f}"
+        for name in ("shifted", "fliplr", "flipud")
+        if shares[name] is not None
+    )
+    return f"{shown}  ({figures['images']} images)"
 
 
 def show(line: str) -> None:

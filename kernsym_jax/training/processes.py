@@ -23,7 +23,19 @@ class AgreedFailure(ValueError):
 
 
 class Preempted(Exception):
-    """The run was asked to stop and has saved its state."""
+    """The run was asked to stop and has saved its state.
+
+    >>> from kernsym_jax import cli, training
+    >>> def run():
+    ...     raise training.Preempted("stopped after step 40; what has been trained is saved")
+    ...
+    >>> try:
+    ...     run()
+    ... except training.Preempted as stopped:
+    ...     print(f"{stopped} (exit status {cli.PREEMPTED})")
+    ...
+    stopped after step 40; what has been trained is saved (exit status 75)
+    """
 
 
 def start(

@@ -180,6 +180,14 @@ def shift(
 
     Returns:
       Images of the same dtype; of the size of the view for ``crop``, of the same size otherwise.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import evaluation
+    >>> images = jnp.array([1, 2, 3, 4]).reshape(1, 1, 4, 1)
+    >>> evaluation.shift(images, jnp.array([0, 1]), mode="circular").ravel().tolist()
+    [4, 1, 2, 3]
+    >>> evaluation.shift(images, jnp.array([0, 1]), mode="zero").ravel().tolist()
+    [0, 1, 2, 3]
     """
     if offset.ndim == 2:
         move = functools.partial(shift, mode=mode, view=view)
@@ -243,6 +251,14 @@ def flip(images: jax.Array, name: str, *, rolled: bool = False) -> jax.Array:
 
     Returns:
       Images of the same shape and dtype.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import evaluation
+    >>> images = jnp.array([1, 2, 3, 4]).reshape(1, 1, 4, 1)
+    >>> evaluation.flip(images, "fliplr").ravel().tolist()
+    [4, 3, 2, 1]
+    >>> evaluation.flip(images, "fliplr", rolled=True).ravel().tolist()
+    [1, 4, 3, 2]
     """
     swapped, reversed_axes = _axes_of(name)
     result = jnp.flip(images.swapaxes(1, 2) if swapped else images, reversed_axes)
@@ -261,6 +277,12 @@ def unflip(maps: jax.Array, name: str, *, rolled: bool = False) -> jax.Array:
 
     Returns:
       Maps of the same shape and dtype, aligned with the images before the flip.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import evaluation
+    >>> images = jnp.array([1, 2, 3, 4]).reshape(1, 1, 4, 1)
+    >>> evaluation.unflip(evaluation.flip(images, "fliplr"), "fliplr").ravel().tolist()
+    [1, 2, 3, 4]
     """
     axes = _rolled_axes(name, *maps.shape[1:3])
     if rolled and axes:

@@ -1,5 +1,6 @@
-"""Foveation: the number of windows that read each pixel of an image."""
+"""Foveation: the windows that read each pixel of an image, and the pixels that a window reads."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -133,6 +134,51 @@ def window_matrix(
         seen = counts.sum(axis=1, keepdims=True)
         counts *= np.divide(kernel, seen, out=np.zeros_like(seen), where=seen > 0)
     return counts
+
+
+@functools.cache
+def window_scale(
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    amounts: tuple[tuple[int, int], tuple[int, int]],
+    dilation: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+) -> np.ndarray:
+    """Returns each window's factor ``kh * kw / m``, where ``m`` of its pixels lie on the image.
+
+    The factors depend on positions alone, so they are constants of the compiled program.
+
+    Args:
+      size: height and width of the map without padding.
+      kernel: height and width of the kernel.
+      amounts: ``((top, bottom), (left, right))``.
+      dilation: vertical and horizontal dilation.
+      stride: vertical and horizontal stride.
+
+    Returns:
+      Array (1, out_h, out_w, 1), float32, read-only; 0 for windows beside the image.
+
+    Reference: Liu et al., "Partial Convolution based Padding", arXiv 1811.11718, equations 1-3.
+
+    >>> from kernsym_jax import layers
+    >>> scale = layers.window_scale((3, 4), (3, 3), ((1, 1), (1, 1)), dilation=(1, 1))
+    >>> scale[0, :, :, 0].tolist()
+    [[2.25, 1.5, 1.5, 2.25], [1.5, 1.0, 1.0, 1.5], [2.25, 1.5, 1.5, 2.25]]
+    """
+    on_image = []
+    for axis in (0, 1):
+        near, far = amounts[axis]
+        reach = dilation[axis] * (kernel[axis] - 1)
+        starts = np.arange(0, size[axis] + near + far - reach, stride[axis]) - near
+        taps = starts[:, None] + dilation[axis] * np.arange(kernel[axis])[None, :]
+        on_image.append(((taps >= 0) & (taps < size[axis])).sum(axis=1))
+    covered = np.outer(on_image[0], on_image[1])
+    scale = np.divide(
+        kernel[0] * kernel[1], covered, out=np.zeros(covered.shape), where=covered > 0
+    )
+    scale = scale.astype(np.float32)[None, :, :, None]
+    scale.flags.writeable = False
+    return scale
 
 
 def network_foveation(

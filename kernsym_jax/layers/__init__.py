@@ -4,11 +4,13 @@ Maps are (batch, height, width, channels) and kernels (kh, kw, in / groups, out)
 BatchNorm statistics are float32; ``dtype`` sets the type of the computation.
 """
 
-from kernsym_jax.layers.conv import BatchNorm, Conv, by_products
+from kernsym_jax.geometry.foveation import window_scale
+from kernsym_jax.layers.conv import BatchNorm, Conv, by_products, subsample
 from kernsym_jax.layers.downsample import (
     DOWNSAMPLINGS,
     Downsample,
     PhaseLogits,
+    adaptive_average_pool,
     aps_weights,
     binomial,
     blur_pool,
@@ -20,6 +22,8 @@ from kernsym_jax.layers.downsample import (
 )
 from kernsym_jax.layers.padding import (
     PADDINGS,
+    AvgPool,
+    MaxPool,
     Position,
     check_padding,
     corner,
@@ -28,10 +32,7 @@ from kernsym_jax.layers.padding import (
     layer_padding,
     pad_map,
     random_position,
-    subsample,
-    window_scale,
 )
-from kernsym_jax.layers.pool import AvgPool, MaxPool, adaptive_average_pool
 
 __all__ = [
     "DOWNSAMPLINGS",

@@ -337,6 +337,43 @@ class Conv(nn.Module):
         return y
 
 
+def subsample(
+    x: jax.Array, stride: int, position: Position | None = None, layer: str = "subsample"
+) -> jax.Array:
+    """Keeps every ``stride``-th pixel, as a 1×1 convolution with that stride does.
+
+    Args:
+      x: map (batch, height, width, channels).
+      stride: step on both axes.
+      position: SBPool's choice, or ``None`` to start at the first pixel.
+      layer: name for error messages.
+
+    Returns:
+      Map (batch, ⌈height / stride⌉, ⌈width / stride⌉, channels).
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> x = jnp.arange(4).reshape(1, 1, 4, 1)
+    >>> layers.subsample(x, 2).ravel().tolist()
+    [0, 2]
+    >>> layers.subsample(x, 2, position=layers.corner(2)).ravel().tolist()
+    [1, 3]
+    """
+    step = (stride, stride)
+    windows = place_windows(
+        x,
+        kernel=(1, 1),
+        stride=step,
+        padding="zero",
+        pad=0,
+        dilation=(1, 1),
+        position=position,
+        fill=0.0,
+        layer=layer,
+    )
+    return windows.x[:, ::stride, ::stride]
+
+
 class BatchNorm(nn.Module):
     """Normalises each channel over batch, height and width.
 

@@ -1,4 +1,4 @@
-"""Changes of resolution: the five methods of a strided layer, and upsampling."""
+"""Changes of resolution: the five methods of a strided layer, upsampling, and fixed grids."""
 
 import itertools
 import math
@@ -19,6 +19,7 @@ from kernsym_jax.layers.padding import (
     corner,
     module_path,
     pad_map,
+    pair,
     random_position,
 )
 
@@ -301,6 +302,44 @@ class Downsample(nn.Module):
             logits = PhaseLogits(dtype=self.dtype, name="logits")(components)
             phases = lps_weights(logits, self.make_rng("downsample") if train else None)
         return mix(components, phases), phases
+
+
+def adaptive_average_pool(x: jax.Array, size: int | Pair) -> jax.Array:
+    """Averages a map onto a grid of fixed size.
+
+    Cell i of n along an axis of h pixels averages rows ⌊i·h/n⌋ to ⌈(i+1)·h/n⌉ - 1, as PyTorch's
+    ``AdaptiveAvgPool2d`` does; cells overlap where n does not divide h.
+
+    Args:
+      x: map (batch, height, width, channels).
+      size: height and width of the grid, or one number for both.
+
+    Returns:
+      Map (batch, *size, channels), of the type of ``x``; averages are taken in float32.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> x = jnp.arange(5.0).reshape(1, 1, 5, 1)
+    >>> layers.adaptive_average_pool(x, (1, 2)).ravel().tolist()
+    [1.0, 3.0]
+    """
+    y = x.astype(jnp.float32)
+    for axis, cells in zip((1, 2), pair(size), strict=True):
+        length = y.shape[axis]
+        if length == 0:
+            raise ValueError(f"adaptive_average_pool: the input map is empty, shape {x.shape}")
+        if length % cells == 0:
+            shape = (*y.shape[:axis], cells, length // cells, *y.shape[axis + 1 :])
+            y = y.reshape(shape).mean(axis + 1)
+        else:
+            means = [
+                lax.slice_in_dim(
+                    y, i * length // cells, -(-(i + 1) * length // cells), axis=axis
+                ).mean(axis, keepdims=True)
+                for i in range(cells)
+            ]
+            y = jnp.concatenate(means, axis)
+    return y.astype(x.dtype)
 
 
 def upsample(

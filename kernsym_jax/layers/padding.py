@@ -1,6 +1,5 @@
-"""Padding modes, and the windows that a layer places on a padded map."""
+"""Padding modes, the windows that a layer places on a padded map, and pooling over windows."""
 
-import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from kernsym_jax import geometry
+from kernsym_jax.geometry.foveation import window_scale
 
 Pair = tuple[int, int]
 Amounts = tuple[Pair, Pair]
@@ -27,47 +27,6 @@ Position = tuple[float | jax.Array, float | jax.Array]
 
 _CONSTANT = ("zero", "same", "partial", "valid")
 _NONE: Amounts = ((0, 0), (0, 0))
-
-
-@functools.cache
-def window_scale(
-    size: Pair, kernel: Pair, amounts: Amounts, dilation: Pair, stride: Pair = (1, 1)
-) -> np.ndarray:
-    """Returns each window's factor ``kh * kw / m``, where ``m`` of its pixels lie on the image.
-
-    The factors depend on positions alone, so they are constants of the compiled program.
-
-    Args:
-      size: height and width of the map without padding.
-      kernel: height and width of the kernel.
-      amounts: ``((top, bottom), (left, right))``.
-      dilation: vertical and horizontal dilation.
-      stride: vertical and horizontal stride.
-
-    Returns:
-      Array (1, out_h, out_w, 1), float32, read-only; 0 for windows beside the image.
-
-    Reference: Liu et al., "Partial Convolution based Padding", arXiv 1811.11718, equations 1-3.
-
-    >>> from kernsym_jax import layers
-    >>> scale = layers.window_scale((3, 4), (3, 3), ((1, 1), (1, 1)), dilation=(1, 1))
-    >>> scale[0, :, :, 0].tolist()
-    [[2.25, 1.5, 1.5, 2.25], [1.5, 1.0, 1.0, 1.5], [2.25, 1.5, 1.5, 2.25]]
-    """
-    on_image = []
-    for axis in (0, 1):
-        near, far = amounts[axis]
-        reach = dilation[axis] * (kernel[axis] - 1)
-        starts = np.arange(0, size[axis] + near + far - reach, stride[axis]) - near
-        taps = starts[:, None] + dilation[axis] * np.arange(kernel[axis])[None, :]
-        on_image.append(((taps >= 0) & (taps < size[axis])).sum(axis=1))
-    covered = np.outer(on_image[0], on_image[1])
-    scale = np.divide(
-        kernel[0] * kernel[1], covered, out=np.zeros(covered.shape), where=covered > 0
-    )
-    scale = scale.astype(np.float32)[None, :, :, None]
-    scale.flags.writeable = False
-    return scale
 
 
 def module_path(module: nn.Module) -> str:
@@ -338,43 +297,6 @@ def place_windows(
     return WindowedMap(pad_map(x, amounts, padding, fill), _NONE, scale)
 
 
-def subsample(
-    x: jax.Array, stride: int, position: Position | None = None, layer: str = "subsample"
-) -> jax.Array:
-    """Keeps every ``stride``-th pixel, as a 1×1 convolution with that stride does.
-
-    Args:
-      x: map (batch, height, width, channels).
-      stride: step on both axes.
-      position: SBPool's choice, or ``None`` to start at the first pixel.
-      layer: name for error messages.
-
-    Returns:
-      Map (batch, ⌈height / stride⌉, ⌈width / stride⌉, channels).
-
-    >>> import jax.numpy as jnp
-    >>> from kernsym_jax import layers
-    >>> x = jnp.arange(4).reshape(1, 1, 4, 1)
-    >>> layers.subsample(x, 2).ravel().tolist()
-    [0, 2]
-    >>> layers.subsample(x, 2, position=layers.corner(2)).ravel().tolist()
-    [1, 3]
-    """
-    step = (stride, stride)
-    windows = place_windows(
-        x,
-        kernel=(1, 1),
-        stride=step,
-        padding="zero",
-        pad=0,
-        dilation=(1, 1),
-        position=position,
-        fill=0.0,
-        layer=layer,
-    )
-    return windows.x[:, ::stride, ::stride]
-
-
 def crop(x: jax.Array, margin: int | Pair) -> jax.Array:
     """Removes ``margin`` pixels on every side, as ``valid`` layers in a parallel branch do.
 
@@ -401,6 +323,102 @@ def crop_to_common(maps: list[jax.Array]) -> list[jax.Array]:
         crop(x, ((x.shape[1] - height) // 2, (x.shape[2] - width) // 2))[:, :height, :width]
         for x in maps
     ]
+
+
+class MaxPool(nn.Module):
+    """Takes the largest value of each window; constant padding is minus infinity.
+
+    Attributes:
+      kernel_size: height and width, or one number for both.
+      stride: vertical and horizontal, or one number for both.
+      padding: one of ``PADDINGS``.
+      pad: rows and columns added per side; ``None`` for ``(k - 1) // 2``.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    >>> layers.MaxPool(2, stride=2).apply({}, x)[0, :, :, 0].tolist()
+    [[5.0, 7.0], [13.0, 15.0]]
+    """
+
+    kernel_size: int | Pair
+    stride: int | Pair = 1
+    padding: str = "zero"
+    pad: int | Pair | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, position: Position | None = None) -> jax.Array:
+        """Pools a map (batch, height, width, channels); ``position`` as in ``Conv``."""
+        windows = _windows(self, x, position, fill=-np.inf)
+        return _reduce(windows, -np.inf, lax.max, pair(self.kernel_size), pair(self.stride))
+
+
+class AvgPool(nn.Module):
+    """Averages each window, padding included except under ``padding="partial"``.
+
+    Attributes:
+      kernel_size: height and width, or one number for both.
+      stride: vertical and horizontal, or one number for both.
+      padding: one of ``PADDINGS``; ``partial`` averages over the pixels of the image only.
+      pad: rows and columns added per side; ``None`` for ``(k - 1) // 2``.
+
+    >>> import jax.numpy as jnp
+    >>> from kernsym_jax import layers
+    >>> x = jnp.full((1, 3, 4, 1), 9.0)
+    >>> layers.AvgPool(3).apply({}, x)[0, 0, :, 0].tolist()
+    [4.0, 6.0, 6.0, 4.0]
+    >>> layers.AvgPool(3, padding="partial").apply({}, x)[0, 0, :, 0].tolist()
+    [9.0, 9.0, 9.0, 9.0]
+    """
+
+    kernel_size: int | Pair
+    stride: int | Pair = 1
+    padding: str = "zero"
+    pad: int | Pair | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, position: Position | None = None) -> jax.Array:
+        """Pools a map (batch, height, width, channels); ``position`` as in ``Conv``."""
+        kernel = pair(self.kernel_size)
+        windows = _windows(self, x, position, fill=0.0)
+        total = _reduce(windows, 0.0, lax.add, kernel, pair(self.stride))
+        mean = total / np.asarray(kernel[0] * kernel[1], total.dtype)
+        if windows.scale is None:
+            return mean
+        return mean * jnp.asarray(windows.scale, mean.dtype)
+
+
+def _windows(
+    pool: MaxPool | AvgPool, x: jax.Array, position: Position | None, fill: float
+) -> WindowedMap:
+    layer = module_path(pool)
+    check_padding(pool.padding, layer)
+    kernel, stride = pair(pool.kernel_size), pair(pool.stride)
+    return place_windows(
+        x,
+        kernel=kernel,
+        stride=stride,
+        padding=pool.padding,
+        pad=pool.pad,
+        dilation=(1, 1),
+        position=position,
+        fill=fill,
+        layer=layer,
+    )
+
+
+def _reduce(
+    windows: WindowedMap, start: float, operation: Any, kernel: Pair, stride: Pair
+) -> jax.Array:
+    """Reduces every window by ``operation``; the remaining padding has the value ``start``."""
+    return lax.reduce_window(
+        windows.x,
+        np.asarray(start, windows.x.dtype),
+        operation,
+        (1, *kernel, 1),
+        (1, *stride, 1),
+        ((0, 0), *windows.amounts, (0, 0)),
+    )
 
 
 def _even(amounts: Amounts) -> Amounts:

@@ -1,7 +1,8 @@
 """Studies: each claim as runs, measures, one primary test and a rule, fixed before the runs."""
 
-from kernsym_jax.studies.claims_page import write_claims_page
-from kernsym_jax.studies.conduct import conduct, dry_run, gather, keep, pilot_table, train_one
+from kernsym_jax.studies.claims_page import keep, write_claims_page
+from kernsym_jax.studies.conduct import conduct, dry_run, gather, pilot_table, train_one
+from kernsym_jax.studies.measures import Measure
 from kernsym_jax.studies.results import FinishedRun
 from kernsym_jax.studies.runs import emit, load_study, pick_size
 from kernsym_jax.studies.statistics import Pilot
@@ -10,7 +11,6 @@ from kernsym_jax.studies.study import (
     Consistency,
     Contrast,
     Correlation,
-    Measure,
     Network,
     Study,
 )

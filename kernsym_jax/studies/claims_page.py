@@ -1,16 +1,16 @@
-"""The page of all claims, generated from the ``claims.json`` of every study that was run.
+"""The results of studies that are kept, and the page of all claims that is made from them.
 
-Beside it, in the folder ``claims``, every claim of the paper may have a page of its own, written by
-hand. Its results are generated: they fill the space between two marks.
+Beside that page, in the folder ``claims``, each claim of the paper may have a page of its own,
+written by hand. Its results are generated: they fill the space between two marks.
 """
 
 import pathlib
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kernsym_jax import json_file
-from kernsym_jax.studies.page import CLAIMS as CLAIMS_FILE
-from kernsym_jax.studies.page import figure, p_text
+from kernsym_jax.studies.page import CLAIMS, LAYERS, PLAN, RESULTS, figure, p_text
 from kernsym_jax.studies.results import VERDICTS
 from kernsym_jax.studies.runs import SIZES, UnknownSize, load_study
 from kernsym_jax.studies.study import Study
@@ -48,6 +48,44 @@ so there it comes from the round before.
 """
 
 
+def keep(study: Study, workdir: str | pathlib.Path, folder: str | pathlib.Path) -> pathlib.Path:
+    """Copies the tables, claims and figures of a gathered study to a folder of results.
+
+    Args:
+      study: the study.
+      workdir: its folder.
+      folder: the folder of results.
+
+    Returns:
+      The copy's folder, ``name/size`` below it.
+
+    >>> import pathlib
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from kernsym_jax import studies
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> weight = np.arange(36, dtype=np.float32).reshape(4, 1, 3, 3)
+    >>> np.savez(folder / "net.npz", **{"conv.weight": weight})
+    >>> score = studies.Measure("score", lambda run: run.table.rows[0]["score"])
+    >>> study = studies.Study(
+    ...     name="mine", size="cpu", title="How symmetric is it?", data="one file", files=folder,
+    ...     variants={"read": {}}, networks={"net": studies.Network("net.npz", "mine", "my disk")},
+    ...     measures={"score": score}, claims={}, contrasts={},
+    ... )
+    >>> results = studies.conduct(study, folder / "mine", command=[])
+    mine: 1 of 1 networks are there
+    >>> kept = studies.keep(study, folder / "mine", folder / "results")
+    >>> sorted(path.name for path in kept.iterdir())
+    ['claims.json', 'figures', 'layers.csv', 'results.csv', 'study.json']
+    """
+    target = pathlib.Path(folder) / study.name / study.size
+    (target / "figures").mkdir(parents=True, exist_ok=True)
+    figures = [f"figures/{one.name}" for one in pathlib.Path(workdir).glob("figures/*.svg")]
+    for name in (PLAN, RESULTS, LAYERS, CLAIMS, *figures):
+        shutil.copyfile(pathlib.Path(workdir) / name, target / name)
+    return target
+
+
 def write_claims_page(
     path: str | pathlib.Path,
     results: str | pathlib.Path | None = None,
@@ -68,12 +106,33 @@ def write_claims_page(
     Raises:
       FileNotFoundError: if there is no ``claims.json``.
       ValueError: if one of them, a study file, or the page of a claim cannot be used.
+
+    >>> import pathlib
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from kernsym_jax import studies
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> weight = np.arange(36, dtype=np.float32).reshape(4, 1, 3, 3)
+    >>> np.savez(folder / "net.npz", **{"conv.weight": weight})
+    >>> score = studies.Measure("score", lambda run: run.table.rows[0]["score"])
+    >>> study = studies.Study(
+    ...     name="mine", size="cpu", title="How symmetric is it?", data="one file", files=folder,
+    ...     variants={"read": {}}, networks={"net": studies.Network("net.npz", "mine", "my disk")},
+    ...     measures={"score": score}, claims={}, contrasts={},
+    ... )
+    >>> results = studies.conduct(study, folder / "mine", command=[])
+    mine: 1 of 1 networks are there
+    >>> kept = studies.keep(study, folder / "mine", folder / "results")
+    >>> studies.write_claims_page(folder / "claims.md", studies=folder)
+    1
+    >>> "mine, cpu" in (folder / "claims.md").read_text()
+    True
     """
     path = pathlib.Path(path)
     folder = path.parent / "results" if results is None else pathlib.Path(results)
-    files = sorted(folder.glob(f"**/{CLAIMS_FILE}"))
+    files = sorted(folder.glob(f"**/{CLAIMS}"))
     if not files:
-        raise FileNotFoundError(f"{folder}: no {CLAIMS_FILE} below it")
+        raise FileNotFoundError(f"{folder}: no {CLAIMS} below it")
     found = [json_file.read_json(file) for file in files]
     found.sort(key=lambda one: (one["study"], _rank(one["size"])))
     pages = [number for number in PAPER if _own_page(path, number).exists()]

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import shutil
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ import ml_collections
 from kernsym_jax import json_file, lock, run_directory, training
 from kernsym_jax.cli import path_name
 from kernsym_jax.studies import runs as planned
-from kernsym_jax.studies.page import CLAIMS, LAYERS, RESULTS, write_outcome
+from kernsym_jax.studies.page import PLAN, write_outcome
 from kernsym_jax.studies.results import FinishedRun, Results, collect
 from kernsym_jax.studies.runs import PlannedRun, job_command
 from kernsym_jax.studies.study import Study
@@ -22,7 +21,6 @@ from kernsym_jax.training import children
 from kernsym_jax.training.pace import duration
 from kernsym_jax.training.processes import stop_on_signal
 
-PLAN = "study.json"
 _PLAN_FORM = json_file.Form("not the plan of a study", {})
 _GATHERING = ".gathering"
 
@@ -49,6 +47,24 @@ def conduct(
       ValueError: if the study or the folder cannot be used, another process conducts a study in
         it, or a run fails; the other runs are trained and gathered first.
       Preempted: after SIGTERM or SIGINT, when the current runs are saved.
+
+    >>> import pathlib
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from kernsym_jax import studies
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> weight = np.arange(36, dtype=np.float32).reshape(4, 1, 3, 3)
+    >>> np.savez(folder / "net.npz", **{"conv.weight": weight})
+    >>> score = studies.Measure("score", lambda run: run.table.rows[0]["score"])
+    >>> study = studies.Study(
+    ...     name="mine", size="cpu", title="How symmetric is it?", data="one file", files=folder,
+    ...     variants={"read": {}}, networks={"net": studies.Network("net.npz", "mine", "my disk")},
+    ...     measures={"score": score}, claims={}, contrasts={},
+    ... )
+    >>> results = studies.conduct(study, folder / "mine", command=[])
+    mine: 1 of 1 networks are there
+    >>> [round(score, 2) for score in results.of("read", "score")]
+    [0.91]
     """
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -98,6 +114,25 @@ def train_one(study: Study, workdir: str | pathlib.Path, name: str) -> dict[str,
     Raises:
       ValueError: if the study does not have the run, or trains none.
       Preempted: after SIGTERM or SIGINT, when the state is saved.
+
+    >>> import contextlib
+    >>> import io
+    >>> import tempfile
+    >>> import ml_collections
+    >>> from kernsym_jax import studies
+    >>> config = {"epochs": 2, "batch_size": 8, "consistency": {"images": 0}}
+    >>> config["data"] = {"source": "noise:size=4,n=16,test=8"}
+    >>> config["model"] = {"width": 2, "depth": 2, "strided": (2,)}
+    >>> study = studies.Study(
+    ...     name="mine", size="cpu", title="Does it learn?", data="noise", seeds=(0,),
+    ...     base=ml_collections.ConfigDict(config), variants={"plain": {}},
+    ...     measures={}, claims={}, contrasts={},
+    ... )
+    >>> with contextlib.redirect_stdout(io.StringIO()):
+    ...     summary = studies.train_one(study, tempfile.mkdtemp(), "plain/seed_000")
+    ...
+    >>> summary["step"]
+    4
     """
     workdir = pathlib.Path(workdir)
     if study.networks:
@@ -128,6 +163,23 @@ def gather(study: Study, workdir: str | pathlib.Path, command: Sequence[str]) ->
 
     Raises:
       ValueError: if no run is finished, or a directory holds something else.
+
+    >>> import pathlib
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from kernsym_jax import studies
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> weight = np.arange(36, dtype=np.float32).reshape(4, 1, 3, 3)
+    >>> np.savez(folder / "net.npz", **{"conv.weight": weight})
+    >>> score = studies.Measure("score", lambda run: run.table.rows[0]["score"])
+    >>> study = studies.Study(
+    ...     name="mine", size="cpu", title="How symmetric is it?", data="one file", files=folder,
+    ...     variants={"read": {}}, networks={"net": studies.Network("net.npz", "mine", "my disk")},
+    ...     measures={"score": score}, claims={}, contrasts={},
+    ... )
+    >>> results = studies.gather(study, folder / "mine", command=[])
+    >>> len(results.finished), (folder / "mine" / "study.html").exists()
+    (1, True)
     """
     workdir = pathlib.Path(workdir)
     results = collect(study, workdir)
@@ -141,25 +193,6 @@ def gather(study: Study, workdir: str | pathlib.Path, command: Sequence[str]) ->
             run_directory.add_session(workdir)
         write_outcome(results, workdir, command, changed)
     return results
-
-
-def keep(study: Study, workdir: str | pathlib.Path, folder: str | pathlib.Path) -> pathlib.Path:
-    """Copies the tables, claims and figures of a gathered study to a folder of results.
-
-    Args:
-      study: the study.
-      workdir: its folder.
-      folder: the folder of results.
-
-    Returns:
-      The copy's folder, ``name/size`` below it.
-    """
-    target = pathlib.Path(folder) / study.name / study.size
-    (target / "figures").mkdir(parents=True, exist_ok=True)
-    figures = [f"figures/{one.name}" for one in pathlib.Path(workdir).glob("figures/*.svg")]
-    for name in (PLAN, RESULTS, LAYERS, CLAIMS, *figures):
-        shutil.copyfile(pathlib.Path(workdir) / name, target / name)
-    return target
 
 
 def _write_plan(study: Study, workdir: pathlib.Path) -> None:
@@ -305,6 +338,12 @@ def dry_run(study: Study, workdir: str | pathlib.Path) -> str:
       A table as text. The cost of a run is that of finished runs of its variant; without those, of
       the other variants; without those, the study's own record. For a study of networks, the files
       that are there, and where to get the others.
+
+    >>> import tempfile
+    >>> from kernsym_jax import cli, studies
+    >>> study = studies.load_study(cli.find_shipped("study", "downsampling"), "smoke")
+    >>> print(studies.dry_run(study, tempfile.mkdtemp()).splitlines()[-1].split(",")[0])
+    9 of 9 runs to do
     """
     everything = planned.plan_runs(study, pathlib.Path(workdir))
     states = {run.name: planned.state(run) for run in everything}
@@ -356,6 +395,19 @@ def pilot_table(results: Results) -> str:
 
     Args:
       results: the results of `Study.as_pilot`.
+
+    >>> from kernsym_jax import cli, studies
+    >>> from kernsym_jax.studies.results import decide
+    >>> study = studies.load_study(cli.find_shipped("study", "downsampling"), "smoke")
+    >>> found = {"zero16": (0.06, 0.05), "same16": (0.01, -0.01)}
+    >>> values = {
+    ...     (variant, 100 + place): {"signature": value}
+    ...     for variant, both in found.items() for place, value in enumerate(both)
+    ... }
+    >>> print(studies.pilot_table(decide(study.as_pilot(2), values)))
+    PILOTS = {
+        "signature": Pilot(0.055, 0.0071, "seeds 100 to 101 of size smoke"),
+    }
     """
     seeds = results.study.seeds
     source = f"seeds {seeds[0]} to {seeds[-1]} of size {results.study.size}"

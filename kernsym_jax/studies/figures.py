@@ -357,7 +357,9 @@ def _chance(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 def _legend(axis: Any) -> None:
     """Draws the legend above the axes, in as many columns as fit."""
     _, labels = axis.get_legend_handles_labels()
-    longest = max(map(len, labels), default=1)
+    if not labels:  # matplotlib warns of an empty legend
+        return
+    longest = max(map(len, labels))
     # The widest letters fit 13 times into an inch; a mark is as wide as seven letters. If the
     # legend is wider than the figure, nothing is left of the axes.
     columns = max(1, min(len(labels), int(13 * _WIDTH) // (longest + 7)))

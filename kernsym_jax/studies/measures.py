@@ -1,23 +1,43 @@
 """Measures of a finished run: figures of its layers at the end, the start and on the way."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from kernsym_jax import report, symmetry
 from kernsym_jax.studies import statistics
-from kernsym_jax.studies.results import FinishedRun
-from kernsym_jax.studies.study import Measure
 from kernsym_jax.symmetry.measure import chance_scores
+
+if TYPE_CHECKING:
+    from kernsym_jax.studies.results import FinishedRun
 
 Row = Mapping[str, Any]
 Figure = str | Callable[[Row], float | None]
 
 ORDINARY = ("internal", "strided")
 """Roles of square kernels that do not see the image itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A number of a finished run.
+
+    Attributes:
+      meaning: the number in a few words.
+      of: computes the number from the run; None if the run has none.
+
+    >>> from kernsym_jax import studies
+    >>> loss = studies.Measure("loss on the test images", lambda run: run.summary["eval_loss"])
+    >>> loss.meaning
+    'loss on the test images'
+    """
+
+    meaning: str
+    of: "Callable[[FinishedRun], float | None]"
 
 
 def accuracy() -> Measure:
@@ -50,7 +70,7 @@ def flip_consistency(element: str, kind: str = "hard", meaning: str | None = Non
       meaning: meaning of the measure; by default the element and the kind.
     """
 
-    def of(run: FinishedRun) -> float | None:
+    def of(run: "FinishedRun") -> float | None:
         kinds = run.consistency["flip_consistency"].get(element)
         return None if kinds is None else kinds[kind]["value"]
 
@@ -74,7 +94,7 @@ def mean_over(figure: Figure, roles: Sequence[str], meaning: str) -> Measure:
 def at_layers(figure: Figure, layers: Sequence[str], meaning: str) -> Measure:
     """Returns the measure of a figure's mean over the layers of some names, at the end."""
 
-    def of(run: FinishedRun) -> float | None:
+    def of(run: "FinishedRun") -> float | None:
         return mean_figure([row for row in run.table.rows if row["layer"] in layers], figure)
 
     return Measure(meaning, of)
@@ -90,7 +110,7 @@ def moment_distance(element: str, layers: Sequence[str], meaning: str) -> Measur
     """
     index = symmetry.D4.index(element)
 
-    def of(run: FinishedRun) -> float | None:
+    def of(run: "FinishedRun") -> float | None:
         found = [
             float(symmetry.moment_distances(jnp.asarray(weight))[index])
             for name, weight in run.weights.items()
@@ -118,7 +138,7 @@ def along_training(figure: Figure, roles: Sequence[str], kept: str, meaning: str
       The measure; None for runs with fewer than five evaluations, or where one side is constant.
     """
 
-    def of(run: FinishedRun) -> float | None:
+    def of(run: "FinishedRun") -> float | None:
         names = [row["layer"] for row in _of_role(run.table.rows, roles)]
         layers = {line["step"]: line["layers"] for line in run.history}
         pairs: list[tuple[float, float]] = []
@@ -147,7 +167,7 @@ def at_step(figure: Figure, roles: Sequence[str], index: int, meaning: str) -> M
       meaning: meaning of the measure.
     """
 
-    def of(run: FinishedRun) -> float | None:
+    def of(run: "FinishedRun") -> float | None:
         layers = run.history[index]["layers"]
         rows = _of_role(run.table.rows, roles)
         return mean_figure([layers[row["layer"]] for row in rows], figure)
@@ -168,7 +188,7 @@ def over_chance(
     """
     name = "score_centered" if centered else "score"
 
-    def of(run: FinishedRun) -> float | None:
+    def of(run: "FinishedRun") -> float | None:
         layers = run.history[index]["layers"]
         scored = []
         for row in _of_role(run.table.rows, roles):
@@ -197,7 +217,7 @@ def deficit(meaning: str, layer: str | None = None) -> Measure:
         stride.
     """
 
-    def of(run: FinishedRun) -> float | None:
+    def of(run: "FinishedRun") -> float | None:
         found = report.strided_deficits(run.table.rows, run.table.geometry)
         if layer is not None:
             return found.get(layer)

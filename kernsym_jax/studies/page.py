@@ -17,7 +17,8 @@ from kernsym_jax.studies.results import Results, Test, accuracy_difference
 from kernsym_jax.studies.statistics import Effect, Power
 from kernsym_jax.studies.study import Study
 
-RESULTS, LAYERS, CLAIMS, PAGE = "results.csv", "layers.csv", "claims.json", "study.html"
+PLAN, RESULTS, LAYERS, CLAIMS = "study.json", "results.csv", "layers.csv", "claims.json"
+PAGE = "study.html"
 _LAYER_FIGURES = (
     "score", "score_centered", "E", "sig_x", "sig_y", "skew_x", "skew_y", "dc_share",
 )  # fmt: skip

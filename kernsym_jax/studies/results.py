@@ -38,6 +38,17 @@ class FinishedRun:
       seed: the seed, or the name of a network.
       path: the run directory, or the file of a network, which has a table and nothing else.
       options: how the table is read.
+
+    >>> import pathlib
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from kernsym_jax import studies
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "net.npz"
+    >>> weight = np.arange(36, dtype=np.float32).reshape(4, 1, 3, 3)
+    >>> np.savez(file, **{"conv.weight": weight})
+    >>> run = studies.FinishedRun("read", "net", file)
+    >>> run.weights["conv"].shape, round(run.table.rows[0]["score"], 2)
+    ((3, 3, 1, 4), 0.91)
     """
 
     def __init__(

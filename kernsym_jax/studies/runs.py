@@ -66,6 +66,15 @@ def pick_size(size: str, sizes: Mapping[str, Callable[[], Study]]) -> Study:
 
     Raises:
       UnknownSize: if the study does not have the size.
+
+    >>> from kernsym_jax import cli, studies
+    >>> study = studies.load_study(cli.find_shipped("study", "downsampling"), "smoke")
+    >>> studies.pick_size("smoke", {"smoke": lambda: study}).size
+    'smoke'
+    >>> studies.pick_size("smoek", {"smoke": lambda: study})
+    Traceback (most recent call last):
+        ...
+    kernsym_jax.studies.runs.UnknownSize: unknown size 'smoek'; the study has smoke; did you mean 'smoke'?
     """
     if size not in sizes:
         raise UnknownSize(
@@ -97,6 +106,11 @@ def load_study(
       FileNotFoundError: if the file does not exist.
       ValueError: if the file is not a study.
       UnknownSize: if the study does not have the size.
+
+    >>> from kernsym_jax import cli, studies
+    >>> study = studies.load_study(cli.find_shipped("study", "downsampling"), "smoke")
+    >>> study.name, list(study.variants)[:2], study.seeds
+    ('downsampling', ['zero16', 'same16'], (0, 1, 2))
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -295,6 +309,13 @@ def emit(
     Raises:
       ValueError: if the kind is unknown, the jobs cannot see the bucket, or the study trains
         nothing.
+
+    >>> import tempfile
+    >>> from kernsym_jax import cli, studies
+    >>> study = studies.load_study(cli.find_shipped("study", "downsampling"), "smoke")
+    >>> files = studies.emit(study, tempfile.mkdtemp(), ["-m", "kernsym_jax.study"], "commands")
+    >>> files[0].read_text().splitlines()[2]
+    'python -m kernsym_jax.study --only=zero16/seed_000'
     """
     if kind not in JOB_KINDS:
         raise ValueError(f"jobs: got {kind!r}, wanted {' or '.join(JOB_KINDS)}")

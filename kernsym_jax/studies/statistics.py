@@ -89,6 +89,10 @@ class Pilot:
       mean: the effect.
       sd: its standard deviation from seed to seed (or from family to family).
       source: which runs these were.
+
+    >>> from kernsym_jax import studies
+    >>> studies.Pilot(mean=0.03, sd=0.01, source="seeds 100 to 102 of size cpu").sd
+    0.01
     """
 
     mean: float

@@ -6,19 +6,17 @@ import hashlib
 import itertools
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ml_collections
 
 from kernsym_jax import report, run_directory, training
 from kernsym_jax.evaluation import Shifts
 from kernsym_jax.studies import statistics
+from kernsym_jax.studies.measures import Measure
 from kernsym_jax.studies.statistics import Pilot, Power
 from kernsym_jax.training import config as configuration
-
-if TYPE_CHECKING:
-    from kernsym_jax.studies.results import FinishedRun
 
 DIRECTIONS = ("above", "below", "zero")
 _CHECKSUM_DIGITS = 8
@@ -34,24 +32,15 @@ class Claim:
       of: number of the paper's claim that this is a part of, such as ``E4``.
       primary: name of the test that decides; may be empty if the claim has one test only. Its other
         tests are secondary: they describe, uncorrected, and decide nothing.
+
+    >>> from kernsym_jax import studies
+    >>> studies.Claim("Uneven padding skews kernels.", of="E4", primary="odd_part").of
+    'E4'
     """
 
     text: str
     of: str
     primary: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Measure:
-    """A number of a finished run.
-
-    Attributes:
-      meaning: the number in a few words. of: computes the number from the run; None if the run has
-      none.
-    """
-
-    meaning: str
-    of: "Callable[[FinishedRun], float | None]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +53,12 @@ class Contrast:
       terms: (weight, variant, measure) of each summand.
       expected: ``above`` or ``below`` 0, or ``zero`` if the effect should be too small to matter.
       smallest: the smallest effect that matters, above 0.
+
+    >>> from kernsym_jax import studies
+    >>> terms = ((1.0, "even", "E"), (-1.0, "odd", "E"))
+    >>> test = studies.Contrast("E4", "odd part, even − odd size", terms, "above", smallest=0.02)
+    >>> [variant for weight, variant, measure in test.terms]
+    ['even', 'odd']
     """
 
     claim: str
@@ -91,6 +86,10 @@ class Correlation:
       within: compares seeds within their variants instead: every run counts, variants are held
         fixed.
       variants: the variants that count; empty for all.
+
+    >>> from kernsym_jax import studies
+    >>> studies.Correlation("E6", "score and accuracy", "score", "accuracy", "above", 0.3).method
+    'spearman'
     """
 
     claim: str
@@ -112,6 +111,10 @@ class Consistency:
     Attributes:
       shifts: the shifts that are compared; the elements of D4 are compared too.
       limit: number of test images, evenly spread; None for all.
+
+    >>> from kernsym_jax import evaluation, studies
+    >>> studies.Consistency(evaluation.Shifts("circular", -2, 2), limit=1000).shifts.differences
+    range(-2, 3)
     """
 
     shifts: Shifts
@@ -133,6 +136,12 @@ class Network:
 
     Raises:
       ValueError: if the checksum is malformed.
+
+    >>> from kernsym_jax import studies
+    >>> studies.Network("net.npz", family="mine", origin="my disk", sha256="c0ffee")
+    Traceback (most recent call last):
+        ...
+    ValueError: net.npz: sha256 is 8 to 64 hexadecimal digits, got 'c0ffee'
     """
 
     file: str
@@ -212,6 +221,19 @@ class Study:
     Raises:
       ValueError: if a test names something that the study does not have, a claim has no primary
         test, or a threshold is out of range.
+
+    >>> from kernsym_jax import studies
+    >>> from kernsym_jax.studies import measures
+    >>> terms = ((1.0, "reflect", "accuracy"), (-1.0, "zero", "accuracy"))
+    >>> better = studies.Contrast("better", "accuracy, reflect − zero", terms, "above", 0.01)
+    >>> study = studies.Study(
+    ...     name="padding", size="cpu", title="Is reflection better?", data="digits", seeds=(0, 1),
+    ...     variants={"zero": {}, "reflect": {"model.padding": "reflect"}},
+    ...     measures={"accuracy": measures.accuracy()},
+    ...     claims={"better": studies.Claim("It is.", of="mine")}, contrasts={"better": better},
+    ... )
+    >>> study.config("reflect", seed=1).model.padding
+    'reflect'
     """
 
     name: str

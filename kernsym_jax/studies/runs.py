@@ -74,7 +74,8 @@ def pick_size(size: str, sizes: Mapping[str, Callable[[], Study]]) -> Study:
     >>> studies.pick_size("smoek", {"smoke": lambda: study})
     Traceback (most recent call last):
         ...
-    kernsym_jax.studies.runs.UnknownSize: unknown size 'smoek'; the study has smoke; did you mean 'smoke'?
+    kernsym_jax.studies.runs.UnknownSize: unknown size 'smoek'; the study has smoke; did you
+    mean 'smoke'?
     """
     if size not in sizes:
         raise UnknownSize(

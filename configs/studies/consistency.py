@@ -20,7 +20,14 @@ from kernsym_jax.studies import measures as m
 
 CIFAR = "folder:data/cifar10_jpeg.tar.gz"
 LAYERS = ("conv2", "conv3", "conv4")
-PILOTS: dict[str, Pilot] = {}
+PILOT_SEEDS = "seeds 100 to 101 of size cpu"
+PILOTS = {
+    "shift_loss": Pilot(0.00049, 0.0042, PILOT_SEEDS),
+    "shift_project": Pilot(-0.00418, 0.012, PILOT_SEEDS),
+    "fliplr_project": Pilot(0.00075, 0.0039, PILOT_SEEDS),
+    "mean_horizontal": Pilot(0.00915, 0.047, PILOT_SEEDS),
+    "moments_horizontal": Pilot(-0.00844, 0.0053, PILOT_SEEDS),
+}
 VARIANTS = {
     "plain": {},
     "loss_weak": {"symmetry.loss_weight": 0.002},

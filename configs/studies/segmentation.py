@@ -56,7 +56,15 @@ CLAIMS = {
     )
     for name, text in TEXTS.items()
 }
-PILOTS: dict[str, Pilot] = {}
+PILOT_SEEDS = "seeds 100 to 101 of size cpu"
+PILOTS = {
+    "shifts_odd": Pilot(0.0338, 0.014, PILOT_SEEDS),
+    "shifts_partial": Pilot(-0.0375, 0.0031, PILOT_SEEDS),
+    "shifts_reflect": Pilot(0.0713, 0.022, PILOT_SEEDS),
+    "shifts_blur": Pilot(0.034, 0.014, PILOT_SEEDS),
+    "shifts_sbpool": Pilot(0.051, 0.027, PILOT_SEEDS),
+    "shifts_aps_circular": Pilot(0.0813, 0.019, PILOT_SEEDS),
+}
 
 
 def measures(depth: int) -> dict[str, Measure]:

@@ -6,7 +6,6 @@ import io
 import itertools
 import pathlib
 import re
-import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +83,8 @@ _ARROW = 20
 _MOST_WHOLE = 200
 # A common beginning of the layers' names is left out from this length on.
 _LONG_BEGINNING = 12
+# ASCII characters that an address cannot hold as they are -> their escapes.
+_ESCAPES = {code: f"%{code:02X}" for code in range(128) if not re.match(r"[\w.,:/=+;-]", chr(code))}
 # A layer-by-layer table of more networks than this is too wide to read.
 _MOST_COMPARED = 6
 
@@ -292,7 +293,7 @@ def csv_link(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return f"data:text/csv;charset=utf-8,{urllib.parse.quote(stream.getvalue(), safe=',:/=+;')}"
+    return f"data:text/csv;charset=utf-8,{stream.getvalue().translate(_ESCAPES)}"
 
 
 def _shares(table: "NetworkTable") -> dict[str, float | None]:
@@ -390,21 +391,18 @@ def _beginning(names: Sequence[str]) -> str:
     return shared if len(names) > 2 and len(shared) >= _LONG_BEGINNING else ""
 
 
-def _short(name: str, beginning: str) -> str:
-    return f"…{name.removeprefix(beginning)}" if beginning else name
-
-
 def _layer(row: dict[str, Any], table: "NetworkTable", beginning: str) -> dict[str, Any]:
     whole = table.mean_kernels[row["layer"]]
     kernel = figures.coarse(whole)
     unit = figures.unit_kernel(kernel)
     values = {key: row.get(key) for key, _, _ in _TABLE}
+    name = printable(row["layer"])
     return {
         **values,
         "role": row["role"] or "",
         "drift": _drift(row["centre_drift"]),
-        "layer": printable(row["layer"]),
-        "short": _short(printable(row["layer"]), beginning),
+        "layer": name,
+        "short": f"…{name.removeprefix(beginning)}" if beginning else name,
         "uneven_w": row["uneven_w"],
         "words": summary.in_words(row),
         "cells": [

@@ -1,5 +1,6 @@
 """Reads what ``torch.export`` and ``torch.distributed.checkpoint`` save, without PyTorch."""
 
+import ast
 import dataclasses
 import os
 import pathlib
@@ -59,6 +60,8 @@ _CONVOLUTIONS = {
     "convolution": ("stride", "padding", "dilation", "transposed", "output_padding", "groups"),
     "conv_transpose2d": ("stride", "padding", "output_padding", "groups", "dilation"),
 }
+_CONVOLUTIONS["_convolution"] = _CONVOLUTIONS["convolution"]
+_CONVOLUTIONS["_convolution_mode"] = _CONVOLUTIONS["conv2d"]
 _PADS = ("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d")
 
 
@@ -176,10 +179,63 @@ def _calls(program: Any) -> dict[str, dict[str, Any]]:
             continue
         values = _values(node, ("input", "weight", "bias", *_CONVOLUTIONS[operator]))
         kernel = names.get(_tensor_name(values.get("weight")))
-        if kernel is not None:
+        if kernel is not None and not _is_volume(values):
             before = pads.get(_tensor_name(values.get("input")), (0, 0, 0, 0))
             calls.setdefault(kernel, _settings(operator, values, before))
     return calls
+
+
+def frozen_calls(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """Returns the settings of a frozen module's convolutions by names such as ``constants.0``.
+
+    Only the code tells transposed convolutions. It is parsed as Python's syntax and never run.
+    """
+    members = ZipMembers(path)
+    sources = [name for name in members.names if "/code/" in name and name.endswith(".py")]
+    calls: dict[str, dict[str, Any]] = {}
+    # A tree of syntax takes more memory than one of JSON.
+    if sum(map(members.size, sources)) > MAX_JSON // 8:
+        return calls
+    for name in sources:
+        try:
+            _follow(ast.parse(members.read(name).tobytes()), {}, calls)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+    return calls
+
+
+def _follow(node: ast.AST, known: dict[str, ast.AST], calls: dict[str, dict[str, Any]]) -> None:
+    """Adds the convolutions in some code, those in the arguments of others first."""
+    for child in ast.iter_child_nodes(node):
+        _follow(child, known, calls)
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        known[node.targets[0].id] = node.value
+    operator = _operator(node)
+    if not isinstance(node, ast.Call) or operator not in _CONVOLUTIONS or len(node.args) < 2:
+        return
+    image, kernel, rest = *node.args[:2], node.args[3:]
+    if not ast.unparse(kernel).startswith("CONSTANTS.c"):
+        return
+    values = dict(zip(_CONVOLUTIONS[operator], map(ast.literal_eval, rest), strict=False))
+    before = known.get(image.id) if isinstance(image, ast.Name) else image
+    pads: Any = (0, 0, 0, 0)
+    if isinstance(before, ast.Call) and _operator(before) in _PADS:
+        pads = ast.literal_eval(before.args[1])
+    if not _is_volume(values):
+        name = f"constants.{ast.unparse(kernel).removeprefix('CONSTANTS.c')}"
+        calls.setdefault(name, _settings(operator, values, pads))
+
+
+def _operator(node: ast.AST | None) -> str:
+    """Returns ``conv2d`` of a call of ``torch.conv2d``; an empty name for anything else."""
+    called = node.func if isinstance(node, ast.Call) else None
+    return called.attr if isinstance(called, ast.Attribute) else ""
+
+
+def _is_volume(values: Mapping[str, Any]) -> bool:
+    """Returns whether a convolution has settings for three axes."""
+    settings = map(values.get, ("stride", "padding", "dilation"))
+    return any(isinstance(each, list) and len(each) == 3 for each in settings)
 
 
 def _values(node: Mapping[str, Any], order: tuple[str, ...]) -> dict[str, Any]:
@@ -197,10 +253,7 @@ def _tensor_name(value: Any) -> str:
 def _settings(operator: str, values: Mapping[str, Any], before: Any) -> dict[str, Any]:
     """Returns the settings of a convolution in numbers, those that it leaves out included.
 
-    Args:
-      operator: one of `_CONVOLUTIONS`.
-      values: its arguments.
-      before: the numbers of a padding in front of it: left, right, top and bottom.
+    A padding in front of it has the numbers `before`: left, right, top and bottom.
     """
     transposed = operator == "conv_transpose2d" or values.get("transposed") is True
     groups = values.get("groups", 1)

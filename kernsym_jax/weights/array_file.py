@@ -179,22 +179,28 @@ def _zip(path: pathlib.Path, which: str | None) -> ArrayFile:
     if torch_export.is_exported(names):
         exported = torch_export.read_exported(path)
         file = _checkpoint("torch.export", exported.tree, ".", which, rule=OIHW, ordered=True)
-        calls = {
-            name: {**call, "padding": "SAME" if call["padding"] == "same" else call["padding"]}
-            for name, call in exported.calls.items()
-        }
-        return dataclasses.replace(file, calls=calls)
+        return dataclasses.replace(file, calls=_padded(exported.calls))
     if any(name.endswith("data.pkl") for name in names):
         script = any(name.endswith("constants.pkl") for name in names)
         name = "TorchScript" if script else "PyTorch"
         tree = pytorch.read_archive(path)
-        return _checkpoint(name, tree, ".", which, rule=OIHW, ordered=True)
+        file = _checkpoint(name, tree, ".", which, rule=OIHW, ordered=True)
+        calls = _padded(torch_export.frozen_calls(path)) if script else {}
+        return dataclasses.replace(file, calls=calls)
     if names and all(name.endswith(".npy") for name in names):
         arrays, skipped = named_arrays.read_npz(path)
         # Sorted names come from a sorted tree and do not tell the order of the layers.
         ordered = list(arrays) != sorted(arrays)
         return _flat("npz", arrays, which, ordered=ordered, skipped=skipped)
     raise ValueError(f"a zip archive, but of no supported format; {SUPPORTED}")
+
+
+def _padded(calls: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Names the padding of PyTorch's ``same`` as others do."""
+    return {
+        name: {**call, "padding": "SAME" if call["padding"] == "same" else call["padding"]}
+        for name, call in calls.items()
+    }
 
 
 def _bundle(index: pathlib.Path, which: str | None) -> ArrayFile:

@@ -1,5 +1,6 @@
 """What torch.export and torch.distributed.checkpoint save, real and hostile."""
 
+import gzip
 import json
 import pathlib
 import pickle
@@ -113,6 +114,62 @@ def test_a_padding_in_front_of_a_convolution_counts(tmp_path, own, before, wante
             weights.read(path)
     else:
         assert weights.read(path).kernels["conv"].padding == wanted
+
+
+@pytest.fixture
+def frozen(fixtures, tmp_path):
+    path = tmp_path / "frozen.pt"
+    path.write_bytes(gzip.decompress((fixtures / "frozen_further.pt.gz").read_bytes()))
+    return path
+
+
+def test_the_code_of_a_frozen_module_tells_its_geometry(frozen):
+    found = weights.read(frozen)
+    assert found.order == "forward"
+    told = [(k.kind, k.stride[0], k.padding, k.groups) for k in found.kernels.values()]
+    one = ((1, 1), (1, 1))
+    assert told == [
+        ("conv", 2, one, 1),
+        ("transposed", 2, ((0, 0), (0, 0)), 2),
+        ("conv", 2, one, 1),
+        ("conv", 1, "SAME", 1),
+    ]
+    up = list(found.kernels.values())[1].weight
+    stored = network.values("2.weight", (4, 3, 2, 2))
+    # Output channel 4 is the second of the second group, which reads the inputs 2 and 3.
+    np.testing.assert_array_equal(up[:, :, 0, 4], stored[2, 1])
+    assert [row["role"] for row in report.table(frozen).rows] == [
+        *("strided", "transposed", "strided", "internal")
+    ]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "torch.conv2d(x, CONSTANTS.c1, None, exit())",
+        "(" * 100_000,
+        "-" * 50_000 + "1",
+        "\0",
+        "torch.conv2d(x, CONSTANTS.c1, None, [1, 1, 1], [0, 0, 0], [1, 1, 1], 1)",
+    ],
+)
+def test_code_that_tells_nothing_is_in_nobodys_way(frozen, code):
+    changed = frozen.with_name("changed.pt")
+    with zipfile.ZipFile(frozen) as old, zipfile.ZipFile(changed, "w") as new:
+        for item in old.infolist():
+            data = code if item.filename.endswith(".py") else old.read(item)
+            new.writestr(item.filename, data)
+    found = weights.read(changed)
+    assert (len(found.kernels), found.order) == (4, "file")
+
+
+def test_a_convolution_of_volumes_is_no_obstacle(tmp_path):
+    arrays = {"a.weight": network.values("a", (8, 3, 3, 3))}
+    arrays["v.weight"] = network.values("v", (8, 3, 3, 3, 3))
+    three = {"stride": [1] * 3, "padding": [0] * 3, "dilation": [1] * 3}
+    nodes = [node("conv2d", "p0"), node("convolution", "p1", **three)]
+    found = weights.read(save(tmp_path / "net.pt2", arrays, nodes))
+    assert (list(found.kernels), found.order) == (["a"], "forward")
 
 
 def test_a_first_layer_of_one_tap_reads_the_image(tmp_path):

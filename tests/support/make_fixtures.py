@@ -171,6 +171,25 @@ def make_torch_parts_further():
     (_FIXTURES / "parts_further.pt.gz").write_bytes(packed)
 
 
+def make_torch_frozen():
+    """A frozen module, whose kernels have numbers, with transposed and padded convolutions."""
+    import torch
+
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 3, 1, bias=False),
+        torch.nn.Conv2d(3, 4, 3, 2, 1),
+        torch.nn.ConvTranspose2d(4, 6, 2, 2, groups=2),
+        torch.nn.Conv2d(6, 2, 3, 2, 1, padding_mode="reflect", bias=False),
+        torch.nn.Conv2d(2, 2, 4, padding="same"),
+    ).eval()
+    for name, parameter in module.named_parameters():
+        parameter.data = torch.from_numpy(network.values(name, tuple(parameter.shape)))
+    content = io.BytesIO()
+    torch.jit.save(torch.jit.freeze(torch.jit.script(module)), content)
+    packed = gzip.compress(content.getvalue(), 9, mtime=0)
+    (_FIXTURES / "frozen_further.pt.gz").write_bytes(packed)
+
+
 class _Net:
     """The network of network.py in PyTorch."""
 
@@ -425,6 +444,7 @@ def make_keras():
 if __name__ == "__main__":
     _FIXTURES.mkdir(exist_ok=True)
     makers = {"torch": make_torch, "torchvision": make_torchvision, "keras": make_keras}
+    makers["torch_frozen"] = make_torch_frozen
     makers |= {"torch_objects": make_torch_objects, "torch_parts": make_torch_parts_further}
     makers |= {"torch_export": make_torch_export, "torch_distributed": make_torch_distributed}
     makers |= {"equinox": make_equinox, "tensorflow": make_tensorflow}

@@ -25,7 +25,7 @@ from kernsym_jax.layers.padding import (
 
 
 def binomial(size: int) -> np.ndarray:
-    """Returns row ``size - 1`` of Pascal's triangle, scaled to sum 1, float32.
+    """Returns row ``size - 1`` of Pascal's triangle, scaled to sum 1: (size,) float32.
 
     >>> from kernsym_jax import layers
     >>> layers.binomial(3).tolist()
@@ -104,7 +104,14 @@ def polyphase(x: jax.Array, stride: int) -> list[jax.Array]:
 
 
 def mix(phases: list[jax.Array], weights: jax.Array) -> jax.Array:
-    """Returns the sum of the components, weighted per sample by ``weights`` (batch, stride**2).
+    """Mixes the polyphase components of each sample.
+
+    Args:
+      phases: the components, as ``polyphase`` returns them.
+      weights: (batch, stride**2), one weight per component.
+
+    Returns:
+      The weighted sum (batch, ⌈height / stride⌉, ⌈width / stride⌉, channels).
 
     >>> import jax.numpy as jnp
     >>> from kernsym_jax import layers
@@ -200,6 +207,7 @@ def lps_weights(logits: jax.Array, key: jax.Array | None, temperature: float = 1
 
 
 DOWNSAMPLINGS = ("stride", "blur", "sbpool", "aps", "lps")
+"""The methods of `Downsample`."""
 
 
 def check_downsample(downsample: str, layer: str) -> None:
@@ -316,6 +324,9 @@ def adaptive_average_pool(x: jax.Array, size: int | Pair) -> jax.Array:
 
     Returns:
       Map (batch, *size, channels), of the type of ``x``; averages are taken in float32.
+
+    Raises:
+      ValueError: if the map is empty.
 
     >>> import jax.numpy as jnp
     >>> from kernsym_jax import layers

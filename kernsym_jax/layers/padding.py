@@ -15,6 +15,7 @@ Pair = tuple[int, int]
 Amounts = tuple[Pair, Pair]
 
 PADDINGS = geometry.PADDING_MODES
+"""The padding modes of every layer."""
 
 _JNP_MODES = {
     "reflect": "reflect",
@@ -24,6 +25,7 @@ _JNP_MODES = {
 }
 
 Position = tuple[float | jax.Array, float | jax.Array]
+"""Vertical and horizontal place of the first window of a strided layer, 0 to 1 (SBPool)."""
 
 _CONSTANT = ("zero", "same", "partial", "valid")
 _NONE: Amounts = ((0, 0), (0, 0))
@@ -298,7 +300,9 @@ def place_windows(
 
 
 def crop(x: jax.Array, margin: int | Pair) -> jax.Array:
-    """Removes ``margin`` pixels on every side, as ``valid`` layers in a parallel branch do.
+    """Returns a map (batch, height, width, channels) without ``margin`` pixels on every side.
+
+    Layers without padding in a parallel branch shrink their map as much.
 
     >>> import jax.numpy as jnp
     >>> from kernsym_jax import layers
@@ -310,7 +314,9 @@ def crop(x: jax.Array, margin: int | Pair) -> jax.Array:
 
 
 def crop_to_common(maps: list[jax.Array]) -> list[jax.Array]:
-    """Crops maps around their centres to the smallest height and width among them.
+    """Returns maps (batch, height, width, channels), cropped around their centres to one size.
+
+    The size is the smallest height and the smallest width among them.
 
     >>> import jax.numpy as jnp
     >>> from kernsym_jax import layers

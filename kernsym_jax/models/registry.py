@@ -195,6 +195,12 @@ def known_names() -> dict[str, dict[str, str]]:
 def default_input_size(name: str) -> int:
     """Returns the height and width of the images that the network was designed for.
 
+    Args:
+      name: one of `NAMES`.
+
+    Raises:
+      ValueError: for an unknown network, or one of your own, which has no default.
+
     >>> from kernsym_jax import models
     >>> models.default_input_size("resnet50"), models.default_input_size("inception_v3")
     (224, 299)
@@ -206,6 +212,12 @@ def default_input_size(name: str) -> int:
 
 def describe(name: str) -> str:
     """Returns a description of the network in one line.
+
+    Args:
+      name: one of `NAMES`.
+
+    Raises:
+      ValueError: for an unknown network.
 
     >>> from kernsym_jax import models
     >>> models.describe("cifar_resnet20")

@@ -36,6 +36,9 @@ NOT_RUN = {
     ".ci/run": "it would start this suite again",
     "pip install": "the suite runs in an environment that is installed already",
     "mkdocs build": "`.ci/run` builds the pages",
+    "bash launch/accelerator.sh": "it needs a GPU; `tests/launch` runs it with --tiny",
+    "PYTHON=python3 WHEELS=wheels bash launch/accelerator.sh": "as above",
+    "sky jobs launch": "it needs an account; `tests/launch` checks the file that it reads",
 }
 BINARIES = ("train", "evaluate", "analyze", "audit", "study")
 

@@ -263,7 +263,9 @@ def _tap_sizes(axis: Any, sizes: np.ndarray) -> None:
         start,
         arrowprops={"arrowstyle": "->", "lw": 1.4, "mutation_scale": 7, "shrinkA": 0, "shrinkB": 0},
     )
-    axis.set_xlabel(f"{right:+.3f}, {low:+.3f}".replace("-", "−"), fontsize=6)
+    # Adding 0 takes the sign off a rounded zero.
+    moments = (f"{round(moment, 3) + 0:+.3f}" for moment in (right, low))
+    axis.set_xlabel(", ".join(moments).replace("-", "−"), fontsize=6)
 
 
 def layers(results: Results, name: str) -> Any:

@@ -305,9 +305,10 @@ def drawn_state_dict(name, seed=0):
 def test_the_model_that_the_user_names_is_found_behind_any_prefix(prefix):
     state_dict = {f"{prefix}{key}": array for key, array in drawn_state_dict("resnet18").items()}
     table = report.table(state_dict, model="resnet18", padding="same")
-    # `weights.read` takes the prefix of DataParallel off itself.
+    # `weights.read` takes the prefixes of torch.compile and of DataParallel off itself.
     conv1, *rows = table.rows
-    assert conv1["layer"] == f"{prefix.removeprefix('module.')}conv1"
+    kept = "" if prefix in ("module.", "_orig_mod.", "_orig_mod.module.") else prefix
+    assert conv1["layer"] == f"{kept}conv1"
     assert (conv1["role"], conv1["stride"], conv1["padding"]) == ("first", "2", "2,3×2,3")
     assert [row["stride"] for row in rows].count("2") == 3
     assert table.weights.notes == ()

@@ -301,7 +301,7 @@ def _sparse_tensor(_: Any, parts: Any, *__: Any) -> StoredArray | Inert:
         return _without_values()
     shape = tuple(size)
     if element_count(shape) > _MAX_SPARSE:
-        raise ValueError(f"a sparse tensor of shape {shape}, more than {_MAX_SPARSE} elements")
+        return _without_values()
 
     def read() -> np.ndarray:
         places = indices.read()

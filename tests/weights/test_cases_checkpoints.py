@@ -429,6 +429,43 @@ def test_a_state_dict_in_a_sequence_keeps_its_names(tmp_path, tree):
     assert list(weights.read(pickled(tmp_path / "net.pt", tree)).kernels) == ["conv", "body"]
 
 
+@pytest.mark.parametrize(
+    ("places", "shape", "says"),
+    [
+        ([[1, 1, 7], [0, 0, 2], [0, 0, 1], [2, 2, 0]], (8, 3, 3, 3), None),
+        ([[1, 1, 8], [0, 0, 2], [0, 0, 1], [2, 2, 0]], (8, 3, 3, 3), "outside its tensor"),
+        ([[1, 1, -1], [0, 0, 2], [0, 0, 1], [2, 2, 0]], (8, 3, 3, 3), "outside its tensor"),
+        ([[0, 1, 2], [0, 0, 0]], (1 << 20, 1 << 20), None),
+    ],
+)
+def test_sparse_tensors_have_zeros_elsewhere(tmp_path, monkeypatch, places, shape, says):
+    names = ("_rebuild_sparse_tensor", "_rebuild_device_tensor_from_numpy")
+    module = types.ModuleType("torch._utils")
+    for name in names:
+        function = types.FunctionType((lambda *_: None).__code__, {}, name)
+        function.__module__ = "torch._utils"
+        function.__qualname__ = name
+        setattr(module, name, function)
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    monkeypatch.setitem(sys.modules, "torch._utils", module)
+    numbers = np.array([1, 2, 4], np.float32)
+    sparse, dense = (getattr(module, name) for name in names)
+    parts = _Call(dense, np.array(places)), _Call(dense, numbers), shape, False
+    path = pickled(tmp_path / "net.pkl", {"s.weight": _Call(sparse, "coo", parts), "c.weight": A})
+    if says is not None:
+        with pytest.raises(ValueError, match=says):
+            weights.read(path)
+        return
+    found = weights.read(path)
+    if len(shape) == 2:
+        assert list(found.kernels) == ["c"]
+        assert "a tensor kept in a form without plain values" in found.skipped
+        return
+    wanted = np.zeros(shape, np.float32)
+    wanted[1, 0, 0, 2], wanted[7, 2, 1, 0] = 3, 4
+    np.testing.assert_array_equal(found.kernels["s"].weight, wanted.transpose(2, 3, 1, 0))
+
+
 def test_tensors_that_python_itself_pickled_are_read(fixtures, tmp_path):
     path = tmp_path / "tensors.pkl"
     path.write_bytes(gzip.decompress((fixtures / "tensors.pkl.gz").read_bytes()))

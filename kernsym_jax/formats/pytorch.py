@@ -267,8 +267,10 @@ def _tensor(
 
 
 def _tensor_with_dtype(
-    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
+    storage: Any, offset: Any, shape: Any, strides: Any, *more: Any
 ) -> StoredArray | Inert:
+    # The pickle gives whether there is a gradient, the hooks and the element type by position.
+    _, _, dtype, *_ = more
     if not isinstance(dtype, Symbol):
         raise ValueError("a tensor of an unknown element type in the pickle")
     if not isinstance(dtype.value, np.dtype):

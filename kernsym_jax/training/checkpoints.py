@@ -72,7 +72,6 @@ class Checkpoints:
         if step in self.steps():
             return
         self._pending = (step, accuracy)
-        _quiet_orbax(self)
         # Orbax makes small host arrays of its own, which the guard of the training loop forbids.
         with self._one_line(), jax.transfer_guard("allow"):
             if processes.is_first():
@@ -90,7 +89,6 @@ class Checkpoints:
         """
         with self._one_line():
             self._checkpointer.wait_until_finished()
-        _restore_orbax(self)
 
     def trim(self) -> None:
         """Removes all checkpoints but the newest and the best."""
@@ -153,11 +151,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is on disk, and ends orbax's threads."""
-        try:
-            with self._one_line():
-                self._checkpointer.close()
-        finally:
-            _restore_orbax(self)
+        with self._one_line():
+            self._checkpointer.close()
 
     def _prepare(self) -> None:
         if processes.is_first():
@@ -198,6 +193,35 @@ class Checkpoints:
                 f"{self._directory}: checkpoint {step} cannot be saved, the ones before are kept: "
                 f"{_first_line(error)}"
             ) from error
+
+
+@contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Hides, in a context, what orbax's threads print; a save that fails raises one error anyway.
+
+    Its writes go on between two calls of `Checkpoints`, so the context is that of a whole training.
+    """
+    before = sys.unraisablehook
+
+    def report(unraisable: Any) -> None:
+        # After the first failed write orbax closes its event loop, and the others fail with this.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        by_orbax = "orbax" in pathlib.Path(record.pathname).parts
+        return not by_orbax and _UNFINISHED not in record.getMessage()
+
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    sys.unraisablehook = report
+    for logger in loggers:
+        logger.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for logger in loggers:
+            logger.removeFilter(is_wanted)
 
 
 def newest_whole(
@@ -276,42 +300,6 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
 def _digest(file: pathlib.Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-# Checkpoints that are being saved; orbax is quiet while there are any.
-_saving: set[Checkpoints] = set()
-_hook_before = sys.unraisablehook
-
-
-def _quiet_orbax(checkpoints: Checkpoints) -> None:
-    """Hides orbax's messages while its threads save, because a failed save raises one error."""
-    global _hook_before
-    if not _saving:
-        _hook_before, sys.unraisablehook = sys.unraisablehook, _report_unraisable
-        for name in ("absl", "asyncio"):
-            logging.getLogger(name).addFilter(_is_wanted)
-    _saving.add(checkpoints)
-
-
-def _restore_orbax(checkpoints: Checkpoints) -> None:
-    """Undoes `_quiet_orbax` once no checkpoint is being saved."""
-    if checkpoints in _saving:
-        _saving.remove(checkpoints)
-        if not _saving:
-            sys.unraisablehook = _hook_before
-            for name in ("absl", "asyncio"):
-                logging.getLogger(name).removeFilter(_is_wanted)
-
-
-def _is_wanted(record: logging.LogRecord) -> bool:
-    by_orbax = "orbax" in pathlib.Path(record.pathname).parts
-    return not by_orbax and _UNFINISHED not in record.getMessage()
-
-
-def _report_unraisable(unraisable: Any) -> None:
-    # After the first failed write orbax closes its event loop, and the other writes fail with this.
-    if str(unraisable.exc_value) != "Event loop is closed":
-        _hook_before(unraisable)
 
 
 def _require_room(folder: pathlib.Path, state: Any) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from kernsym_jax import data, run_directory, symmetry
 from kernsym_jax.training import processes
 from kernsym_jax.training.backend import Backend, choose_backend, choose_way
-from kernsym_jax.training.checkpoints import newest_whole
+from kernsym_jax.training.checkpoints import newest_whole, quiet_orbax
 from kernsym_jax.training.children import choose_places, train_members
 from kernsym_jax.training.config import complete, member_configs, resolve
 from kernsym_jax.training.consistency import ConsistencyProbe
@@ -93,7 +93,7 @@ def train_and_evaluate(
     """
     workdir = pathlib.Path(workdir)
     config = resolve(config)
-    with stop_on_signal() as stop:
+    with stop_on_signal() as stop, quiet_orbax():
         if config.seeds == 1:
             return _train([config], [workdir], stop, resume=resume, profile=profile, wait=wait)[0]
         with only_writer(workdir, stop, wait=wait):

@@ -1,6 +1,7 @@
 """A disk without space or without room for files: one line, and the last checkpoint is whole."""
 
 import contextlib
+import logging
 import os
 import pathlib
 import subprocess
@@ -20,6 +21,27 @@ def get_config():
     return tiny.config(
         epochs=200.0, eval_every_epochs=200.0, checkpoint_every_epochs=2 / 22, keep_checkpoints=1000
     )
+"""
+
+HALFWAY = """
+import contextlib, pathlib, resource, sys
+import jax
+from kernsym_jax.training.checkpoints import Checkpoints, quiet_orbax
+
+with quiet_orbax():
+    checkpoints = Checkpoints(pathlib.Path(sys.argv[1]), keep=3)
+    state = {f"w{i}": jax.random.normal(jax.random.key(i), (300, 300)) for i in range(12)}
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    try:
+        checkpoints.save(2, state)
+        checkpoints.wait()
+    except OSError as error:
+        print(error)
+    print(checkpoints.steps())
+    with contextlib.suppress(OSError):
+        checkpoints.close()
 """
 
 
@@ -65,6 +87,28 @@ def test_a_run_on_a_full_disk_ends_with_one_line_and_its_last_checkpoint(
         saved = saved_state(disk / "run", tiny.config())
         assert int(saved.step) >= 2
         assert [x["step"] for x in lines(disk / "run", "symmetry")][:2] == [0, 3]
+
+
+def test_writes_that_fail_halfway_raise_one_error_and_print_nothing(tmp_path):
+    """A limit on the length of files passes the look at the free space before a save."""
+    ran = subprocess.run(
+        [sys.executable, "-c", HALFWAY, str(tmp_path / "checkpoints")],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""
+    line, steps = ran.stdout.splitlines()
+    assert "checkpoint 2 cannot be saved, the ones before are kept" in line
+    assert steps == "[1]"
+
+
+def test_a_training_leaves_the_hooks_of_other_libraries_as_they_were(tmp_path):
+    def hooks():
+        return sys.unraisablehook, *(logging.getLogger(n).filters[:] for n in ("absl", "asyncio"))
+
+    before = hooks()
+    training.train_and_evaluate(tiny.config(), tmp_path / "run")
+    assert hooks() == before
 
 
 def test_colons_and_slashes_in_a_path_are_those_of_a_local_path(tmp_path, monkeypatch):

@@ -34,7 +34,8 @@ if ! $dry_run && ((PORT == 0)); then
 print(s.getsockname()[1])')
 fi
 
-settings=(JAX_PLATFORMS=cpu "XLA_FLAGS=--xla_force_host_platform_device_count=$DEVICES")
+devices=--xla_force_host_platform_device_count=$DEVICES
+settings=(JAX_PLATFORMS=cpu "XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }$devices")
 train=("$python" -m kernsym_jax.train --config="$CONFIG" --workdir="$WORKDIR"
   --coordinator="127.0.0.1:$PORT" --processes="$HOSTS")
 if $dry_run; then

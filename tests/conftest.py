@@ -3,18 +3,23 @@
 import os
 import pathlib
 import resource
+import subprocess
+import sys
+
+import compiler
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Read by XLA when the first device is touched, so set before anything imports jax.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+if not os.environ.get("TEST_OPTIMIZED"):
+    os.environ["XLA_FLAGS"] = compiler.quick_flags()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {compiler.EIGHT_DEVICES}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache" / "jax"))
+# The processes of the suite share what they compile, however small.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import importlib
-import sys
 
 import hypothesis
 import jax
@@ -23,7 +28,6 @@ from absl import flags
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 # Real images and weights, too large for the repository.
 SHARED = pathlib.Path(os.environ.get("KERNSYM_TEST_DATA", _ROOT.parent / "shared"))
@@ -57,6 +61,21 @@ def fixtures():
     import writers
 
     return writers.FIXTURES
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Runs a test marked ``optimized`` in a process of its own, with all optimisations of XLA."""
+    if os.environ.get("TEST_OPTIMIZED") or not pyfuncitem.get_closest_marker("optimized"):
+        return None
+    environment = os.environ | {"TEST_OPTIMIZED": "1", "XLA_FLAGS": ""}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:xdist", pyfuncitem.nodeid],
+        cwd=_ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+    return True
 
 
 hypothesis.settings.register_profile(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import compiler
 import pytest
 
 from kernsym_jax.training import children
@@ -21,8 +22,7 @@ def micro(repository):
 def start(repository, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(repository), "PYTHONUNBUFFERED": "1"}
     # One device is enough, and starts faster than the suite's eight.
-    environment["XLA_FLAGS"] = ""
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    environment["XLA_FLAGS"] = compiler.one_device()
     return subprocess.Popen(
         [sys.executable, "-m", "kernsym_jax.study", *map(str, arguments)],
         env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import compiler
 import pytest
 
 LAUNCH = pathlib.Path(__file__).resolve().parents[2] / "launch"
@@ -15,7 +16,7 @@ LAUNCH = pathlib.Path(__file__).resolve().parents[2] / "launch"
 def accelerator(*arguments, **variables):
     return subprocess.run(
         ["bash", str(LAUNCH / "accelerator.sh"), *arguments],
-        env={**os.environ, "PYTHON": sys.executable, "XLA_FLAGS": "", **variables},
+        env=os.environ | {"PYTHON": sys.executable, "XLA_FLAGS": compiler.one_device()} | variables,
         capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ import shutil
 
 import jax
 import numpy as np
+import pytest
 import tiny
 
 from kernsym_jax import training
@@ -29,6 +30,7 @@ def distance(one, other, names):
     return np.sqrt(sum(np.sum((one[name] - other[name]) ** 2) for name in names))
 
 
+@pytest.mark.optimized
 def test_a_run_of_an_earlier_version_resumes_bit_equal(request, tmp_path):
     fixtures = request.path.with_name("fixtures")
     workdir = tmp_path / "run"

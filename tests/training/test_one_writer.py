@@ -35,9 +35,7 @@ def train(repository, tmp_path):
             ],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={
-                **os.environ,
-                "PYTHONPATH": f"{repository}:{repository / 'tests' / 'support'}",
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+                **os.environ, "PYTHONPATH": f"{repository}:{repository / 'tests' / 'support'}"
             },
         )  # fmt: skip
 

@@ -30,7 +30,6 @@ def train_in_two_processes(repository, folder, lines_to_wait_for):
         **os.environ,
         "PYTHON": sys.executable,
         "PYTHONPATH": f"{repository}:{repository / 'tests' / 'support'}",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "CONFIG": str(folder / "config.py"),
         "WORKDIR": str(folder / "run"),
     }

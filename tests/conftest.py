@@ -19,6 +19,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache" / "jax")
 # The processes of the suite share what they compile, however small.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import gc
 import importlib
 
 import hypothesis
@@ -61,6 +62,13 @@ def fixtures():
     import writers
 
     return writers.FIXTURES
+
+
+def pytest_collection_finish():
+    """Spares the tests the collector's walks over all that is imported by now."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 @pytest.hookimpl(tryfirst=True)

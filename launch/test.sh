@@ -16,4 +16,5 @@ if [[ ${1:-} == --lowest ]]; then
 else
   prepare_environment test,docs
 fi
-exec "$venv"/bin/python -m pytest --numprocesses="${TEST_PROCESSES:-2}" --dist=loadfile "$@"
+exec "$venv"/bin/python -m pytest --numprocesses="${TEST_PROCESSES:-2}" \
+  --dist=loadfile --no-loadscope-reorder "$@"

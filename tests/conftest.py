@@ -64,6 +64,14 @@ def fixtures():
     return writers.FIXTURES
 
 
+# The files that take longest start first, so that no process works alone in the end.
+_LONGEST = ("test_gradients.py", "test_registry.py", "test_documents.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
 def pytest_collection_finish():
     """Spares the tests the collector's walks over all that is imported by now."""
     gc.collect()

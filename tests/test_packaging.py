@@ -14,15 +14,15 @@ import tarfile
 import venv
 import zipfile
 
+import compiler
 import pytest
 
 BINARIES = ("train", "evaluate", "analyze", "audit", "study")
 BUILD = (
     "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])('out'))"
 )
-# The settings of this suite, and the checkout on the path, are not those of a user.
-UNSET = ("PYTHONPATH", "XLA_FLAGS")
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in UNSET}
+# A user has no checkout on the path.
+ENVIRONMENT = os.environ | {"PYTHONPATH": "", "XLA_FLAGS": compiler.one_device()}
 COPIED = ("kernsym_jax", "configs", "*.py", "*.toml", "*.txt", "*.md", "*.in", "LICENSE")
 
 

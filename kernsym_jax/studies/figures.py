@@ -15,6 +15,8 @@ COLORS = ("#1b7f79", "#d1495b", "#8a5fbf", "#b8860b", "#3a6ea5", "#7f7f7f", "#e0
 _ARROW = 20.0
 # In inches: on half a wide page and on a phone, letters keep a size that can be read.
 _WIDTH = 6.2
+# More have no legend: it would take the place of the curves. Their names are in the data.
+_MOST_VARIANTS = 12
 
 
 def draw(results: Results) -> dict[str, Any]:
@@ -145,9 +147,11 @@ def effects(results: Results) -> Any:
 
 
 def scatter(results: Results, x: str, y: str) -> Any:
-    """Draws two measures of every run, coloured by variant."""
+    """Draws two measures of every run, coloured by variant unless the variants are many."""
     figure, axis = _figure(_WIDTH, 3.6)
-    for index, variant in enumerate(results.study.variants):
+    many = len(results.study.variants) > _MOST_VARIANTS
+    for number, variant in enumerate(results.study.variants):
+        index = 0 if many else number
         pairs = [
             (row[x], row[y])
             for (name, _), row in results.values.items()
@@ -157,7 +161,8 @@ def scatter(results: Results, x: str, y: str) -> Any:
             color, mark = COLORS[index % len(COLORS)], "os^"[index // len(COLORS) % 3]
             axis.scatter(*zip(*pairs, strict=True), s=18, color=color, marker=mark, label=variant)
     axis.set(xlabel=results.study.measures[x].meaning, ylabel=results.study.measures[y].meaning)
-    _legend(axis)
+    if not many:
+        _legend(axis)
     return figure
 
 

@@ -1,17 +1,19 @@
-"""Reads orbax checkpoints of any kind without the code of the model that was saved.
+"""Reads checkpoints that are folders: of orbax of any kind, and of ``torch.distributed``.
 
-A checkpoint lists a tree and holds a zarr array for every leaf, whatever devices it was saved
-from. The reader takes the listing as it is and opens each array by itself with tensorstore, as
-orbax does: a damaged array is one error, and an array that nobody asks for is not read.
+The reader needs neither PyTorch nor the code of the model that was saved. An orbax checkpoint
+lists a tree and holds a zarr array for every leaf, whatever devices it was saved from. The reader
+takes the listing as it is and opens each array by itself with tensorstore, as orbax does: a damaged
+array is one error, and an array that nobody asks for is not read.
 """
 
+import dataclasses
 import math
 import os
 import pathlib
 import re
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,17 @@ from kernsym_jax.formats.arrays import (
     StoredArray,
     element_count,
     map_file,
+    open_regular,
     parse_json,
+    view,
 )
+from kernsym_jax.formats.pickle_data import Inert, Symbol, load_pickle
+from kernsym_jax.formats.pytorch import plain_symbol, read_archive
 
 MAX_ARRAYS = 20_000
+MAX_CHUNKS = 500_000
+
+METADATA = ".metadata"
 
 _LISTING, _STEP_LISTING, _MANIFEST = "_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -243,3 +252,161 @@ def _found(folder: pathlib.Path) -> tuple[list[Path], bool]:
     described = {head: tail for head, _, tail in names if tail in _DESCRIPTIONS}
     paths = [tuple(head.split(".")) for head in described]
     return paths, "zarr.json" in described.values()
+
+
+def is_distributed(folder: pathlib.Path) -> bool:
+    """Returns whether a folder is a checkpoint of ``torch.distributed.checkpoint``."""
+    return (folder / METADATA).is_file() and next(folder.glob("*.distcp"), None) is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a part of a tensor is saved."""
+
+    file: str
+    offset: int
+    size: int
+
+
+def read_distributed(folder: pathlib.Path) -> dict[str, Any]:
+    """Reads a checkpoint that several processes have saved together.
+
+    Args:
+      folder: with the file ``.metadata`` and the files of values (``__0_0.distcp``).
+
+    Returns:
+      The state dict that was saved, in nested dictionaries; every tensor in one piece.
+
+    Raises:
+      FileNotFoundError: if a file of values is missing.
+      ValueError: if it is damaged, or asks for code to be run.
+    """
+    with open_regular(folder / METADATA) as file:
+        metadata = load_pickle(file, plain_symbol)
+    listing = metadata.attributes() if isinstance(metadata, Inert) else {}
+    tensors, storage = listing.get("state_dict_metadata"), listing.get("storage_data")
+    if not isinstance(tensors, dict) or not isinstance(storage, dict):
+        raise ValueError(f"{METADATA} holds no listing of tensors")
+    places = _places(storage)
+    paths = listing.get("planner_data")
+    values = _Files(folder)
+    tree: dict[str, Any] = {}
+    for name, entry in tensors.items():
+        if not isinstance(entry, Inert) or "chunks" not in entry.attributes():
+            continue  # a number, or another object: saved as bytes
+        path = paths.get(name) if isinstance(paths, dict) else None
+        _insert(
+            tree,
+            path if isinstance(path, tuple) and path else (name,),
+            _tensor(str(name), entry.attributes(), places, values),
+        )
+    return tree
+
+
+def _insert(tree: dict[str, Any], path: tuple[Any, ...], array: StoredArray) -> None:
+    node = tree
+    for key in path[:-1]:
+        node = node.setdefault(str(key), {})
+        if not isinstance(node, dict):
+            raise ValueError(f"a tensor below another: {str(path)[:80]}")
+    node[str(path[-1])] = array
+
+
+def _places(storage: Any) -> dict[tuple[str, tuple[int, ...]], _Place]:
+    """Returns (name of a tensor, offset of a part) -> where the part is saved."""
+    found: dict[tuple[str, tuple[int, ...]], _Place] = {}
+    if len(storage) > MAX_CHUNKS:
+        raise ValueError(f"tensors in more than {MAX_CHUNKS} parts")
+    for index, info in storage.items():
+        key, value = index.attributes(), info.attributes()
+        if value.get("transform_descriptors"):
+            raise ValueError("tensors that are saved compressed or otherwise changed: not read")
+        place = _Place(value["relative_path"], value["offset"], value["length"])
+        if not isinstance(place.file, str) or not all(
+            type(number) is int and number >= 0 for number in (place.offset, place.size)
+        ):
+            raise ValueError("a tensor without a place")
+        found[key["fqn"], tuple(key.get("offset") or ())] = place
+    return found
+
+
+class _Files:
+    """The files of values of a distributed checkpoint."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+        self._open: dict[str, np.ndarray] = {}
+
+    def part(self, place: _Place) -> np.ndarray:
+        """Returns the bytes of a part: uint8 (size,)."""
+        if place.file not in self._open:
+            name = place.file
+            if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+                raise ValueError(f"refused: {name[:80]!r} lies outside its own folder")
+            path = self._folder / name
+            if path.is_symlink() or not path.is_file():
+                raise FileNotFoundError(f"{path}: no such file, which {METADATA} expects")
+            self._open[place.file] = map_file(path)
+        return view(self._open[place.file], place.offset, np.dtype(np.uint8), (place.size,))
+
+
+def _tensor(
+    name: str,
+    entry: Mapping[Any, Any],
+    places: Mapping[tuple[str, tuple[int, ...]], _Place],
+    values: _Files,
+) -> StoredArray:
+    """Returns a tensor put together from its parts when it is read."""
+    shape = tuple(entry["size"])
+    count = element_count(shape)
+    dtype = _dtype(entry["properties"])
+    parts: list[tuple[tuple[int, ...], tuple[int, ...], _Place]] = []
+    for chunk in entry["chunks"]:
+        fields = chunk.attributes()
+        offsets, sizes = tuple(fields["offsets"]), tuple(fields["sizes"])
+        element_count(offsets)
+        element_count(sizes)
+        ends = zip(offsets, sizes, shape, strict=True)
+        if any(start + size > whole for start, size, whole in ends):
+            raise ValueError(f"a part of {name!r} that reaches beyond its shape {shape}")
+        place = places.get((name, offsets)) or places.get((name, ()))
+        if place is None:
+            raise ValueError(f"no place of a part of {name!r}")
+        if element_count(sizes) * dtype.itemsize > values.part(place).size:
+            raise ValueError(f"a part of {name!r} with {place.size} bytes for {sizes} of {dtype}")
+        parts.append((offsets, sizes, place))
+    filled = sum(element_count(sizes) for _, sizes, _ in parts)
+    stored = sum(place.size for place in {place for *_, place in parts})
+    if filled != count or count * dtype.itemsize > stored:
+        raise ValueError(f"the parts of {name!r} do not fill its shape {shape}")
+
+    def read() -> np.ndarray:
+        if len(parts) == 1:
+            return _part(name, values.part(parts[0][2]), shape, dtype)
+        whole, known = np.zeros(shape, dtype), np.zeros(shape, bool)
+        for offsets, sizes, place in parts:
+            inside = tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))
+            whole[inside] = _part(name, values.part(place), sizes, dtype)
+            known[inside] = True
+        # Parts that overlap leave zeros elsewhere.
+        if not known.all():
+            raise ValueError(f"the parts of {name!r} do not fill its shape {shape}")
+        return whole
+
+    return StoredArray(shape, dtype, read)
+
+
+def _part(name: str, data: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    tensor = read_archive(data)
+    if not isinstance(tensor, StoredArray) or tensor.shape != shape or tensor.dtype != dtype:
+        raise ValueError(f"a part of {name!r} is no tensor {shape} of {dtype}")
+    return tensor.read()
+
+
+def _dtype(properties: Any) -> np.dtype:
+    """Returns the element type that a ``TensorProperties`` states."""
+    state = properties.states[-1] if isinstance(properties, Inert) and properties.states else None
+    found = state.get("dtype") if isinstance(state, dict) else state[0] if state else None
+    if isinstance(found, Symbol) and isinstance(found.value, np.dtype):
+        return found.value
+    raise ValueError("a tensor of an unknown element type")

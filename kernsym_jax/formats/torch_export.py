@@ -1,9 +1,8 @@
-"""Reads what ``torch.export`` and ``torch.distributed.checkpoint`` save, without PyTorch."""
+"""Reads what ``torch.export`` saves, and the code of TorchScript, without PyTorch."""
 
 import ast
 import dataclasses
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,17 +14,12 @@ from kernsym_jax.formats.arrays import (
     MAX_JSON,
     StoredArray,
     check_strided,
-    element_count,
-    map_file,
-    open_regular,
     parse_json,
     strided_view,
     view,
 )
-from kernsym_jax.formats.pickle_data import Inert, Symbol, load_pickle
-from kernsym_jax.formats.pytorch import plain_symbol, read_archive
+from kernsym_jax.formats.pytorch import read_archive
 
-MAX_CHUNKS = 500_000
 MAX_NODES = 200_000
 
 _PROGRAMS = ("serialized_exported_program.json", "models/model.json")
@@ -62,7 +56,16 @@ _CONVOLUTIONS = {
 }
 _CONVOLUTIONS["_convolution"] = _CONVOLUTIONS["convolution"]
 _CONVOLUTIONS["_convolution_mode"] = _CONVOLUTIONS["conv2d"]
-_PADS = ("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d")
+_PADS = ("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "_pad_circular")
+# They take pixels from elsewhere: reflecting, repeating and wrapping paddings consist of them.
+_REARRANGING = frozenset(
+    {
+        *("_unsafe_index", "as_strided", "copy", "gather", "index", "index_put", "index_select"),
+        *("scatter", "select_scatter", "slice_scatter"),
+    }
+)
+_WRITING = ("copy_", "fill_", "index_put_")
+_UNPADDED = (0, 0, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,21 +171,63 @@ def _calls(program: Any) -> dict[str, dict[str, Any]]:
     if len(nodes) > MAX_NODES:
         raise ValueError(f"a program of more than {MAX_NODES} operators")
     calls: dict[str, dict[str, Any]] = {}
-    pads: dict[str, Any] = {}
+    pads: dict[str, Any] = {}  # of each value: left, right, top and bottom, or None if unknown
     for node in nodes:
         target = str(node["target"]).split(".")
         operator = target[-2] if len(target) > 1 else ""
-        if operator in _PADS and len(node["inputs"]) > 1:
-            for output in node.get("outputs", ()):
-                pads[_tensor_name(next(iter(output.values()), None))] = _values(node, ())["pad"]
+        _pad_outputs(node, operator, pads)
         if operator not in _CONVOLUTIONS or len(node["inputs"]) < 2:
             continue
         values = _values(node, ("input", "weight", "bias", *_CONVOLUTIONS[operator]))
         kernel = names.get(_tensor_name(values.get("weight")))
         if kernel is not None and not _is_volume(values):
-            before = pads.get(_tensor_name(values.get("input")), (0, 0, 0, 0))
+            before = pads.get(_tensor_name(values.get("input")), _UNPADDED)
             calls.setdefault(kernel, _settings(operator, values, before))
     return calls
+
+
+def _pad_outputs(node: Mapping[str, Any], operator: str, pads: dict[str, Any]) -> None:
+    """Adds the padding that the outputs of an operator of a program have."""
+    values = [next(iter(argument["arg"].values()), None) for argument in node["inputs"]]
+    operands = (each for value in values for each in (value if type(value) is list else [value]))
+    names = [name for name in map(_tensor_name, operands) if name]
+    named = dict(zip((argument.get("name") for argument in node["inputs"]), values, strict=True))
+    second = values[1] if len(values) > 1 else None
+    option = named.get("pad", named.get("dim", second))
+    after = _padding_after(operator, [pads.get(name, _UNPADDED) for name in names], option)
+    if operator in _WRITING:
+        pads.update(dict.fromkeys(pads), **dict.fromkeys(names))
+    for output in node.get("outputs", ()):
+        pads[_tensor_name(next(iter(output.values()), None))] = after
+
+
+def _padding_after(operator: str, before: list[Any], option: Any) -> Any:
+    """Returns the padding of an operator's output: (left, right, top, bottom), or None.
+
+    Args:
+      operator: such as ``cat``.
+      before: the padding of each operand.
+      option: the operator's second argument: the numbers of a padding, the axis of ``cat``.
+    """
+    if operator in _CONVOLUTIONS or "pool" in operator:
+        return _UNPADDED
+    if operator in _PADS:
+        return _added(before[0] if before else _UNPADDED, option)
+    if operator in _REARRANGING or (operator == "cat" and option in (2, 3, -1, -2)):
+        return None
+    if operator == "slice" or "upsample" in operator:
+        return _UNPADDED if set(before) <= {_UNPADDED} else None
+    same = len(set(before)) == 1
+    return before[0] if same else None if before else _UNPADDED
+
+
+def _added(before: Any, numbers: Any) -> Any:
+    """Returns a padding with another around it, whose numbers begin with those of the last axis."""
+    if before is None or not isinstance(numbers, list | tuple) or len(numbers) not in (2, 4, 6, 8):
+        return None
+    if not all(type(number) is int and 0 <= number < 1 << 24 for number in numbers):
+        return None
+    return tuple(map(sum, zip(before, (*numbers, 0, 0)[:4], strict=True)))
 
 
 def frozen_calls(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
@@ -204,12 +249,15 @@ def frozen_calls(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     return calls
 
 
-def _follow(node: ast.AST, known: dict[str, ast.AST], calls: dict[str, dict[str, Any]]) -> None:
+def _follow(node: ast.AST, pads: dict[str, Any], calls: dict[str, dict[str, Any]]) -> None:
     """Adds the convolutions in some code, those in the arguments of others first."""
     for child in ast.iter_child_nodes(node):
-        _follow(child, known, calls)
-    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-        known[node.targets[0].id] = node.value
+        _follow(child, pads, calls)
+    if isinstance(node, ast.Assign):
+        after = _padding_of(node.value, pads)
+        names = [part.id for part in ast.walk(node.targets[0]) if isinstance(part, ast.Name)]
+        written = pads if _operator(node.value) in _WRITING else ()
+        pads.update(dict.fromkeys(written), **dict.fromkeys(names, after))
     operator = _operator(node)
     if not isinstance(node, ast.Call) or operator not in _CONVOLUTIONS or len(node.args) < 2:
         return
@@ -217,13 +265,24 @@ def _follow(node: ast.AST, known: dict[str, ast.AST], calls: dict[str, dict[str,
     if not ast.unparse(kernel).startswith("CONSTANTS.c"):
         return
     values = dict(zip(_CONVOLUTIONS[operator], map(ast.literal_eval, rest), strict=False))
-    before = known.get(image.id) if isinstance(image, ast.Name) else image
-    pads: Any = (0, 0, 0, 0)
-    if isinstance(before, ast.Call) and _operator(before) in _PADS:
-        pads = ast.literal_eval(before.args[1])
     if not _is_volume(values):
         name = f"constants.{ast.unparse(kernel).removeprefix('CONSTANTS.c')}"
-        calls.setdefault(name, _settings(operator, values, pads))
+        calls.setdefault(name, _settings(operator, values, _padding_of(image, pads)))
+
+
+def _padding_of(node: ast.AST, pads: Mapping[str, Any]) -> Any:
+    """Returns the padding of an expression of code; see `_padding_after`."""
+    if isinstance(node, ast.Name):
+        return pads.get(node.id, _UNPADDED)
+    if not isinstance(node, ast.Call):
+        return _UNPADDED
+    operands = (each for part in node.args for each in getattr(part, "elts", [part]))
+    tensors = [each for each in operands if isinstance(each, ast.Name | ast.Call)]
+    try:
+        option = ast.literal_eval(node.args[1])
+    except (IndexError, ValueError):
+        option = None
+    return _padding_after(_operator(node), [_padding_of(each, pads) for each in tensors], option)
 
 
 def _operator(node: ast.AST | None) -> str:
@@ -253,7 +312,7 @@ def _tensor_name(value: Any) -> str:
 def _settings(operator: str, values: Mapping[str, Any], before: Any) -> dict[str, Any]:
     """Returns the settings of a convolution in numbers, those that it leaves out included.
 
-    A padding in front of it has the numbers `before`: left, right, top and bottom.
+    A padding in front of it has the numbers `before`: left, right, top and bottom; None if unknown.
     """
     transposed = operator == "conv_transpose2d" or values.get("transposed") is True
     groups = values.get("groups", 1)
@@ -270,11 +329,10 @@ def _settings(operator: str, values: Mapping[str, Any], before: Any) -> dict[str
 
 def _padding(own: Any, before: Any) -> Any:
     """Returns ((top, bottom), (left, right)), or ``same``; None if it is not known in numbers."""
-    padded = before != (0, 0, 0, 0)
     if own == "same":
-        return None if padded else own
+        return own if before == _UNPADDED else None
     rows, columns = _pair(0 if own == "valid" else own, 0)
-    if len(before) != 4 or not all(type(number) is int for number in before):
+    if before is None:
         return None
     left, right, top, bottom = before
     return (rows + top, rows + bottom), (columns + left, columns + right)
@@ -287,164 +345,3 @@ def _pair(value: Any, default: int) -> tuple[int, int]:
     ):
         raise ValueError(f"a convolution with {str(value)[:40]} for its two axes")
     return value[0], value[-1]
-
-
-METADATA = ".metadata"
-
-
-def is_distributed(folder: pathlib.Path) -> bool:
-    """Returns whether a folder is a checkpoint of ``torch.distributed.checkpoint``."""
-    return (folder / METADATA).is_file() and next(folder.glob("*.distcp"), None) is not None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where a part of a tensor is saved."""
-
-    file: str
-    offset: int
-    size: int
-
-
-def read_distributed(folder: pathlib.Path) -> dict[str, Any]:
-    """Reads a checkpoint that several processes have saved together.
-
-    Args:
-      folder: with the file ``.metadata`` and the files of values (``__0_0.distcp``).
-
-    Returns:
-      The state dict that was saved, in nested dictionaries; every tensor in one piece.
-
-    Raises:
-      FileNotFoundError: if a file of values is missing.
-      ValueError: if it is damaged, or asks for code to be run.
-    """
-    with open_regular(folder / METADATA) as file:
-        metadata = load_pickle(file, plain_symbol)
-    listing = metadata.attributes() if isinstance(metadata, Inert) else {}
-    tensors, storage = listing.get("state_dict_metadata"), listing.get("storage_data")
-    if not isinstance(tensors, dict) or not isinstance(storage, dict):
-        raise ValueError(f"{METADATA} holds no listing of tensors")
-    places = _places(storage)
-    paths = listing.get("planner_data")
-    values = _Files(folder)
-    tree: dict[str, Any] = {}
-    for name, entry in tensors.items():
-        if not isinstance(entry, Inert) or "chunks" not in entry.attributes():
-            continue  # a number, or another object: saved as bytes
-        path = paths.get(name) if isinstance(paths, dict) else None
-        _insert(
-            tree,
-            path if isinstance(path, tuple) and path else (name,),
-            _tensor(str(name), entry.attributes(), places, values),
-        )
-    return tree
-
-
-def _insert(tree: dict[str, Any], path: tuple[Any, ...], array: StoredArray) -> None:
-    node = tree
-    for key in path[:-1]:
-        node = node.setdefault(str(key), {})
-        if not isinstance(node, dict):
-            raise ValueError(f"a tensor below another: {str(path)[:80]}")
-    node[str(path[-1])] = array
-
-
-def _places(storage: Any) -> dict[tuple[str, tuple[int, ...]], _Place]:
-    """Returns (name of a tensor, offset of a part) -> where the part is saved."""
-    found: dict[tuple[str, tuple[int, ...]], _Place] = {}
-    if len(storage) > MAX_CHUNKS:
-        raise ValueError(f"tensors in more than {MAX_CHUNKS} parts")
-    for index, info in storage.items():
-        key, value = index.attributes(), info.attributes()
-        if value.get("transform_descriptors"):
-            raise ValueError("tensors that are saved compressed or otherwise changed: not read")
-        place = _Place(value["relative_path"], value["offset"], value["length"])
-        if not isinstance(place.file, str) or not all(
-            type(number) is int and number >= 0 for number in (place.offset, place.size)
-        ):
-            raise ValueError("a tensor without a place")
-        found[key["fqn"], tuple(key.get("offset") or ())] = place
-    return found
-
-
-class _Files:
-    """The files of values of a distributed checkpoint."""
-
-    def __init__(self, folder: pathlib.Path):
-        self._folder = folder
-        self._open: dict[str, np.ndarray] = {}
-
-    def part(self, place: _Place) -> np.ndarray:
-        """Returns the bytes of a part: uint8 (size,)."""
-        if place.file not in self._open:
-            name = place.file
-            if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-                raise ValueError(f"refused: {name[:80]!r} lies outside its own folder")
-            path = self._folder / name
-            if path.is_symlink() or not path.is_file():
-                raise FileNotFoundError(f"{path}: no such file, which {METADATA} expects")
-            self._open[place.file] = map_file(path)
-        return view(self._open[place.file], place.offset, np.dtype(np.uint8), (place.size,))
-
-
-def _tensor(
-    name: str,
-    entry: Mapping[Any, Any],
-    places: Mapping[tuple[str, tuple[int, ...]], _Place],
-    values: _Files,
-) -> StoredArray:
-    """Returns a tensor put together from its parts when it is read."""
-    shape = tuple(entry["size"])
-    count = element_count(shape)
-    dtype = _dtype(entry["properties"])
-    parts: list[tuple[tuple[int, ...], tuple[int, ...], _Place]] = []
-    for chunk in entry["chunks"]:
-        fields = chunk.attributes()
-        offsets, sizes = tuple(fields["offsets"]), tuple(fields["sizes"])
-        element_count(offsets)
-        element_count(sizes)
-        ends = zip(offsets, sizes, shape, strict=True)
-        if any(start + size > whole for start, size, whole in ends):
-            raise ValueError(f"a part of {name!r} that reaches beyond its shape {shape}")
-        place = places.get((name, offsets)) or places.get((name, ()))
-        if place is None:
-            raise ValueError(f"no place of a part of {name!r}")
-        if element_count(sizes) * dtype.itemsize > values.part(place).size:
-            raise ValueError(f"a part of {name!r} with {place.size} bytes for {sizes} of {dtype}")
-        parts.append((offsets, sizes, place))
-    filled = sum(element_count(sizes) for _, sizes, _ in parts)
-    stored = sum(place.size for place in {place for *_, place in parts})
-    if filled != count or count * dtype.itemsize > stored:
-        raise ValueError(f"the parts of {name!r} do not fill its shape {shape}")
-
-    def read() -> np.ndarray:
-        if len(parts) == 1:
-            return _part(name, values.part(parts[0][2]), shape, dtype)
-        whole, known = np.zeros(shape, dtype), np.zeros(shape, bool)
-        for offsets, sizes, place in parts:
-            inside = tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))
-            whole[inside] = _part(name, values.part(place), sizes, dtype)
-            known[inside] = True
-        # Parts that overlap leave zeros elsewhere.
-        if not known.all():
-            raise ValueError(f"the parts of {name!r} do not fill its shape {shape}")
-        return whole
-
-    return StoredArray(shape, dtype, read)
-
-
-def _part(name: str, data: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    tensor = read_archive(data)
-    if not isinstance(tensor, StoredArray) or tensor.shape != shape or tensor.dtype != dtype:
-        raise ValueError(f"a part of {name!r} is no tensor {shape} of {dtype}")
-    return tensor.read()
-
-
-def _dtype(properties: Any) -> np.dtype:
-    """Returns the element type that a ``TensorProperties`` states."""
-    state = properties.states[-1] if isinstance(properties, Inert) and properties.states else None
-    found = state.get("dtype") if isinstance(state, dict) else state[0] if state else None
-    if isinstance(found, Symbol) and isinstance(found.value, np.dtype):
-        return found.value
-    raise ValueError("a tensor of an unknown element type")

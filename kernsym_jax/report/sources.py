@@ -377,9 +377,9 @@ def _is_source(folder: pathlib.Path) -> bool:
     # A half-written run counts too, and a wrong kind of folder, so that reading it reports them.
     if run_directory.is_run(folder) or what_it_is(folder) is not None:
         return True
-    from kernsym_jax.formats import orbax, tensor_bundle, torch_export
+    from kernsym_jax.formats import orbax, tensor_bundle
 
-    if (folder / tensor_bundle.SAVED_MODEL).is_file() or torch_export.is_distributed(folder):
+    if (folder / tensor_bundle.SAVED_MODEL).is_file() or orbax.is_distributed(folder):
         return True
     return orbax.is_checkpoint(folder)
 

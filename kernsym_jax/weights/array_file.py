@@ -74,7 +74,7 @@ def read_array_file(path: pathlib.Path, which: str | None = None) -> ArrayFile:
         return _directory(path, which)
     if path.name.endswith(_INDEX):
         return _sharded(path, which)
-    if path.name == torch_export.METADATA or path.suffix == ".distcp":
+    if path.name == orbax.METADATA or path.suffix == ".distcp":
         return _directory(path.parent, which)
     index = tensor_bundle.index_of(path)
     if index is not None:
@@ -154,8 +154,8 @@ def _directory(path: pathlib.Path, which: str | None) -> ArrayFile:
         return _orbax(path / run_directory.CHECKPOINTS, "run directory", which)
     if orbax.is_checkpoint(path):
         return _orbax(path, "orbax", which)
-    if torch_export.is_distributed(path):
-        tree = torch_export.read_distributed(path)
+    if orbax.is_distributed(path):
+        tree = orbax.read_distributed(path)
         return _checkpoint("PyTorch distributed", tree, ".", which, rule=OIHW, ordered=True)
     index = tensor_bundle.index_of(path)
     if index is not None:

@@ -39,6 +39,9 @@ _OPEN = "may be HWIO or OIHW: --layout decides"
 # A blur is small; a layer of this many values is not read to look for one.
 _LARGEST_FILTER = 1 << 20
 _FIRST_NAMES = re.compile(r"stem|conv_in|conv_?1\b|conv_?0\b|first|patch_embed|features\.0\b")
+_TRANSPOSED_NAMES = re.compile(r"(^|[^a-z])conv(2d)?_?transpose(2d)?(_?\d+)?$", re.IGNORECASE)
+# Keras stores the outputs of a transposed convolution before its inputs; Flax does not.
+_KERAS_NAMES = re.compile(r"2d_?transpose", re.IGNORECASE)
 _PREFIXES = ("module.", "_orig_mod.", "params/", "params.")
 POINTWISE = "1×1 convolution: no spatial extent"
 
@@ -72,12 +75,21 @@ class FoundKernels:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """An array that is a kernel: its layout, its shape (kh, kw, in, out), and groups if known."""
+    """An array that is a kernel.
+
+    Attributes:
+      layout: its stored axes, such as ``HWIO``.
+      shape: (kh, kw, in, out) as the layout has it.
+      transposed: whether a transposed convolution reads it.
+      groups: number of channel groups, if known.
+      outputs_first: whether a transposed kernel has its outputs where the layout has inputs.
+    """
 
     layout: str
     shape: tuple[int, ...]
     transposed: bool
     groups: int | None = None
+    outputs_first: bool = True
 
 
 def find_kernels(
@@ -284,7 +296,7 @@ def _is_fixed(
 def _found(
     name: str, arrays: Mapping[str, StoredArray], layout: str, call: Mapping[str, Any]
 ) -> _Found:
-    """Describes a kernel; its call or its bias tells whether a transposed convolution reads it."""
+    """Describes a kernel; its call, bias or name tells if a transposed convolution reads it."""
     leaf = leaf_name(name)
     shape = arrays[name].shape
     kh, kw, inputs, outputs = (shape[axis] for axis in axes_to_hwio(layout))
@@ -293,15 +305,23 @@ def _found(
     if "transposed" in call:
         return _Found(layout, (kh, kw, inputs, outputs), call["transposed"], call["groups"])
     bias = arrays.get(f"{name.removesuffix(leaf)}bias")
-    transposed = False
-    if bias is not None and len(bias.shape) == 1 and bias.shape != (outputs,):
+    numbers = bias.shape[0] if bias is not None and len(bias.shape) == 1 else None
+    layer = re.split(r"[/.]", name.removesuffix(leaf).rstrip("/."))[-1]
+    transposed = _TRANSPOSED_NAMES.search(layer) is not None
+    outputs_first = _KERAS_NAMES.search(layer) is not None
+    if numbers is not None and numbers != outputs:
         # A transposed convolution stores its output channels where others store their inputs.
-        groups, rest = divmod(bias.shape[0], inputs)
+        groups, rest = divmod(numbers, inputs)
         if layout == OIHW:
             transposed = bool(groups) and not rest and outputs % groups == 0
             return _Found(layout, (kh, kw, inputs, outputs), transposed, groups)
-        transposed = layout == HWIO and bias.shape == (inputs,)
-    return _Found(layout, (kh, kw, inputs, outputs), transposed)
+        outputs_first = layout == HWIO and numbers == inputs
+        transposed = outputs_first
+    elif numbers is not None and inputs != outputs:
+        outputs_first = False
+    return _Found(
+        layout, (kh, kw, inputs, outputs), transposed, outputs_first=outputs_first or layout == OIHW
+    )
 
 
 def _kernel(
@@ -319,6 +339,8 @@ def _kernel(
             raise ValueError(f"{name}: {outputs} channels in {groups} groups")
         return ConvKernel(transposed_to_hwio(stored, groups), TRANSPOSED, groups=groups)
     if found.transposed:
-        return ConvKernel(np.swapaxes(weight, 2, 3), TRANSPOSED, groups=1)
+        return ConvKernel(
+            np.swapaxes(weight, 2, 3) if found.outputs_first else weight, TRANSPOSED, groups=1
+        )
     # The first convolution of a network for grey images has one input channel too.
     return ConvKernel(weight, DEPTHWISE if inputs == 1 < outputs and not is_first else CONV)

@@ -116,6 +116,48 @@ def test_a_padding_in_front_of_a_convolution_counts(tmp_path, own, before, wante
         assert weights.read(path).kernels["conv"].padding == wanted
 
 
+def step(operator, output, tensors, *options):
+    """Returns an operator of a program that reads some values and gives another."""
+    inputs = [{"as_tensors": [{"name": name} for name in tensors]}]
+    if len(tensors) == 1:
+        inputs = [{"as_tensor": {"name": tensors[0]}}]
+    inputs += [{"value": option} for option in options]
+    return {
+        "target": f"torch.ops.aten.{operator}.default",
+        "inputs": [{"name": "", "arg": arg} for arg in inputs],
+        "outputs": [{"as_tensor": {"name": output}}],
+    }
+
+
+UNPADDED = ((1, 1), (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("steps", "wanted"),
+    [
+        ([step("index", "y", ["x"])], None),
+        ([step("slice_scatter", "y", ["x"])], None),
+        ([step("slice", "a", ["x"], 2, -1), step("cat", "y", ["a", "x", "a"], 2)], None),
+        ([step("cat", "a", ["x", "x"], -1), step("relu", "y", ["a"])], None),
+        ([step("cat", "a", ["x", "x"], -1), step("max_pool2d", "y", ["a"])], UNPADDED),
+        ([step("cat", "y", ["x", "x"], 1)], UNPADDED),
+        ([step("slice", "a", ["x"], 2, 0, 9, 2), step("cat", "y", ["a", "a"], 1)], UNPADDED),
+        ([step("empty", "a", ["x"]), step("copy_", "b", ["a"]), step("relu", "y", ["a"])], None),
+        ([step("pad", "a", ["x"], [1, 2]), step("relu", "y", ["a"])], ((1, 1), (2, 3))),
+        ([step("pad", "a", ["x"], [1] * 4), step("pad", "y", ["a"], [2] * 4)], ((4, 4), (4, 4))),
+        ([step("pad", "a", ["x"], [1] * 4), step("slice", "y", ["a"], 2, 1)], None),
+        ([step("pad", "y", ["x"], [-1] * 4)], None),
+        ([step("pad", "y", ["x"], [0, 0, 0, 0, 4, 4])], UNPADDED),
+    ],
+)
+def test_a_padding_by_other_operators_is_right_or_open(tmp_path, steps, wanted):
+    arrays = {"conv.weight": network.values("conv", (8, 3, 3, 3))}
+    call = node("conv2d", "p0", stride=[2, 2], padding=[1, 1])
+    call["inputs"][0]["arg"] = {"as_tensor": {"name": "y"}}
+    path = save(tmp_path / "net.pt2", arrays, [*steps, call])
+    assert weights.read(path).kernels["conv"].padding == wanted
+
+
 @pytest.fixture
 def frozen(fixtures, tmp_path):
     path = tmp_path / "frozen.pt"
@@ -161,6 +203,26 @@ def test_code_that_tells_nothing_is_in_nobodys_way(frozen, code):
             new.writestr(item.filename, data)
     found = weights.read(changed)
     assert (len(found.kernels), found.order) == (4, "file")
+
+
+@pytest.mark.parametrize(
+    ("code", "wanted"),
+    [
+        ("y = torch.cat([torch.slice(x, 2, -1), x], 2)", None),
+        ("y = torch.cat([x, x], 1)", UNPADDED),
+        ("y = torch.relu(torch.pad(x, [0, 1, 0, 1]))", ((1, 2), (1, 2))),
+        ("y = torch.zeros([1])\n_1 = torch.copy_(torch.slice(y, 2, 1, -1), x)", None),
+    ],
+)
+def test_code_that_pads_by_slices_leaves_the_padding_open(frozen, code, wanted):
+    changed = frozen.with_name("changed.pt")
+    call = "z = torch.conv2d(y, CONSTANTS.c1, None, [2, 2], [1, 1])"
+    with zipfile.ZipFile(frozen) as old, zipfile.ZipFile(changed, "w") as new:
+        for item in old.infolist():
+            data = f"{code}\n{call}\n" if item.filename.endswith(".py") else old.read(item)
+            new.writestr(item.filename, data)
+    kernel = weights.read(changed).kernels["constants.1"]
+    assert (kernel.stride, kernel.padding) == ((2, 2), wanted)
 
 
 def test_a_convolution_of_volumes_is_no_obstacle(tmp_path):

@@ -85,6 +85,26 @@ def test_modules_and_states_of_nnx_are_read():
         np.testing.assert_array_equal(found.kernels["blocks/2"].weight, kernel)
 
 
+@pytest.mark.parametrize(
+    ("layer", "bias", "shape", "wanted"),
+    [
+        ("ConvTranspose_0", None, (3, 3, 8, 4), ("transposed", (3, 3, 8, 4))),
+        ("ConvTranspose_0", 4, (3, 3, 8, 4), ("transposed", (3, 3, 8, 4))),
+        ("ConvTranspose_0", 8, (3, 3, 8, 4), ("transposed", (3, 3, 4, 8))),
+        ("ConvTranspose_1", None, (3, 3, 1, 4), ("transposed", (3, 3, 1, 4))),
+        ("conv2d_transpose_1", None, (3, 3, 8, 4), ("transposed", (3, 3, 4, 8))),
+        ("preconvtranspose", None, (3, 3, 8, 4), ("conv", (3, 3, 8, 4))),
+        ("ConvTransposer", None, (3, 3, 8, 4), ("conv", (3, 3, 8, 4))),
+    ],
+)
+def test_names_of_layers_tell_transposed_convolutions(layer, bias, shape, wanted):
+    tree = {"Conv_0": {"kernel": drawn(3, 3, 3, 8)}, layer: {"kernel": drawn(*shape)}}
+    if bias is not None:
+        tree[layer]["bias"] = drawn(bias)
+    found = weights.read({"params": tree}).kernels[layer]
+    assert (found.kind, found.shape) == wanted
+
+
 def test_the_layout_of_open_arrays_can_be_given():
     open_array = {"a": drawn(3, 3, 3, 3)}
     assert not weights.read(open_array).kernels

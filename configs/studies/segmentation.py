@@ -56,6 +56,10 @@ CLAIMS = {
     )
     for name, text in TEXTS.items()
 }
+LAYER_COLUMNS = (
+    "order", "layer", "kind", "role", "shape", "stride", "padding", "score", "score_centered",
+    "null_mean", "dc_share", "E", "sig_x", "sig_y", "sig_p", "uneven_h", "uneven_w",
+)  # fmt: skip
 PILOT_SEEDS = "seeds 100 to 101 of size cpu"
 PILOTS = {
     "shifts_odd": Pilot(0.0338, 0.014, PILOT_SEEDS),
@@ -150,6 +154,7 @@ def study(
             "score without it.": ("dc_share", "score_centered"),
         },
         layer_figures=("score", "E", "sig_x", "sig_y"),
+        layer_columns=LAYER_COLUMNS,
         roles=m.ORDINARY,
         trajectories=("score",),
         cost=COSTS.get(size),

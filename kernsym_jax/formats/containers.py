@@ -1,6 +1,7 @@
 """Finds the arrays in nested containers: in a checkpoint, in a pickle, or in memory."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -189,12 +190,43 @@ def in_memory(source: Any) -> Any:
 
     tree: dict[str, Any] = {}
     for keys, leaf in jax.tree_util.tree_flatten_with_path(source)[0]:
-        *above, last = [jax.tree_util.keystr((key,), simple=True) for key in keys] or ["array"]
+        *above, last = _names(keys) or ["array"]
         node = tree
         for name in above:
             node = node.setdefault(name, {})
         node[last] = leaf
     return tree
+
+
+def transposed_modules(source: Any) -> dict[Path, bool]:
+    """Finds the transposed convolutions of a module of ``flax.nnx``.
+
+    Args:
+      source: weights in memory, as for `in_memory`.
+
+    Returns:
+      Path of a transposed convolution -> whether its kernel has the outputs before the inputs.
+    """
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None or not isinstance(source, nnx.Module):
+        return {}
+    import jax
+
+    def is_transposed(node: Any) -> bool:
+        return isinstance(node, nnx.ConvTranspose)
+
+    return {
+        tuple(_names(keys)): bool(node.transpose_kernel)
+        for keys, node in jax.tree_util.tree_flatten_with_path(source, is_leaf=is_transposed)[0]
+        if is_transposed(node)
+    }
+
+
+def _names(keys: Sequence[Any]) -> list[str]:
+    """Returns the names of the nodes on the way to a leaf of one of JAX's trees."""
+    import jax
+
+    return [jax.tree_util.keystr((key,), simple=True) for key in keys]
 
 
 def step(tree: Any) -> int | None:

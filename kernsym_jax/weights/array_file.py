@@ -45,7 +45,8 @@ class ArrayFile:
       notes: remarks for the reader of a report.
       step: the number of steps or epochs after which the file says that it was saved.
       calls: name of a kernel -> stride, padding, dilation and groups of the convolution that reads
-        it, and whether it is transposed, in forward order.
+        it, and whether it is transposed, in forward order; or only whether the kernel of a
+        transposed one has its outputs before its inputs.
     """
 
     format: str
@@ -121,7 +122,11 @@ def in_memory(source: Any, which: str | None) -> ArrayFile:
     flat = all("." in path[-1] for path, array in leaves.arrays.items() if len(array.shape) == 4)
     rule = OIHW if flat and kernels == {"weight"} else None
     file = _tree("in memory", leaves, "." if flat else "/", which, rule=rule, ordered=flat)
-    return dataclasses.replace(file, step=containers.step(tree))
+    calls = {
+        "/".join((*path, "kernel")): {"outputs_first": outputs_first}
+        for path, outputs_first in containers.transposed_modules(source).items()
+    }
+    return dataclasses.replace(file, step=containers.step(tree), calls=calls)
 
 
 def existing(path: str | os.PathLike) -> pathlib.Path:

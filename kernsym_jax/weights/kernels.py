@@ -114,7 +114,7 @@ def find_kernels(
       in_order: whether the arrays come in the order of the network's definition.
       drop_prefix: whether a container's name that all kernels have is taken off their names.
       calls: name of a kernel -> the settings of the convolution that reads it, as far as the format
-        keeps them: ``transposed`` and ``groups``.
+        keeps them: ``transposed`` and ``groups``; or of a transposed one, ``outputs_first``.
     """
     calls = calls or {}
     arrays = _without_prefix(arrays) if drop_prefix else dict(arrays)
@@ -307,8 +307,8 @@ def _found(
     bias = arrays.get(f"{name.removesuffix(leaf)}bias")
     numbers = bias.shape[0] if bias is not None and len(bias.shape) == 1 else None
     layer = re.split(r"[/.]", name.removesuffix(leaf).rstrip("/."))[-1]
-    transposed = _TRANSPOSED_NAMES.search(layer) is not None
-    outputs_first = _KERAS_NAMES.search(layer) is not None
+    transposed = "outputs_first" in call or _TRANSPOSED_NAMES.search(layer) is not None
+    outputs_first = call.get("outputs_first", _KERAS_NAMES.search(layer) is not None)
     if numbers is not None and numbers != outputs:
         # A transposed convolution stores its output channels where others store their inputs.
         groups, rest = divmod(numbers, inputs)

@@ -206,7 +206,8 @@ def _kernels(file: ArrayFile, source: str, layout: str | None, fold_batchnorm: b
         step=file.step,
         first=found.first,
     )
-    return _with_calls(weights, {layer_name(name): call for name, call in file.calls.items()})
+    calls = {layer_name(name): call for name, call in file.calls.items() if "stride" in call}
+    return _with_calls(weights, calls)
 
 
 def _with_calls(weights: Weights, calls: Mapping[str, Mapping[str, Any]]) -> Weights:

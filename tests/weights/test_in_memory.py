@@ -85,6 +85,27 @@ def test_modules_and_states_of_nnx_are_read():
         np.testing.assert_array_equal(found.kernels["blocks/2"].weight, kernel)
 
 
+class Decoder(nnx.Module):
+    def __init__(self, rngs):
+        self.stem = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.up = nnx.ConvTranspose(8, 4, (3, 3), use_bias=False, rngs=rngs)
+        turned = {"use_bias": False, "transpose_kernel": True}
+        self.last = nnx.ConvTranspose(4, 2, (3, 3), **turned, rngs=rngs)
+        self.again = nnx.List([self.up])
+
+
+def test_transposed_convolutions_of_nnx_are_told_by_their_type():
+    found = weights.read(Decoder(nnx.Rngs(0)))
+    told = {name: (kernel.kind, kernel.shape) for name, kernel in found.kernels.items()}
+    assert told == {
+        "stem": ("conv", (3, 3, 3, 8)),
+        "up": ("transposed", (3, 3, 8, 4)),
+        "last": ("transposed", (3, 3, 4, 2)),
+        "again/0": ("transposed", (3, 3, 8, 4)),
+    }
+    assert found.first == "stem"
+
+
 @pytest.mark.parametrize(
     ("layer", "bias", "shape", "wanted"),
     [

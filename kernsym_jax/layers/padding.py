@@ -332,7 +332,7 @@ def crop_to_common(maps: list[jax.Array]) -> list[jax.Array]:
 
 
 class MaxPool(nn.Module):
-    """Takes the largest value of each window; constant padding is minus infinity.
+    """Takes the largest value of each window; constant padding is the lowest that the dtype has.
 
     Attributes:
       kernel_size: height and width, or one number for both.
@@ -355,8 +355,10 @@ class MaxPool(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, position: Position | None = None) -> jax.Array:
         """Pools a map (batch, height, width, channels); ``position`` as in ``Conv``."""
-        windows = _windows(self, x, position, fill=-np.inf)
-        return _reduce(windows, -np.inf, lax.max, pair(self.kernel_size), pair(self.stride))
+        floats = jnp.issubdtype(x.dtype, jnp.floating)
+        lowest = -np.inf if floats else jnp.iinfo(x.dtype).min
+        windows = _windows(self, x, position, fill=lowest)
+        return _reduce(windows, lowest, lax.max, pair(self.kernel_size), pair(self.stride))
 
 
 class AvgPool(nn.Module):

@@ -229,8 +229,10 @@ _flat_mobilenet = _renamer(
 
 
 def _stage(text: str) -> Callable[[re.Match], str]:
-    """Returns a rule's new name, in which {0} and {1} are the next stage and the block."""
-    return lambda match: text.format(int(match["stage"]) + 1, match["block"])
+    """Returns a rule's new name, in which {0} is the next stage, {1} the block, {2} the rest."""
+    return lambda match: text.format(
+        int(match["stage"]) + 1, match["block"], match.groupdict().get("rest")
+    )
 
 
 _BLOCK = r"blocks_(?P<stage>{})_(?P<block>\d+)/"
@@ -253,6 +255,8 @@ _timm_efficientnet = _renamer(
         (_LATER + "se/conv_expand", _stage("features_{0}_{1}/block_2/fc2")),
         (_LATER + "conv_pwl", _stage("features_{0}_{1}/block_3_0")),
         (_LATER + "bn3", _stage("features_{0}_{1}/block_3_1")),
+        # What else lies in a block keeps its name, so that it counts as alien to the network.
+        (_LATER + "(?P<rest>.+)", _stage("features_{0}_{1}/{2}")),
         ("conv_stem", "features_0_0"),
         ("bn1", "features_0_1"),
         ("conv_head", "features_8_0"),
@@ -316,8 +320,12 @@ def _efficientnet_counts() -> list[tuple[int, ...]]:
     return sorted(found)
 
 
-def _convnext_block(end: str) -> Callable[[re.Match], str]:
-    return lambda match: f"features_{2 * int(match['stage']) + 1}_{match['block']}{end}"
+def _convnext_block(end: str = "") -> Callable[[re.Match], str]:
+    def name(match: re.Match) -> str:
+        inner = match.groupdict().get("rest", end)
+        return f"features_{2 * int(match['stage']) + 1}_{match['block']}{inner}"
+
+    return name
 
 
 def _convnext_step(match: re.Match) -> str:
@@ -335,7 +343,8 @@ _timm_convnext = _renamer(
         (_CONVNEXT + "/norm", _convnext_block("/block_2")),
         (_CONVNEXT + "/mlp/fc1", _convnext_block("/block_3")),
         (_CONVNEXT + "/mlp/fc2", _convnext_block("/block_5")),
-        (_CONVNEXT, _convnext_block("")),
+        (_CONVNEXT, _convnext_block()),
+        (_CONVNEXT + "(?P<rest>/.+)", _convnext_block()),
         ("head/norm", "classifier_0"),
         ("head/fc", "classifier_2"),
     ]

@@ -16,17 +16,25 @@ from kernsym_jax import run_directory
 from kernsym_jax.geometry import CONVOLUTIONS, LayerGeometry
 from kernsym_jax.report.tables import RowsAt
 from kernsym_jax.weights import Weights, flax_layer
+from kernsym_jax.weights.kernels import POINTWISE
 
 if TYPE_CHECKING:
     from kernsym_jax.models.recognition import Recognised
     from kernsym_jax.report.sources import Options
 
 _FROM_TENSORFLOW = re.compile(r"(?<![a-z0-9])tf_efficientnet")
+# Networks with the layers of others and with strides elsewhere; only the file's name tells.
+_OTHER_STRIDES = re.compile(
+    r"(resnet|resnext)aa\d|(resnet|resnext|efficientnet)_?blur|(resnet|resnext|r)\d+[-_]?(caffe|dc5)",
+    re.IGNORECASE,
+)
 
 _RESNETS = ("resnet", "resnext", "wide_resnet")
 # With such a head, the last stages of a ResNet mostly have dilations in place of strides, which
 # the weights do not tell.
-_DENSE_HEAD = re.compile(r"(?<![a-z])((aux_)?classifier|decode_head|auxiliary_head)\b|aspp|psp|ppm")
+_DENSE_HEAD = re.compile(
+    r"(?<![a-z])((aux_)?classifier|decode_head|auxiliary_head|fpa)\b|aspp|psp|ppm"
+)
 _DILATED = ("layer3", "layer4")
 _OPEN = ", whose layer3 and layer4 may be dilated in place of strided: --model decides"
 
@@ -136,6 +144,10 @@ def _recognised(
     # Networks with the same layers count once; networks with other layers are all present.
     if not matches or len(set(stored)) < len(stored):
         return weights, (), None
+    other = _OTHER_STRIDES.search(source)
+    if other:
+        note = f"{other[0]} has the layers of {matches[0].name} but other strides: --model decides"
+        return dataclasses.replace(weights, notes=(note, *weights.notes)), (), None
     # TensorFlow's weights in timm have the names of the others.
     ported = bool(_FROM_TENSORFLOW.search(source))
     said: list[str] = []
@@ -144,7 +156,7 @@ def _recognised(
     # Each network's kernels are put in front of all others.
     for found in reversed(matches):
         own, rows_at = _audit_of(found, options, ported=ported)
-        is_open = found.name.startswith(_RESNETS) and any(map(_DENSE_HEAD.search, found.extra))
+        is_open = found.name.startswith(_RESNETS) and _has_dense_head(found, weights)
         if is_open:
             own, rows_at = [row for row in own if not row.layer.startswith(_DILATED)], None
         weights, named = _fit(weights, own, found.layers, found.name)
@@ -155,6 +167,17 @@ def _recognised(
     weights = dataclasses.replace(weights, notes=(note, *weights.notes))
     # It looks for no size at which several networks are even.
     return weights, rows, rows_at if len(matches) == 1 else None
+
+
+def _has_dense_head(found: "Recognised", weights: Weights) -> bool:
+    """Returns whether convolutions that answer for every pixel stand behind a network."""
+    pointwise = {
+        name.rpartition(".")[0] for name, why in weights.skipped.items() if why == POINTWISE
+    }
+    return any(
+        _DENSE_HEAD.search(name) and (name in weights.kernels or name in pointwise)
+        for name in found.extra
+    )
 
 
 def _audit_of(found: "Recognised", options: "Options", *, ported: bool) -> Geometry:

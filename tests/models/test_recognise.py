@@ -237,3 +237,5 @@ def test_names_of_convnext_in_timm_are_recognised(name):
         shapes[f"{stored}.weight"] = kernel and tuple(kernel[axis] for axis in (3, 2, 0, 1))
     (found,) = models.recognise(shapes)
     assert (found.name, found.prefix, found.extra) == (name, "", ())
+    # ConvNeXt V2 has another normalisation in its blocks.
+    assert not models.recognise(shapes | {"stages.0.blocks.0.mlp.grn.weight": (384,)})

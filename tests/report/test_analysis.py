@@ -341,6 +341,22 @@ def test_the_strides_of_a_network_for_segmentation_stay_open_where_it_may_be_dil
     assert [row["stride"] for row in named.rows].count("2") == 4
 
 
+def test_a_classifier_without_convolutions_leaves_no_stride_open():
+    state_dict = {f"backbone.{key}": a for key, a in drawn_state_dict("resnet18").items()}
+    table = report.table(state_dict | {"classifier.weight": np.ones((8, 512), np.float32)})
+    assert [row["stride"] for row in table.rows].count("2") == 4
+
+
+@pytest.mark.parametrize("name", ["resnetblur18.a1_in1k", "faster_rcnn_r18_caffe", "detr-r18-dc5"])
+def test_a_name_that_tells_of_other_strides_leaves_them_open(tmp_path, name):
+    path = tmp_path / f"{name}.npz"
+    np.savez(path, **drawn_state_dict("resnet18"))
+    table = report.read_table(path)
+    assert "has the layers of resnet18 but other strides" in table.weights.notes[0]
+    assert {row["stride"] for row in table.rows} == {None}
+    assert report.read_table(path, report.Options(model="resnet18")).rows[0]["stride"] == "2"
+
+
 def test_two_networks_in_one_file_are_both_recognised():
     state_dict = {f"eye.{key}": array for key, array in drawn_state_dict("cifar_resnet20").items()}
     state_dict |= {f"ear.{key}": a for key, a in drawn_state_dict("cifar_resnet32", 1).items()}

@@ -157,6 +157,44 @@ def all_layers(model: Model) -> dict[str, Layer]:
     return {layer.path: layer for layer in _flattened(model)}
 
 
+def owner(key: str, keys: Mapping[str, Layer]) -> tuple[Layer | None, tuple[str, ...]]:
+    """Returns the layer of a group or of one around it, and the names from there to the group."""
+    parts = tuple(key.split("/"))
+    for end in range(len(parts), 0, -1):
+        layer = keys.get("/".join(parts[:end]))
+        if layer is not None:
+            return layer, parts[end:]
+    return None, parts
+
+
+def wrapped(layer: Layer) -> Layer:
+    """Returns what a wrapper such as TimeDistributed applies, under the wrapper's name."""
+    inner = layer.settings.get("layer")
+    if not isinstance(inner, dict) or not isinstance(inner.get("config"), dict):
+        return layer
+    return dataclasses.replace(layer, kind=str(inner.get("class_name")), settings=inner["config"])
+
+
+def padding_before(
+    layer: Layer, layers: Mapping[str, Layer]
+) -> tuple[tuple[int, int], tuple[int, int]] | str | None:
+    """Returns the padding of a convolution, including that of a ZeroPadding2D in front of it."""
+    rule = layer.settings.get("padding")
+    if rule == "same":
+        return "SAME"
+    if rule != "valid":
+        return None
+    feeding = [layers[path] for path in layer.inputs if path in layers]
+    if len(feeding) == 1 and feeding[0].kind == "ZeroPadding2D":
+        value = feeding[0].settings.get("padding")
+        if isinstance(value, int):
+            return (value, value), (value, value)
+        if isinstance(value, list) and len(value) == 2:
+            rows, columns = (([side] * 2 if isinstance(side, int) else side) for side in value)
+            return (int(rows[0]), int(rows[1])), (int(columns[0]), int(columns[1]))
+    return (0, 0), (0, 0)
+
+
 def _flattened(model: Model) -> Iterator[Layer]:
     for layer in model.layers.values():
         yield layer

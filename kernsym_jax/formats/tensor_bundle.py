@@ -60,11 +60,14 @@ class Bundle:
       arrays: name -> array.
       skipped: name of a variable that does not belong to the network -> why.
       ordered: whether the variables come in the order of the objects that hold them.
+      plain: names of the kernels that Keras 3 keeps as ``_kernel``, which it does in ordinary
+        convolutions, but in neither transposed nor depthwise ones.
     """
 
     arrays: dict[str, StoredArray]
     skipped: dict[str, str]
     ordered: bool
+    plain: frozenset[str] = frozenset()
 
 
 Part = tuple[tuple[int, int], ...]
@@ -148,7 +151,7 @@ def read_bundle(index: pathlib.Path) -> Bundle:
         else:
             entries[key.decode("utf-8", "replace")] = _entry(value)
     reader = _Values(index, shards, parts)
-    names, others = _names(entries, reader)
+    names, others, plain = _names(entries, reader)
     arrays: dict[str, StoredArray] = {}
     skipped: dict[str, str] = {}
     for stored, name in names.items():
@@ -159,7 +162,7 @@ def read_bundle(index: pathlib.Path) -> Bundle:
             skipped[name] = f"numbers of TensorFlow's type {entry.dtype}: not read"
         else:
             arrays[name] = reader.array(stored, entry)
-    return Bundle(arrays, skipped | others, ordered=_GRAPH in entries)
+    return Bundle(arrays, skipped | others, _GRAPH in entries, plain)
 
 
 class _Values:
@@ -253,10 +256,16 @@ def _ordered(number: int) -> bytes:
     return ((number & (1 << 8 * size) - 1) ^ header).to_bytes(size, "big")
 
 
-def _names(entries: dict[str, _Entry], values: _Values) -> tuple[dict[str, str], dict[str, str]]:
-    """Names the network's variables: key -> name, and name -> why it is not one, for the others."""
+def _names(
+    entries: dict[str, _Entry], values: _Values
+) -> tuple[dict[str, str], dict[str, str], frozenset[str]]:
+    """Names the network's variables.
+
+    Returns:
+      key -> name; name -> why it is not one, for the others; and `Bundle.plain`.
+    """
     if _GRAPH not in entries:
-        return _flat_names(entries)
+        return *_flat_names(entries), frozenset()
     graph = values.content(entries[_GRAPH])
     paths, given = _objects(_text(graph))
     copies: dict[str, str] = {}
@@ -274,10 +283,33 @@ def _names(entries: dict[str, _Entry], values: _Values) -> tuple[dict[str, str],
     kept = [key for key in paths if key.removesuffix(_SUFFIX) not in copies]
     names = {key: given[key] if "/" in given[key] else paths[key] for key in kept}
     if len(set(names.values())) < len(names):
-        names = {key: paths[key] for key in kept}
+        names = _by_place({key: paths[key] for key in kept}, given)
     names = {key: re.sub(r"(^|/)_(kernel)$", r"\1\2", name) for key, name in names.items()}
+    plain = frozenset(names[key] for key in kept if paths[key].rpartition("/")[2] == "_kernel")
     rest = [key for key in entries if key not in paths and key != _GRAPH]
-    return names, _counted({key.removesuffix(_SUFFIX): _OPTIMIZER for key in rest}) | copies
+    others = _counted({key.removesuffix(_SUFFIX): _OPTIMIZER for key in rest}) | copies
+    return names, others, plain
+
+
+def _by_place(paths: dict[str, str], given: dict[str, str]) -> dict[str, str]:
+    """Names variables by their ways; those of a plain list by layer, as far as it tells them.
+
+    The kernel, or else the first variable of a kind that the layer has already, begins a layer:
+    ``variables/3/kernel`` and ``variables/3/bias``.
+    """
+    names: dict[str, str] = {}
+    place, inside = "", set[str]()
+    for key, path in paths.items():
+        above, _, number = path.rpartition("/")
+        leaf = given[key].rpartition("/")[2]
+        if not number.isdigit() or not leaf or leaf.isdigit():
+            names[key] = path
+            continue
+        if leaf in ("kernel", "depthwise_kernel") or leaf in inside or not place.startswith(above):
+            place, inside = path, set()
+        inside.add(leaf)
+        names[key] = f"{place}/{leaf}"
+    return names
 
 
 def _flat_names(entries: dict[str, _Entry]) -> tuple[dict[str, str], dict[str, str]]:

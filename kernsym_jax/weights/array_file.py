@@ -16,9 +16,10 @@ from kernsym_jax.formats import (
     tensor_bundle,
     torch_export,
 )
-from kernsym_jax.formats.archive import ZipMembers
-from kernsym_jax.formats.arrays import StoredArray, natural_order, open_regular
+from kernsym_jax.formats.archive import ZipMembers, read_hdf5
+from kernsym_jax.formats.arrays import StoredArray, leaf_name, natural_order, open_regular
 from kernsym_jax.weights import checkpoint
+from kernsym_jax.weights.kernels import KERNEL_LEAVES
 from kernsym_jax.weights.layout import HWIO, OIHW
 
 SUPPORTED = (
@@ -28,6 +29,8 @@ SUPPORTED = (
 
 _INDEX = ".index.json"
 _MOST_KINDS = 100
+HDF5 = b"\x89HDF\r\n\x1a\n"
+"""The first bytes of an HDF5 file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +48,7 @@ class ArrayFile:
       notes: remarks for the reader of a report.
       step: the number of steps or epochs after which the file says that it was saved.
       calls: name of a kernel -> stride, padding, dilation and groups of the convolution that reads
-        it, and whether it is transposed, in forward order; or only whether the kernel of a
-        transposed one has its outputs before its inputs.
+        it, and whether it is transposed, in forward order; or only what `find_kernels` uses.
     """
 
     format: str
@@ -92,6 +94,8 @@ def read_array_file(path: pathlib.Path, which: str | None = None) -> ArrayFile:
         return ArrayFile("Equinox", named_arrays.read_records(path), OIHW, ordered=True)
     if darknet.is_darknet(path, head):
         return _darknet(path)
+    if head.startswith(HDF5):
+        return _hdf5(path, which)
     if head[:6] == b"\x93NUMPY":
         return ArrayFile("npy", named_arrays.read_npy(path), ordered=True)
     if head[:1] and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
@@ -123,7 +127,7 @@ def in_memory(source: Any, which: str | None) -> ArrayFile:
     rule = OIHW if flat and kernels == {"weight"} else None
     file = _tree("in memory", leaves, "." if flat else "/", which, rule=rule, ordered=flat)
     calls = {
-        "/".join((*path, "kernel")): {"outputs_first": outputs_first}
+        "/".join((*path, "kernel")): {"transposed": True, "outputs_first": outputs_first}
         for path, outputs_first in containers.transposed_modules(source).items()
     }
     return dataclasses.replace(file, step=containers.step(tree), calls=calls)
@@ -208,39 +212,64 @@ def _padded(calls: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     }
 
 
+def _hdf5(path: pathlib.Path, which: str | None) -> ArrayFile:
+    """Reads a file that other programs than Keras write, if it has arrays named as kernels are."""
+    arrays = read_hdf5(path).arrays
+    if not any(leaf_name(name) in KERNEL_LEAVES for name in arrays):
+        raise ValueError("an HDF5 file that is not from Keras and names no array like a kernel")
+    return _flat("HDF5", arrays, which)
+
+
 def _bundle(index: pathlib.Path, which: str | None) -> ArrayFile:
     """Reads a checkpoint of TensorFlow."""
     found = tensor_bundle.read_bundle(index)
-    arrays = _telling_names(found.arrays, found.ordered)
-    return _flat(
+    arrays = _telling_names(found)
+    calls: dict[str, dict[str, Any]] = {}
+    for name, array in arrays.items():
+        if leaf_name(name) == "kernel" and len(array.shape) == 4:
+            # TensorFlow keeps the channels of a depthwise kernel as inputs.
+            calls[name] = {"depthwise": False}
+            if found.plain:
+                calls[name]["transposed"] = name not in found.plain
+    file = _flat(
         "TensorFlow", arrays, which, rule=HWIO, ordered=found.ordered, skipped=found.skipped
     )
+    return dataclasses.replace(file, calls=calls)
 
 
-def _telling_names(arrays: Mapping[str, StoredArray], ordered: bool) -> dict[str, StoredArray]:
+def _telling_names(bundle: tensor_bundle.Bundle) -> dict[str, StoredArray]:
     """Gives depthwise kernels and biases the names that they have in other formats.
 
     Keras 3 gives the kernel of a depthwise convolution (kh, kw, in, multiplier) the same name as
     that of any other. It is depthwise if its bias has in · multiplier numbers. Without a bias, one
-    with multiplier 1 is depthwise if `in` numbers follow, or a kernel with `in` inputs.
+    with multiplier 1 is depthwise if `in` numbers follow, or a kernel with `in` inputs. Behind a
+    layer that makes one channel, it is the kernel (kh, kw, out, 1) of a transposed convolution.
     """
+    arrays = bundle.arrays
     names = list(arrays)
     renamed: dict[str, StoredArray] = {}
+    made = 0
     for place, name in enumerate(names):
         shape, (stem, _, leaf) = arrays[name].shape, name.rpartition("/")
         if leaf == "depthwise_weights":
             leaf = "depthwise_kernel"
         elif leaf == "biases":
             leaf = "bias"
-        elif leaf == "kernel" and len(shape) == 4 and shape[2] > 1:
+        elif leaf == "kernel" and len(shape) == 4 and shape[2] > 1 and name not in bundle.plain:
             bias = arrays.get(f"{stem}/bias")
             depthwise = bias is not None and bias.shape == (shape[2] * shape[3],)
             if bias is None and shape[3] == 1:
                 following = (arrays[each].shape for each in names[place + 1 :])
                 after = next((each for each in following if len(each) in (1, 4)), ())
                 told = after == (shape[2],) or (len(after) == 4 and after[2] == shape[2])
-                depthwise = "depthwise" in stem.lower() or (ordered and told)
+                told = told or bool(bundle.plain)
+                depthwise = "depthwise" in stem.lower() or (bundle.ordered and told)
+            depthwise &= not (bundle.plain and made == 1 == shape[3])
             leaf = "depthwise_kernel" if depthwise else leaf
+        if len(shape) == 4:
+            ordinary = name in bundle.plain or not bundle.plain
+            made = shape[2] * (shape[3] if leaf == "depthwise_kernel" else 1)
+            made = shape[3] if ordinary and leaf == "kernel" else made
         renamed[f"{stem}/{leaf}" if stem else leaf] = arrays[name]
     return renamed
 

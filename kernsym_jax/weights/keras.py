@@ -12,9 +12,16 @@ import numpy as np
 from kernsym_jax.formats import archive
 from kernsym_jax.formats.archive import Hdf5, ZipMembers
 from kernsym_jax.formats.arrays import StoredArray, natural_order, parse_json
-from kernsym_jax.formats.keras_config import Layer, all_layers, read_model
+from kernsym_jax.formats.keras_config import (
+    Layer,
+    all_layers,
+    owner,
+    padding_before,
+    read_model,
+    wrapped,
+)
 from kernsym_jax.weights import fold
-from kernsym_jax.weights.kernels import POINTWISE, describe_axes, find_kernels, first_layer
+from kernsym_jax.weights.kernels import POINTWISE, describe_axes, find_kernels
 from kernsym_jax.weights.layout import (
     BY_FORMAT,
     CONV,
@@ -24,10 +31,11 @@ from kernsym_jax.weights.layout import (
     OIHW,
     TRANSPOSED,
     ConvKernel,
-    Padding,
     Weights,
     axes_to_hwio,
+    first_layer,
     looks_like_kernel,
+    turned_note,
 )
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
@@ -88,8 +96,8 @@ def read_archive(
 
 def read_hdf5(
     path: str | os.PathLike, *, layout: str | None = None, fold_batchnorm: bool = False
-) -> Weights:
-    """Reads an ``.h5`` or ``.weights.h5`` file.
+) -> Weights | None:
+    """Reads an ``.h5`` or ``.weights.h5`` file; returns None if Keras has not written it.
 
     Args:
       path: the file.
@@ -98,7 +106,7 @@ def read_hdf5(
         a file without a configuration, of the one that its name tells.
 
     Raises:
-      ValueError: if it is damaged, or not from Keras.
+      ValueError: if it is damaged.
     """
     content = archive.read_hdf5(path)
     config = content.groups[""].get("model_config")
@@ -115,7 +123,7 @@ def read_hdf5(
     unnamed = {name: array for name, array in content.arrays.items() if _OLDEST.fullmatch(name)}
     if unnamed:
         return _oldest(unnamed, os.fspath(path), layout)
-    raise ValueError("an HDF5 file that is not from Keras: it has neither layer_names nor vars")
+    return None
 
 
 def _layers(config: Any) -> dict[str, Layer]:
@@ -173,7 +181,7 @@ def _named(content: Hdf5, root: str, layers: Mapping[str, Layer]) -> list[_Varia
                 within = inner not in ("", group) and "Conv" not in outer.kind
                 known = None if within else outer
                 path = f"{outer.path}/{inner}"
-            kind = known.kind if known else _class_of(path.rsplit("/", 1)[-1])
+            kind = known.kind if known else _class_of(path)
             found.append(
                 _Variable(known.path if known else path or group, leaf, array, kind, known)
             )
@@ -190,15 +198,15 @@ def _numbered(content: Hdf5, layers: Mapping[str, Layer]) -> list[_Variable]:
             continue
         group, number = path.rsplit("/vars/", 1) if "/vars/" in path else ("", path[5:])
         key = "/".join(part for part in group.split("/") if part != "layers")
-        known, rest = _owner(key, keys)
+        known, rest = owner(key, keys)
         name = _given_name(content, group) or key
         if known is not None and rest == ("layer",):
-            known = _wrapped(known)
+            known = wrapped(known)
         elif known is not None and rest:
             # A layer inside one of the user's own class, which the configuration does not list.
             name, known = "/".join((known.path, *name.split("/")[-len(rest) :])), None
         name = known.path if known else name
-        kind = known.kind if known else _class_of(key.rsplit("/", 1)[-1])
+        kind = known.kind if known else _class_of(key) or _class_of(name)
         variables = _variable_names(kind, known)
         index = int(number)
         leaf = variables[index] if index < len(variables) else number
@@ -213,24 +221,6 @@ def _numbered(content: Hdf5, layers: Mapping[str, Layer]) -> list[_Variable]:
         return next((place[name] for name in outer if name in place), len(place))
 
     return sorted(found, key=order)
-
-
-def _owner(key: str, keys: Mapping[str, Layer]) -> tuple[Layer | None, tuple[str, ...]]:
-    """Returns the layer of a group or of one around it, and the names from there to the group."""
-    parts = tuple(key.split("/"))
-    for end in range(len(parts), 0, -1):
-        layer = keys.get("/".join(parts[:end]))
-        if layer is not None:
-            return layer, parts[end:]
-    return None, parts
-
-
-def _wrapped(layer: Layer) -> Layer:
-    """Returns what a wrapper such as TimeDistributed applies, under the wrapper's name."""
-    inner = layer.settings.get("layer")
-    if not isinstance(inner, dict) or not isinstance(inner.get("config"), dict):
-        return layer
-    return dataclasses.replace(layer, kind=str(inner.get("class_name")), settings=inner["config"])
 
 
 def _given_name(content: Hdf5, group: str) -> str:
@@ -253,8 +243,9 @@ def _variable_names(kind: str, known: Layer | None) -> tuple[str, ...]:
     return tuple(name for name in names if name not in absent)
 
 
-def _class_of(key: str) -> str:
-    return _CLASSES.get(re.sub(r"_\d+$", "", key), "")
+def _class_of(name: str) -> str:
+    """Returns the class of a layer that has the name which Keras gives it; "" for other names."""
+    return _CLASSES.get(re.sub(r"_\d+$", "", name.rsplit("/", 1)[-1]), "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,6 +316,10 @@ def _weights(file: _File, fold_batchnorm: bool) -> Weights:
     elif OIHW in axes:
         notes += (_MAYBE_TURNED,)
     first = next(iter(shapes), None) if file.layers else first_layer(shapes)
+    first = first.rpartition("/")[0] if first else None
+    if not file.layers:
+        told = {each.layer for each in file.variables if each.kind or _bias(each, beside)}
+        notes += turned_note({k.rpartition("/")[0]: s for k, s in shapes.items()}, told, first)
     return Weights(
         kernels=kernels,
         skipped=skipped,
@@ -333,7 +328,7 @@ def _weights(file: _File, fold_batchnorm: bool) -> Weights:
         order="forward" if file.layers else "file" if listed else "name",
         layout=f"{' and '.join(axes) or HWIO} ({GIVEN if file.layout else BY_FORMAT})",
         notes=notes,
-        first=first.rpartition("/")[0] if first else None,
+        first=first,
     )
 
 
@@ -367,7 +362,7 @@ def _kernel(
     if _is_depthwise(variable, weight.shape, beside):
         kind, groups = DEPTHWISE, third
         weight = weight.reshape(kh, kw, 1, third * fourth)
-    elif variable.kind == "Conv2DTranspose":
+    elif _is_transposed(variable, weight.shape, beside):
         # Keras 1 kept the axes of a convolution.
         old = known is not None and "dim_ordering" in known.settings
         kind, weight = TRANSPOSED, weight if old else np.swapaxes(weight, 2, 3)
@@ -375,10 +370,29 @@ def _kernel(
         weight,
         kind,
         stride=known.pair("strides") if known else None,
-        padding=_padding_before(known, file.layers) if known else None,
+        padding=padding_before(known, file.layers) if known else None,
         dilation=known.pair("dilation_rate") if known else None,
         groups=groups,
     )
+
+
+def _is_transposed(
+    variable: _Variable,
+    shape: tuple[int, ...],
+    beside: Mapping[tuple[str, str], tuple[int, ...]],
+) -> bool:
+    """Returns whether a kernel has its outputs before its inputs, by its class or its bias."""
+    if variable.kind:
+        return variable.kind == "Conv2DTranspose"
+    _, _, third, fourth = shape
+    return third != fourth and _bias(variable, beside) == (third,)
+
+
+def _bias(
+    variable: _Variable, beside: Mapping[tuple[str, str], tuple[int, ...]]
+) -> tuple[int, ...] | None:
+    """Returns the shape of the bias of a kernel; variables of an unknown layer have numbers."""
+    return beside.get((variable.layer, "1" if variable.name == "0" else "bias"))
 
 
 def _is_depthwise(
@@ -429,21 +443,3 @@ def _fold(
         folded[name] = values.fold(kernel)
         done += 1
     return folded, (f"BatchNorm folded into {done} of {len(kernels)} kernels",)
-
-
-def _padding_before(layer: Layer, layers: Mapping[str, Layer]) -> Padding | None:
-    """Returns the padding of a convolution, including that of a ZeroPadding2D in front of it."""
-    rule = layer.settings.get("padding")
-    if rule == "same":
-        return "SAME"
-    if rule != "valid":
-        return None
-    feeding = [layers[path] for path in layer.inputs if path in layers]
-    if len(feeding) == 1 and feeding[0].kind == "ZeroPadding2D":
-        value = feeding[0].settings.get("padding")
-        if isinstance(value, int):
-            return (value, value), (value, value)
-        if isinstance(value, list) and len(value) == 2:
-            rows, columns = (([side] * 2 if isinstance(side, int) else side) for side in value)
-            return (int(rows[0]), int(rows[1])), (int(columns[0]), int(columns[1]))
-    return (0, 0), (0, 0)

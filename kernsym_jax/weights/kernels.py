@@ -1,9 +1,9 @@
 """Finds the convolution kernels among the named arrays of a file."""
 
 import dataclasses
+import itertools
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,17 @@ from kernsym_jax.weights.layout import (
     ConvKernel,
     axes_to_hwio,
     decide,
+    first_layer,
     looks_like_kernel,
     transposed_to_hwio,
+    turned_note,
 )
 
-_KERNEL_LEAVES = frozenset(
+KERNEL_LEAVES = frozenset(
     ["weight", "kernel", "weights", "w", "W", "weight_orig", "depthwise_kernel"]
 )
+"""The last names of kernels."""
+
 # Four-dimensional arrays that networks keep beside their convolutions.
 _NOT_KERNELS = re.compile(
     r"pos|bias|embed|anchor|grid|mask|token|table|mean|var|running|cache|index", re.IGNORECASE
@@ -38,10 +42,12 @@ FIXED = "a fixed filter, not trained"
 _OPEN = "may be HWIO or OIHW: --layout decides"
 # A blur is small; a layer of this many values is not read to look for one.
 _LARGEST_FILTER = 1 << 20
-_FIRST_NAMES = re.compile(r"stem|conv_in|conv_?1\b|conv_?0\b|first|patch_embed|features\.0\b")
-_TRANSPOSED_NAMES = re.compile(r"(^|[^a-z])conv(2d)?_?transpose(2d)?(_?\d+)?$", re.IGNORECASE)
-# Keras stores the outputs of a transposed convolution before its inputs; Flax does not.
-_KERAS_NAMES = re.compile(r"2d_?transpose", re.IGNORECASE)
+_TRANSPOSED_NAMES = re.compile(
+    r"(^|[^a-z])(conv(2_?d)?_?transpose(2_?d)?|deconv(2d)?|upscore)(_?\d+)?$", re.IGNORECASE
+)
+# Keras and Haiku store the outputs of a transposed convolution before its inputs; Flax does not.
+_KERAS_NAMES = re.compile(r"2_?d_?transpose", re.IGNORECASE)
+_SCALES = ("weight", "gamma", "scale")
 _PREFIXES = ("module.", "_orig_mod.", "params/", "params.")
 POINTWISE = "1×1 convolution: no spatial extent"
 
@@ -83,6 +89,7 @@ class _Found:
       transposed: whether a transposed convolution reads it.
       groups: number of channel groups, if known.
       outputs_first: whether a transposed kernel has its outputs where the layout has inputs.
+      depthwise: whether it has a group for each channel if it reads one channel; None if open.
     """
 
     layout: str
@@ -90,6 +97,13 @@ class _Found:
     transposed: bool
     groups: int | None = None
     outputs_first: bool = True
+    depthwise: bool | None = None
+
+    @property
+    def outputs(self) -> int:
+        """Returns the number of channels that it makes."""
+        turned = self.transposed and self.outputs_first
+        return self.shape[2] * (self.groups or 1) if turned else self.shape[3]
 
 
 def find_kernels(
@@ -114,21 +128,17 @@ def find_kernels(
       in_order: whether the arrays come in the order of the network's definition.
       drop_prefix: whether a container's name that all kernels have is taken off their names.
       calls: name of a kernel -> the settings of the convolution that reads it, as far as the format
-        keeps them: ``transposed`` and ``groups``; or of a transposed one, ``outputs_first``.
+        keeps them: ``groups``; whether it is ``transposed``, and then has its ``outputs_first``;
+        whether one channel that it reads makes it ``depthwise``.
     """
     calls = calls or {}
     arrays = _without_prefix(arrays) if drop_prefix else dict(arrays)
     arrays, skipped = fold.merge_parts(arrays)
     layouts = decide(arrays, given=layout, rule=rule, usual=usual)
-    found: dict[str, _Found] = {}
-    for name, array in arrays.items():
-        axes, how = layouts.get(name, (None, ""))
-        reason = _why_not(name, array, arrays, axes, how)
-        if reason is None and axes is not None:
-            found[name] = _found(name, arrays, axes, calls.get(name, {}))
-        elif reason is not None:
-            skipped[name] = reason
-    first = first_layer({name: each.shape for name, each in found.items() if not each.transposed})
+    found, others = _sort(arrays, layouts, calls, in_order=in_order)
+    skipped |= others
+    shapes = {name: each.shape for name, each in found.items() if not each.transposed}
+    first = first_layer(shapes)
     kernels: dict[str, ConvKernel] = {}
     layers: dict[str, str] = {}
     for name, each in found.items():
@@ -141,6 +151,13 @@ def find_kernels(
     notes: tuple[str, ...] = ()
     if fold_batchnorm:
         kernels, notes = fold.fold(kernels, arrays, in_order=in_order)
+    if rule == HWIO:
+        told = {n for n in shapes if "transposed" in calls.get(n, {}) or _bias(n, arrays)}
+        notes += turned_note(
+            {layer_name(name): shape for name, shape in shapes.items()},
+            set(map(layer_name, told)),
+            first and layer_name(first),
+        )
     return FoundKernels(
         kernels,
         skipped,
@@ -150,6 +167,34 @@ def find_kernels(
         notes + _open_note(skipped),
         None if first is None else layers.get(first, layer_name(first)),
     )
+
+
+def _sort(
+    arrays: Mapping[str, StoredArray],
+    layouts: Mapping[str, tuple[str, str]],
+    calls: Mapping[str, Mapping[str, Any]],
+    *,
+    in_order: bool,
+) -> tuple[dict[str, _Found], dict[str, str]]:
+    """Returns the arrays that are kernels, and the reason why each other one is none."""
+    found: dict[str, _Found] = {}
+    skipped: dict[str, str] = {}
+    norms = _following_norms(arrays) if in_order else {}
+    before: str | None = None
+    for name, array in arrays.items():
+        axes, how = layouts.get(name, (None, ""))
+        reason = _why_not(name, array, arrays, axes, how)
+        if reason is not None:
+            skipped[name] = reason
+        elif axes is not None:
+            each = _found(name, arrays, axes, calls.get(name, {}), norms.get(name))
+            if before is not None:
+                lone = name not in norms and _bias(name, arrays) is None
+                chained = lone and _container(name) == _container(before)
+                each = _behind(each, found[before], chained=chained)
+            found[name] = each
+            before = name if in_order else None
+    return found, skipped
 
 
 def _describe_layouts(used: Mapping[tuple[str, str], None]) -> str:
@@ -164,54 +209,6 @@ def _open_note(skipped: Mapping[str, str]) -> tuple[str, ...]:
         return ()
     listed = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     return (f"the layout of {len(names)} left-out arrays is open ({listed}): --layout decides",)
-
-
-def first_layer(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Returns the convolution that reads the image: no other convolution makes its inputs.
-
-    Args:
-      shapes: name -> (kh, kw, in, out) of every convolution but the transposed ones, those of 1×1
-        included, `in` counted per group.
-
-    Returns:
-      Its name; None if the channels do not tell.
-    """
-    made = Counter(shape[3] for shape in shapes.values())
-    uses = Counter(shape[2] for shape in shapes.values())
-    several = {name: shape for name, shape in shapes.items() if shape[2] > 1}
-    single = [name for name, shape in shapes.items() if shape[2] == 1 < shape[3]]
-    images = {
-        name: shape
-        for name, shape in several.items()
-        # Groups of 4 channels, as in a ResNeXt, come several times.
-        if shape[2] == 3 or (shape[2] <= 4 and uses[shape[2]] == 1)
-    }
-    unmade = {
-        name: shape
-        for name, shape in several.items()
-        if made[shape[2]] == (1 if shape[2] == shape[3] else 0)
-    }
-    if images:
-        # An autoencoder makes images too, with its last layer.
-        return _earliest([name for name in images if name in unmade] or list(images))
-    if len(single) == 1 and (not unmade or _earliest(list(shapes)) == single[0]):
-        return single[0]
-    spectral = [name for name, shape in unmade.items() if shape[2] <= 32 and uses[shape[2]] == 1]
-    if spectral:
-        return _earliest(spectral)
-    # A depthwise layer has the channels of another layer, unless it reads grey images.
-    others = Counter(shape[3] for shape in several.values())
-    grey = [name for name in single if not others[shapes[name][3]]] or single
-    if grey:
-        return _earliest(grey)
-    fewest = min((shape[2] for shape in unmade.values()), default=0)
-    smallest = [name for name, shape in unmade.items() if shape[2] == fewest]
-    return smallest[0] if len(smallest) == 1 else None
-
-
-def _earliest(names: Sequence[str]) -> str:
-    """Returns the first layer whose name marks it as the first, or else the first of all."""
-    return next((name for name in names if _FIRST_NAMES.search(name)), names[0])
 
 
 def _without_prefix(arrays: Mapping[str, StoredArray]) -> dict[str, StoredArray]:
@@ -249,7 +246,7 @@ def _why_not(
     leaf = leaf_name(name)
     if leaf in _FIXED_FILTERS:
         return FIXED
-    if leaf not in _KERNEL_LEAVES and _NOT_KERNELS.search(leaf):
+    if leaf not in KERNEL_LEAVES and _NOT_KERNELS.search(leaf):
         return f"4-D array {shape}: its name {leaf!r} is not one of a kernel"
     if layout is None and any(looks_like_kernel(choice, shape) for choice in LAYOUTS):
         return f"the axes of {shape} {_OPEN}"
@@ -257,7 +254,7 @@ def _why_not(
     if layout is not None and how == GIVEN and not plausible:
         height, width, *_ = (shape[axis] for axis in axes_to_hwio(layout))
         return f"--layout={layout} makes its kernel {height}×{width}, which no convolution has"
-    if not plausible and (layout is None or how == RECOGNISED or leaf not in _KERNEL_LEAVES):
+    if not plausible and (layout is None or how == RECOGNISED or leaf not in KERNEL_LEAVES):
         return f"4-D array {shape}: no two axes can be a kernel's height and width"
     return FIXED if _is_fixed(name, array, arrays, layout or HWIO) else None
 
@@ -287,41 +284,97 @@ def _is_fixed(
     one = taps[..., 0]
     if not np.isfinite(taps).all() or not one.any() or (taps != one[..., None]).any():
         return False
-    if inputs * outputs > 1 or leaf not in _KERNEL_LEAVES:
+    if inputs * outputs > 1 or leaf not in KERNEL_LEAVES:
         return True
     turned = [one[::-1], one[:, ::-1], one.T if kh == kw else one]
     return all(np.allclose(one, other, rtol=1e-5, atol=1e-8) for other in turned)
 
 
+def _following_norms(arrays: Mapping[str, StoredArray]) -> dict[str, int]:
+    """Returns the length of the norm right behind each kernel, in the same container."""
+    lengths: dict[str, int] = {}
+    for name, after in itertools.pairwise(arrays):
+        shape = arrays[after].shape
+        is_norm = len(shape) == 1 and shape[0] > 1 and leaf_name(after) in _SCALES
+        # DenseNet's layers end with a convolution and begin with a norm, that of all inputs.
+        if is_norm and len(arrays[name].shape) == 4 and _container(name) == _container(after):
+            lengths[name] = shape[0]
+    return lengths
+
+
+def _container(name: str) -> str:
+    """Returns the name of what holds a layer: ``block1`` for ``block1.conv.weight``."""
+    return re.sub(r"(^|[/.])[^/.]*$", "", layer_name(name))
+
+
 def _found(
-    name: str, arrays: Mapping[str, StoredArray], layout: str, call: Mapping[str, Any]
+    name: str,
+    arrays: Mapping[str, StoredArray],
+    layout: str,
+    call: Mapping[str, Any],
+    norm: int | None,
 ) -> _Found:
-    """Describes a kernel; its call, bias or name tells if a transposed convolution reads it."""
+    """Describes a kernel; its call, bias, norm or name tells if a transposed convolution reads it.
+
+    Args:
+      name: of the kernel.
+      arrays: all arrays of the file.
+      layout: of the kernel.
+      call: what the format says of the convolution, as for `find_kernels`.
+      norm: the length of the norm that follows the kernel, if one does.
+    """
     leaf = leaf_name(name)
-    shape = arrays[name].shape
-    kh, kw, inputs, outputs = (shape[axis] for axis in axes_to_hwio(layout))
+    kh, kw, inputs, outputs = shape = tuple(arrays[name].shape[a] for a in axes_to_hwio(layout))
     if leaf == "depthwise_kernel":
         return _Found(layout, (kh, kw, 1, inputs * outputs), transposed=False)
+    depthwise = call.get("depthwise")
     if "transposed" in call:
-        return _Found(layout, (kh, kw, inputs, outputs), call["transposed"], call["groups"])
-    bias = arrays.get(f"{name.removesuffix(leaf)}bias")
+        first = call.get("outputs_first", True)
+        return _Found(layout, shape, call["transposed"], call.get("groups"), first, depthwise)
+    stem = name.removesuffix(leaf)
+    bias = _bias(name, arrays)
     numbers = bias.shape[0] if bias is not None and len(bias.shape) == 1 else None
-    layer = re.split(r"[/.]", name.removesuffix(leaf).rstrip("/."))[-1]
-    transposed = "outputs_first" in call or _TRANSPOSED_NAMES.search(layer) is not None
-    outputs_first = call.get("outputs_first", _KERAS_NAMES.search(layer) is not None)
+    if bias is None and norm is not None and norm != outputs:
+        numbers = norm if norm == inputs else None
+    layer = re.split(r"[/.]", stem.rstrip("/."))[-1]
+    transposed = _TRANSPOSED_NAMES.search(layer) is not None
+    outputs_first = _KERAS_NAMES.search(layer) is not None
     if numbers is not None and numbers != outputs:
         # A transposed convolution stores its output channels where others store their inputs.
         groups, rest = divmod(numbers, inputs)
         if layout == OIHW:
             transposed = bool(groups) and not rest and outputs % groups == 0
-            return _Found(layout, (kh, kw, inputs, outputs), transposed, groups)
+            return _Found(layout, shape, transposed, groups)
         outputs_first = layout == HWIO and numbers == inputs
         transposed = outputs_first
     elif numbers is not None and inputs != outputs:
         outputs_first = False
-    return _Found(
-        layout, (kh, kw, inputs, outputs), transposed, outputs_first=outputs_first or layout == OIHW
-    )
+        transposed = transposed and layout != OIHW
+    turned = outputs_first or layout == OIHW
+    return _Found(layout, shape, transposed, outputs_first=turned, depthwise=depthwise)
+
+
+def _bias(name: str, arrays: Mapping[str, StoredArray]) -> StoredArray | None:
+    stem = name.removesuffix(leaf_name(name))
+    return arrays.get(f"{stem}bias", arrays.get(f"{stem}b"))
+
+
+def _behind(found: _Found, former: _Found, *, chained: bool) -> _Found:
+    """Describes a kernel by the one before it, in a file that has the order of definition.
+
+    Args:
+      found: the kernel.
+      former: the one before it.
+      chained: whether both lie in one container, and the kernel has neither a bias nor a norm.
+    """
+    *_, inputs, outputs = found.shape
+    if inputs == 1 < outputs and found.depthwise is None and former.outputs == 1:
+        return dataclasses.replace(found, depthwise=False)
+    # So ends a generator: of 64 channels, its last layer makes the 3 of an image.
+    fits = former.transposed and former.outputs == outputs > inputs
+    if chained and fits and found.layout == OIHW:
+        return dataclasses.replace(found, transposed=True)
+    return found
 
 
 def _kernel(
@@ -343,4 +396,5 @@ def _kernel(
             np.swapaxes(weight, 2, 3) if found.outputs_first else weight, TRANSPOSED, groups=1
         )
     # The first convolution of a network for grey images has one input channel too.
-    return ConvKernel(weight, DEPTHWISE if inputs == 1 < outputs and not is_first else CONV)
+    single = inputs == 1 < outputs and not is_first and found.depthwise is not False
+    return ConvKernel(weight, DEPTHWISE if single else CONV)

@@ -1,8 +1,10 @@
-"""The record of a convolution kernel, and which stored axes are its rows and columns."""
+"""The record of a convolution kernel, and what shapes tell: axes of kernels and the first layer."""
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -352,3 +354,81 @@ def _usual_name(name: str) -> str | None:
     if leaf == "weights" and "/" in name:  # as TensorFlow's slim has it
         return HWIO
     return OIHW if leaf.startswith("weight") else None
+
+
+_FIRST_NAMES = re.compile(r"stem|conv_in|conv_?1\b|conv_?0\b|first|patch_embed|features\.0\b")
+
+
+def first_layer(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Returns the convolution that reads the image: no other convolution makes its inputs.
+
+    Args:
+      shapes: name -> (kh, kw, in, out) of every convolution but the transposed ones, those of 1×1
+        included, `in` counted per group.
+
+    Returns:
+      Its name; None if the channels do not tell.
+    """
+    made = Counter(shape[3] for shape in shapes.values())
+    uses = Counter(shape[2] for shape in shapes.values())
+    several = {name: shape for name, shape in shapes.items() if shape[2] > 1}
+    single = [name for name, shape in shapes.items() if shape[2] == 1 < shape[3]]
+    images = {
+        name: shape
+        for name, shape in several.items()
+        # Groups of 4 channels, as in a ResNeXt, come several times.
+        if shape[2] == 3 or (shape[2] <= 4 and uses[shape[2]] == 1)
+    }
+    unmade = {
+        name: shape
+        for name, shape in several.items()
+        if made[shape[2]] == (1 if shape[2] == shape[3] else 0)
+    }
+    if images:
+        # An autoencoder makes images too, with its last layer.
+        likely = [name for name in images if name in unmade] or list(images)
+        return _earliest([name for name in likely if shapes[name][2] == 3] or likely)
+    if len(single) == 1 and (not unmade or _earliest(list(shapes)) == single[0]):
+        return single[0]
+    spectral = [name for name, shape in unmade.items() if shape[2] <= 32 and uses[shape[2]] == 1]
+    if spectral:
+        return _earliest(spectral)
+    # A depthwise layer has the channels of another layer, unless it reads grey images.
+    others = Counter(shape[3] for shape in several.values())
+    grey = [name for name in single if not others[shapes[name][3]]] or single
+    if grey:
+        return _earliest(grey)
+    fewest = min((shape[2] for shape in unmade.values()), default=0)
+    smallest = [name for name, shape in unmade.items() if shape[2] == fewest]
+    return smallest[0] if len(smallest) == 1 else None
+
+
+def turned_note(
+    shapes: Mapping[str, tuple[int, ...]], told: Collection[str], first: str | None
+) -> tuple[str, ...]:
+    """Names kernels of Keras that fit the others better with inputs and outputs exchanged.
+
+    Args:
+      shapes: layer -> (kh, kw, in, out) as a convolution has them that is not transposed.
+      told: the layers that are known to be so.
+      first: the layer whose input is the image, if the channels tell.
+    """
+    made = Counter(shape[3] for shape in shapes.values())
+    image = shapes[first][2] if first is not None else 3
+    odd = [
+        name
+        for name, (_, _, inputs, outputs) in shapes.items()
+        if inputs not in (1, image)
+        and inputs < outputs
+        and not made[inputs]
+        and made[outputs] > 1
+        and name not in told
+    ]
+    listed = ", ".join(odd[:3]) + (", …" if len(odd) > 3 else "")
+    note = f"may be transposed, with inputs and outputs exchanged: {listed}; the file does not say"
+    return (note,) if odd else ()
+
+
+def _earliest(names: Sequence[str]) -> str:
+    """Returns the first layer whose name marks it as the first, or else the first of all."""
+    return next((name for name in names if _FIRST_NAMES.search(name)), names[0])

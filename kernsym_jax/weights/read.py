@@ -12,6 +12,7 @@ from kernsym_jax.formats.archive import ZipMembers
 from kernsym_jax.formats.arrays import StoredArray, layer_name, naming, what_it_is
 from kernsym_jax.weights import checkpoint, graph, keras
 from kernsym_jax.weights.array_file import (
+    HDF5,
     SUPPORTED,
     ArrayFile,
     existing,
@@ -243,9 +244,11 @@ def _read_graph(
     if head[:1] == b"\x08" or path.suffix.lower() == ".onnx":
         _check_options("ONNX", OIHW, layout, which)
         return graph.read_onnx(path, fold_batchnorm=fold_batchnorm)
-    if head[:8] == b"\x89HDF\r\n\x1a\n":
-        _check_options("Keras", None, layout, which)
-        return keras.read_hdf5(path, layout=layout, fold_batchnorm=fold_batchnorm)
+    if head.startswith(HDF5):
+        weights = keras.read_hdf5(path, layout=layout, fold_batchnorm=fold_batchnorm)
+        if weights is not None:
+            _check_options("Keras", None, layout, which)
+        return weights
     if head[:2] == b"PK" and keras.is_keras_archive(ZipMembers(path).names):
         _check_options("Keras", None, layout, which)
         return keras.read_archive(path, layout=layout, fold_batchnorm=fold_batchnorm)

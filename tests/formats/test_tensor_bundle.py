@@ -240,6 +240,82 @@ def test_objects_that_hold_one_another_end(save):
     assert len(tensor_bundle.read_bundle(table(path, pairs)).arrays) == 1
 
 
+def in_objects(save, arrays, paths):
+    """Writes a checkpoint whose tree of objects leads by `paths` to variables of these names."""
+    suffix = b"/.ATTRIBUTES/VARIABLE_VALUE"
+    nodes, tree = [b""], {(): 0}
+    for path, name in paths.items():
+        parts = tuple(path.split("/"))
+        for end in range(1, len(parts) + 1):
+            if parts[:end] not in tree:
+                tree[parts[:end]] = len(nodes)
+                nodes.append(b"")
+                child = field(1, tree[parts[:end]]) + field(2, parts[end - 1].encode())
+                nodes[tree[parts[: end - 1]]] += field(1, child)
+        nodes[tree[parts]] += field(2, field(2, name.encode()) + field(3, path.encode() + suffix))
+    graph = b"".join(field(1, node) for node in nodes)
+    text = varint(len(graph)) + bytes(4) + graph
+    stored = {f"{path}{suffix.decode()}": arrays[path] for path in sorted(paths)}
+    path = save(stored)
+    values = path.with_name("net.data-00000-of-00001")
+    content = values.read_bytes()
+    values.write_bytes(content + text)
+    pairs = [(b"_CHECKPOINTABLE_OBJECT_GRAPH", entry((), len(content), len(text), 7))]
+    offset = 0
+    for name, array in stored.items():
+        pairs.append((name.encode(), entry(array.shape, offset)))
+        offset += array.nbytes
+    return table(path, sorted(pairs))
+
+
+def test_objects_of_keras_3_tell_transposed_and_depthwise_kernels(save):
+    shapes = {
+        "model/1/_kernel": (3, 3, 3, 8),
+        "model/2/kernel": (3, 3, 8, 1),
+        "model/3/_kernel": (3, 3, 8, 1),
+        "model/4/_kernel": (5, 5, 1, 4),
+        "model/5/kernel": (3, 3, 6, 4),
+        "model/6/_kernel": (3, 3, 6, 1),
+        "model/7/kernel": (4, 4, 2, 1),
+        "model/7/bias": (2,),
+    }
+    layers = ["stem", "dw", "mask", "mix", "up", "out", "last"]
+    names = {
+        path: f"{layers[int(path.split('/')[1]) - 1]}/{path.rpartition('/')[2].strip('_')}"
+        for path in shapes
+    }
+    arrays = {path: network.values(path, shape) for path, shape in shapes.items()}
+    found = weights.read(in_objects(save, arrays, names))
+    assert {name: (kernel.kind, kernel.shape) for name, kernel in found.kernels.items()} == {
+        "stem": ("conv", (3, 3, 3, 8)),
+        "dw": ("depthwise", (3, 3, 1, 8)),
+        "mask": ("conv", (3, 3, 8, 1)),
+        "mix": ("conv", (5, 5, 1, 4)),
+        "up": ("transposed", (3, 3, 4, 6)),
+        "out": ("conv", (3, 3, 6, 1)),
+        "last": ("transposed", (4, 4, 1, 2)),
+    }
+
+
+def test_a_numbered_list_of_variables_is_named_layer_by_layer(save):
+    shapes = {
+        "variables/0": ("net/kernel", (3, 3, 3, 8)),
+        "variables/1": ("net/bias", (8,)),
+        "variables/2": ("net/kernel", (3, 3, 4, 8)),
+        "variables/3": ("net/bias", (4,)),
+        "variables/4": ("net/depthwise_kernel", (3, 3, 4, 1)),
+    }
+    arrays = {path: network.values(path, shape) for path, (_, shape) in shapes.items()}
+    found = weights.read(
+        in_objects(save, arrays, {path: name for path, (name, _) in shapes.items()})
+    )
+    assert {name: kernel.kind for name, kernel in found.kernels.items()} == {
+        "variables/0": "conv",
+        "variables/2": "transposed",
+        "variables/4": "depthwise",
+    }
+
+
 def test_variables_in_parts_are_put_together(fixtures, tmp_path):
     shutil.unpack_archive(fixtures / "tf1_parts.zip", tmp_path)
     found = weights.read(tmp_path / "model.ckpt")

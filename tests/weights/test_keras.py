@@ -288,3 +288,27 @@ def test_kernels_inside_a_layer_of_the_users_own_class_keep_their_names(tmp_path
     assert (found["conv"].stride, found["block/key"].stride) == ((2, 2), None)
     wanted = network.values("block/key/kernel:0", (3, 3, 4, 4))
     np.testing.assert_array_equal(found["block/key"].weight, wanted)
+
+
+def test_names_and_biases_tell_transposed_kernels_without_a_configuration(tmp_path):
+    arrays = {
+        "stem/vars/0": network.values("stem", (3, 3, 3, 8)),
+        "up/vars/0": network.values("up", (3, 3, 4, 8)),
+        "last/vars/0": network.values("last", (3, 3, 6, 4)),
+        "last/vars/1": np.zeros(6, np.float32),
+        "odd/vars/0": network.values("odd", (3, 3, 5, 8)),
+    }
+    with h5py.File(tmp_path / "net.weights.h5", "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+        file["up/vars"].attrs["name"] = "conv2d_transpose_2"
+    found = weights.read(tmp_path / "net.weights.h5")
+    assert {name: (each.kind, each.shape) for name, each in found.kernels.items()} == {
+        "stem": ("conv", (3, 3, 3, 8)),
+        "conv2d_transpose_2": ("transposed", (3, 3, 8, 4)),
+        "last": ("transposed", (3, 3, 4, 6)),
+        "odd": ("conv", (3, 3, 5, 8)),
+    }
+    assert found.first == "stem"
+    (note,) = found.notes
+    assert note.startswith("may be transposed, with inputs and outputs exchanged: odd;")

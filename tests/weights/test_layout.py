@@ -1,5 +1,6 @@
 """Which axes are the kernel's: by the shapes, the names, the rest of the file, or the user."""
 
+import h5py
 import numpy as np
 import pytest
 
@@ -121,3 +122,66 @@ def test_a_bias_tells_a_transposed_convolution(tmp_path):
     stored = np.arange(8 * 3 * 16, dtype=np.float32).reshape(8, 3, 4, 4)
     # Group 1 takes the last four inputs to the last three outputs.
     np.testing.assert_array_equal(kernel.weight[:, :, 2, 4], stored[6, 1])
+
+
+def _norm(name, channels):
+    return {f"{name}.{leaf}": (channels,) for leaf in ("weight", "bias", "running_mean")}
+
+
+def _told(state_dict):
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in state_dict.items()}
+    found = weights.read(arrays).kernels
+    return {name: (kernel.kind, kernel.shape) for name, kernel in found.items()}
+
+
+def test_a_norm_tells_transposed_convolutions_without_a_bias():
+    generator = {"net.0.weight": (100, 64, 4, 4), **_norm("net.1", 64)}
+    generator |= {"net.3.weight": (64, 32, 4, 4), **_norm("net.4", 32)}
+    generator |= {"net.6.weight": (32, 3, 4, 4)}
+    assert _told(generator) == {
+        "net.0": ("transposed", (4, 4, 100, 64)),
+        "net.3": ("transposed", (4, 4, 64, 32)),
+        "net.6": ("transposed", (4, 4, 32, 3)),
+    }
+
+
+def test_a_norm_in_front_of_a_convolution_does_not_tell_that_it_is_transposed():
+    dense = {"stem.weight": (64, 3, 3, 3), **_norm("a.norm1", 64), "a.conv1.weight": (32, 64, 3, 3)}
+    dense |= {**_norm("b.norm1", 64), "b.conv1.weight": (32, 64, 3, 3)}
+    joined = {"up.weight": (64, 32, 2, 2), **_norm("norm", 32), "conv.weight": (32, 64, 3, 3)}
+    joined |= {"conv.bias": (32,)}
+    assert [kind for kind, _ in _told(dense).values()] == ["conv"] * 3
+    assert [kind for kind, _ in _told(joined).values()] == ["transposed", "conv"]
+
+
+def test_a_convolution_behind_one_that_makes_one_channel_is_not_depthwise():
+    told = _told(
+        {
+            "stem.weight": (16, 3, 3, 3),
+            "mask.weight": (1, 16, 1, 1),
+            "mix.weight": (16, 1, 5, 5),
+            "depthwise.weight": (16, 1, 3, 3),
+        }
+    )
+    assert [kind for kind, _ in told.values()] == ["conv", "conv", "depthwise"]
+
+
+@pytest.mark.parametrize("name", ["deconv2", "upscore8", "a.conv_transpose"])
+def test_a_name_tells_a_transposed_convolution_with_equal_channels(name):
+    told = _told({"stem.weight": (21, 3, 3, 3), f"{name}.weight": (21, 21, 4, 4)})
+    assert told[name][0] == "transposed"
+    biased = {f"{name}.weight": (21, 7, 3, 3), f"{name}.bias": (21,)}
+    assert _told({"stem.weight": (7, 3, 3, 3), **biased})[name] == ("conv", (3, 3, 7, 21))
+
+
+@pytest.mark.parametrize("separator", [".", "/"])
+def test_hdf5_files_of_other_programs_are_read(tmp_path, separator):
+    shapes = {"a.weight": (16, 3, 3, 3), "b.weight": (16, 16, 3, 1), "c.weight": (8, 16, 3, 3)}
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "net.h5", "w") as file:
+        for name, shape in shapes.items():
+            file[name.replace(".", separator)] = rng.normal(size=shape).astype(np.float32)
+    found = weights.read(tmp_path / "net.h5")
+    assert (found.format, found.first) == ("HDF5", "a")
+    shapes = [kernel.shape for kernel in found.kernels.values()]
+    assert shapes == [(3, 3, 3, 16), (3, 1, 16, 16), (3, 3, 16, 8)]

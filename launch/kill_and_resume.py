@@ -117,9 +117,14 @@ def kill_after(workdir: pathlib.Path, step: int, seconds: float, arguments: Sequ
 
 
 def kill_while_starting(workdir: pathlib.Path, seconds: float, arguments: Sequence[str]) -> int:
-    """Kills the training some time after its start, and returns the steps in its metrics."""
-    process = start(workdir, arguments)
-    time.sleep(seconds)
+    """Kills the training some time after its start, and returns the steps in its metrics.
+
+    A busy machine can take less time to start than it took before; the first new line of the
+    metrics ends the wait, so that the training cannot end first.
+    """
+    process, before, ends = start(workdir, arguments), steps_of(workdir), time.monotonic() + seconds
+    while time.monotonic() < ends and steps_of(workdir) <= before:
+        time.sleep(0.001)
     return kill(process, workdir)
 
 

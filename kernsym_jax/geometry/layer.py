@@ -18,6 +18,13 @@ CONVOLUTIONS = ("conv", "depthwise", "transposed")
 KINDS = (*CONVOLUTIONS, "max_pool", "avg_pool", "min_pool", "pool", "subsample")
 """The kinds of layers that an audit tells apart."""
 
+# Sums and products of the numbers of a row are exact below this, also in floating point.
+_LARGEST = 1 << 53
+# The exposure of a layer takes memory for each tap of its kernel.
+_MOST_TAPS = 1 << 16
+# A terminal shows the first rows; a program reads all of them as JSON.
+_MOST_ROWS = 2000
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerGeometry:
@@ -50,6 +57,10 @@ class LayerGeometry:
         the audit could not follow the path between the layers.
       repeats: how many times loops run this layer.
 
+    Raises:
+      ValueError: if a number is beyond 2**53, or if the kernel of a convolution has more than
+        65,536 taps along an axis.
+
     >>> from kernsym_jax import geometry
     >>> row = geometry.LayerGeometry(
     ...     "conv", "conv", (32, 32), (16, 16), (3, 3), (2, 2), (1, 1), ((1, 1), (1, 1))
@@ -71,6 +82,16 @@ class LayerGeometry:
     upsampling: tuple[int, ...] = (1, 1)
     reads: tuple[int, ...] | None = (-1,)
     repeats: int = 1
+
+    def __post_init__(self) -> None:
+        spread = [n * step for n, step in zip(self.input_size, self.upsampling, strict=True)]
+        ends = [abs(end) for pair in self.padding for end in pair]
+        largest = max(*spread, *self.output_size, *self.stride, *self.dilation, *ends)
+        if largest > _LARGEST:
+            raise ValueError(f"{self.layer}: a number of {largest:.3g}, more than 2**53")
+        if self.kind in CONVOLUTIONS and max(self.kernel) > _MOST_TAPS:
+            taps = _joined(self.kernel)
+            raise ValueError(f"{self.layer}: a kernel of {taps} taps, more than {_MOST_TAPS}")
 
     @property
     def windows(self) -> tuple[Windows, ...]:
@@ -307,7 +328,9 @@ def print_audit(title: str, rows: Sequence[LayerGeometry], advice: "Advice") -> 
     """
     console = cli.console()
     console.print(cli.printable(title), style="bold", markup=False, highlight=False, soft_wrap=True)
-    console.print(layer_table(rows))
+    console.print(layer_table(rows[:_MOST_ROWS]))
+    if len(rows) > _MOST_ROWS:
+        console.print(f"… {len(rows) - _MOST_ROWS} more layers, which --json lists")
     for layer, why in _left_out(rows).items():
         console.print(cli.printable(f"left out: {layer}: {why}"), markup=False, highlight=False)
     console.print(advice.verdict, style="bold", markup=False, highlight=False)

@@ -132,10 +132,15 @@ def _tables() -> dict[str, Any]:
 
 
 def _matches(layers: Mapping[str, _Layer]) -> Iterator[Recognised]:
+    # A file may have tens of thousands of layers, and few of them the name of a first layer.
+    by_end: dict[str, dict[str, _Layer]] = {}
+    for path, layer in layers.items():
+        by_end.setdefault(path.rpartition("/")[2], {})[path] = layer
     for name, table in _tables().items():
         wanted: dict[str, list[int] | None] = table["layers"]
         first = next(row["layer"] for row in table["rows"] if row["layer"] in wanted)
-        for prefix in _prefixes(layers, first, wanted[first]):
+        alike = by_end.get(first.rpartition("/")[2], {})
+        for prefix in _prefixes(alike, first, wanted[first]):
             inside = {
                 path.removeprefix(prefix): layer
                 for path, layer in layers.items()

@@ -1,6 +1,8 @@
 """The rows of figures per layer, from which a whole report is drawn."""
 
+import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,10 +73,59 @@ padding, that is whether both are at most `SIGNIFICANT` and neither axis leans t
 
 SIGNIFICANT = 0.01
 
+# What is measured in one network: sizes, height by width, of which published networks have six;
+# layers; cells of a kernel, height times width, and of all large kernels together. A report on more
+# takes many seconds.
+_MOST_SIZES, _MOST_LAYERS = 12, 5000
+_MOST_CELLS, _LARGE, _MOST_CELLS_OF_LARGE = 1_000_000, 1000, 4_000_000
+
 # Taps below this share of the middle tap count as vanished.
 _VANISHED = 1e-3
 # Axis of the signature and sign of its component.
 _DIRECTIONS = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
+
+
+def measurable(weights: Weights) -> Weights:
+    """Leaves out kernels that would take too long: of rare sizes, very large, or one of thousands.
+
+    Args:
+      weights: from `weights.read`.
+
+    Returns:
+      The weights, with the kernels that are left out among ``skipped`` and their number in a note.
+    """
+    sizes = Counter(kernel.shape[:2] for kernel in weights.kernels.values())
+    commonest = {size for size, _ in sizes.most_common(_MOST_SIZES)}
+    left_out: dict[str, str] = {}
+    layers = cells_of_large = rare = 0
+    for name, kernel in weights.kernels.items():
+        cells = math.prod(kernel.shape[:2])
+        if kernel.shape[:2] not in commonest:
+            rare += 1
+            which = f"none of the {_MOST_SIZES} commonest of {len(sizes)}"
+            left_out[name] = f"not measured: its size is {which}"
+        elif cells > _MOST_CELLS:
+            left_out[name] = f"not measured: its {cells} cells are more than {_MOST_CELLS}"
+        elif cells > _LARGE and cells_of_large + cells > _MOST_CELLS_OF_LARGE:
+            which = f"large kernels have more than {_MOST_CELLS_OF_LARGE} cells"
+            left_out[name] = f"not measured: with it, {which}"
+        elif layers == _MOST_LAYERS:
+            left_out[name] = f"not measured: {_MOST_LAYERS} layers come before it"
+        else:
+            layers += 1
+            cells_of_large += cells if cells > _LARGE else 0
+    if not left_out:
+        return weights
+    if not layers:
+        raise ValueError(f"{weights.source}: no kernel of {_MOST_CELLS} cells or fewer to measure")
+    counts = {"of rare sizes": rare, "beyond what a report can hold": len(left_out) - rare}
+    notes = [f"{n} kernels {which} are not measured" for which, n in counts.items() if n]
+    return dataclasses.replace(
+        weights,
+        kernels={name: k for name, k in weights.kernels.items() if name not in left_out},
+        skipped=weights.skipped | left_out,
+        notes=(*weights.notes, *notes),
+    )
 
 
 def layer_rows(

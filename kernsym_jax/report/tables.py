@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,14 +11,11 @@ import numpy as np
 from kernsym_jax.cli import path_name
 from kernsym_jax.geometry import LayerGeometry
 from kernsym_jax.report import page
-from kernsym_jax.report.layer_table import COLUMNS, layer_rows, measure_layers
+from kernsym_jax.report.layer_table import COLUMNS, layer_rows, measurable, measure_layers
 from kernsym_jax.report.summary import summarize
 from kernsym_jax.weights import Weights, flax_layer
 
 RowsAt = Callable[[Any], Sequence[LayerGeometry]]
-
-MOST_SIZES = 12
-"""Sizes of kernels, height by width, that are measured in one network; published ones have six."""
 
 COMPARED = ("score", "score_centered", "E", "sig_x", "sig_y")
 """The figures that a comparison puts side by side."""
@@ -263,31 +259,11 @@ def network_table(
     >>> report.network_table(found, "ones").rows[0]["score"]
     1.0
     """
-    source, weights = path_name(source or weights.source), _of_few_sizes(weights)
+    source, weights = path_name(source or weights.source), measurable(weights)
     measured = measure_layers(weights)
     rows = layer_rows(weights, measured, source, geometry)
     means = {layer: found.mean_kernel for layer, found in measured.items()}
     return NetworkTable(source, weights, rows, means, geometry, rows_at, list(history), consistency)
-
-
-def _of_few_sizes(weights: Weights) -> Weights:
-    """Leaves out kernels of rare sizes: each size needs a program and a null of its own."""
-    sizes = Counter(kernel.shape[:2] for kernel in weights.kernels.values())
-    if len(sizes) <= MOST_SIZES:
-        return weights
-    measured = {size for size, _ in sizes.most_common(MOST_SIZES)}
-    kernels = {
-        name: kernel for name, kernel in weights.kernels.items() if kernel.shape[:2] in measured
-    }
-    left_out = [name for name in weights.kernels if name not in kernels]
-    reason = f"not measured: its size is none of the {MOST_SIZES} commonest of {len(sizes)}"
-    note = f"{len(left_out)} kernels of rare sizes are not measured"
-    return dataclasses.replace(
-        weights,
-        kernels=kernels,
-        skipped=weights.skipped | dict.fromkeys(left_out, reason),
-        notes=(*weights.notes, note),
-    )
 
 
 def compare_tables(tables: Sequence[NetworkTable]) -> Comparison:

@@ -163,6 +163,27 @@ def test_a_model_for_a_trillion_pixels_is_audited(tmp_path):
     assert geometry.advise(rows, geometry.FileAudits(path), None).uneven == 1
 
 
+@pytest.mark.usefixtures("within_a_gigabyte")
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("kernel_of_2_to_the_31_taps", r"a kernel of 2147483648×3 taps, more than 65536"),
+        ("padding_of_2_to_the_63", r"a number of 1\.61e\+19, more than 2\*\*53"),
+    ],
+)
+def test_geometry_beyond_what_can_be_computed_is_refused(tmp_path, name, says):
+    path = getattr(hostile, name)(tmp_path)
+    with pytest.raises(ValueError, match=says) as caught:
+        damage.audit(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_the_first_of_thousands_of_layers_are_printed(tmp_path, capsys):
+    rows = geometry.audit_file(hostile.convolutions_by_the_thousand(tmp_path))
+    geometry.print_audit("net", rows, geometry.advise(rows))
+    assert "… 100 more layers, which --json lists\n" in capsys.readouterr().out
+
+
 def test_names_that_utf_8_cannot_hold_are_escaped(tmp_path):
     found = weights.read(hostile.surrogate_names(tmp_path))
     assert list(found.kernels) == ["a\\ud800"]

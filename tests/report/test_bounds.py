@@ -6,8 +6,10 @@ import warnings
 import hostile
 import numpy as np
 import pytest
+import writers
 
-from kernsym_jax import report
+from kernsym_jax import report, weights
+from kernsym_jax.report.layer_table import measurable
 
 
 @pytest.mark.usefixtures("within_a_gigabyte")
@@ -39,6 +41,24 @@ def test_of_many_sizes_the_commonest_are_measured_and_the_others_are_named(tmp_p
     assert len(left_out) == 49 - 12
     assert set(left_out.values()) == {"not measured: its size is none of the 12 commonest of 49"}
     assert "37 kernels of rare sizes are not measured" in table.weights.notes
+
+
+def test_what_would_take_minutes_is_left_out_and_named(tmp_path):
+    few = np.zeros((1, 1, 1000, 1000), np.float32)
+    many = np.arange(18, dtype=np.float32).reshape(2, 1, 3, 3)
+    state = {"a.weight": np.zeros((1, 1, 1000, 1001), np.float32)}
+    state |= {f"b{n}.weight": few for n in range(5)} | {f"c{n}.weight": many for n in range(5000)}
+    found = measurable(weights.read(state))
+    assert list(found.kernels) == [*(f"b{n}" for n in range(4)), *(f"c{n}" for n in range(4996))]
+    assert found.skipped["a"] == "not measured: its 1001000 cells are more than 1000000"
+    assert (
+        found.skipped["b4"] == "not measured: with it, large kernels have more than 4000000 cells"
+    )
+    assert found.skipped["c4999"] == "not measured: 5000 layers come before it"
+    assert found.notes == ("6 kernels beyond what a report can hold are not measured",)
+    path = writers.write_torch(tmp_path / "net.pt", {"a.weight": state["a.weight"]})
+    with pytest.raises(ValueError, match=r"net\.pt: no kernel of 1000000 cells or fewer"):
+        report.table(path)
 
 
 def test_thousands_of_layers_are_listed_in_the_files_and_not_on_the_terminal(tmp_path, capsys):

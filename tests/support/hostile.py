@@ -305,6 +305,34 @@ def fixed_input_of_a_trillion_pixels(folder):
     return path
 
 
+def kernel_of_2_to_the_31_taps(folder):
+    """A kernel whose shape a graph declares, and whose values nobody gives."""
+    side = 1 << 31
+    model = _model([helper.make_node("Conv", ["x", "k"], ["y"], pads=[side] * 4)])
+    model.graph.input.append(helper.make_tensor_value_info("k", TensorProto.FLOAT, (4, 3, side, 3)))
+    onnx.save(model, folder / "net.onnx")
+    return folder / "net.onnx"
+
+
+def padding_of_2_to_the_63(folder):
+    """Paddings, steps and distances of taps that no machine number holds when they are added."""
+    far = {"pads": [(1 << 63) - 1] * 4, "strides": [1 << 62, 1], "dilations": [1 << 60] * 2}
+    path = folder / "net.onnx"
+    onnx.save(_model([helper.make_node("Conv", ["x", "w"], ["y"], **far)]), path)
+    return path
+
+
+def convolutions_by_the_thousand(folder):
+    """A graph of more layers than a terminal should show."""
+    nodes = [
+        helper.make_node("Conv", [f"x{n}" if n else "x", "w"], [f"x{n + 1}"], pads=[1] * 4)
+        for n in range(2100)
+    ]
+    path = folder / "net.onnx"
+    onnx.save(_model(nodes), path)
+    return path
+
+
 def constants_by_the_ten_thousand(folder):
     """A graph of constants that nobody reads."""
     value = helper.make_tensor("", TensorProto.FLOAT, (1,), [1.0])

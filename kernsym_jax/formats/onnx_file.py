@@ -106,6 +106,79 @@ def text(name: str | bytes) -> str:
     return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
 
 
+# Operators of ONNX Runtime -> those of ONNX that make maps of the same shapes, and their inputs.
+_EQUIVALENT: dict[str, tuple[str, slice]] = {
+    **{f"com.microsoft.{op}": ("Identity", slice(1)) for op in (
+        "BiasGelu", "DequantizeLinear", "FastGelu", "Gelu", "QLinearLeakyRelu", "QLinearSigmoid",
+        "QLinearSoftmax", "QuantizeLinear", "QuickGelu",
+    )},
+    **{f"com.microsoft.nchwc.{op}": (op, slice(1)) for op in (
+        "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool",
+    )},
+    "com.microsoft.FusedConv": ("Conv", slice(3)),
+    "com.microsoft.QLinearConv": ("QLinearConv", slice(9)),
+    "com.microsoft.QLinearAdd": ("Add", slice(0, 4, 3)),
+    "com.microsoft.QLinearMul": ("Mul", slice(0, 4, 3)),
+    "com.microsoft.QLinearConcat": ("Concat", slice(2, None, 3)),
+    "com.microsoft.QLinearAveragePool": ("AveragePool", slice(1)),
+    "com.microsoft.QLinearGlobalAveragePool": ("GlobalAveragePool", slice(1)),
+    "com.microsoft.NhwcMaxPool": ("MaxPool", slice(1)),
+    "com.microsoft.nchwc.Conv": ("Conv", slice(2)),
+    "com.microsoft.nchwc.ReorderInput": ("Identity", slice(1)),
+    "com.microsoft.nchwc.ReorderOutput": ("Slice", slice(1)),
+    "com.microsoft.nchwc.Upsample": ("Resize", slice(1)),
+}  # fmt: skip
+_WINDOW = frozenset((
+    "auto_pad", "axis", "ceil_mode", "dilations", "group", "kernel_shape", "pads", "storage_order",
+    "strides", "count_include_pad",
+))  # fmt: skip
+
+
+def use_plain_operators(graph: Any) -> None:
+    """Replaces known operators of ONNX Runtime in a GraphProto, for the inference of shapes.
+
+    ONNX infers no shape behind an operator of another domain. What stands in for one makes a map of
+    the same shape, but not of the same values.
+    """
+    nodes: list[Any] = []
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                use_plain_operators(attribute.g)
+        nodes += _plain(node, graph.initializer) or [node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _plain(node: Any, arrays: Any) -> list[Any]:
+    """Returns the nodes that stand in for one of ONNX Runtime's; none for any other node."""
+    from onnx import helper, numpy_helper
+
+    domain, op = text(node.domain), text(node.op_type)
+    plain, places = _EQUIVALENT.get(f"{domain}.{op}", ("", slice(0)))
+    said = {text(each.name): each for each in node.attribute}
+    wanted = {"Slice": "channels", "Resize": "scales"}.get(plain)
+    inputs, outputs = list(node.input)[places], list(node.output)[:1]
+    if not (plain and inputs and outputs) or (wanted is not None and wanted not in said):
+        return []
+    if wanted is not None:
+        lists = [[0], [said[wanted].i], [1]] if plain == "Slice" else [list(said[wanted].ints)]
+        dtype = np.int64 if plain == "Slice" else np.float32
+        names = [f"plain {place} of {text(outputs[0])}" for place in range(len(lists))]
+        arrays.extend(map(numpy_helper.from_array, [np.array(n, dtype) for n in lists], names))
+        inputs += names if plain == "Slice" else ["", *names]
+    last = op.startswith("Nhwc") or ("channels_last" in said and said["channels_last"].i == 1)
+    last &= plain not in ("Add", "Mul", "Concat")
+    before, after = last and op != "ReorderOutput", last and op != "ReorderInput"
+    ins, outs = ([f"plain {side} of {text(outputs[0])}"] for side in ("input", "output"))
+    read, made = [*(ins if before else inputs[:1]), *inputs[1:]], outs if after else outputs
+    middle = helper.make_node(plain, read, made)
+    middle.attribute.extend(each for name, each in said.items() if name in _WINDOW)
+    first = [helper.make_node("Transpose", inputs[:1], ins, perm=[0, 3, 1, 2])] if before else []
+    final = [helper.make_node("Transpose", outs, outputs, perm=[0, 2, 3, 1])] if after else []
+    return [*first, middle, *final]
+
+
 class Arrays:
     """Reads the arrays of a model: from its structure, its file, or files beside it.
 

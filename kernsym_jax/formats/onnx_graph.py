@@ -302,23 +302,40 @@ def evaluated(node: Node, known: Mapping[str, np.ndarray], opsets: Any) -> np.nd
       known: name of each of its inputs -> value.
       opsets: the versions of operators that the model imports.
     """
-    import onnx
     from onnx.reference import ReferenceEvaluator
 
-    inputs = [
-        onnx.helper.make_tensor_value_info(
-            name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
-        )
-        for name, value in known.items()
-    ]
-    output = onnx.ValueInfoProto(name=node.outputs[0])
-    alone = onnx.helper.make_graph([node.proto], "constant", inputs, [output])
-    model = onnx.helper.make_model(alone, opset_imports=opsets)
+    model = alone(node, {name: value.shape for name, value in known.items()}, known, opsets)
     try:
         result: Any = ReferenceEvaluator(model).run([node.outputs[0]], dict(known))
         return np.asarray(result[0])
     except Exception:  # an unknown node makes an unknown constant
         return None
+
+
+def alone(
+    node: Node,
+    shapes: Mapping[str, tuple[int, ...]],
+    known: Mapping[str, np.ndarray],
+    opsets: Any,
+) -> Any:
+    """Returns an onnx.ModelProto of one node.
+
+    Args:
+      node: the node.
+      shapes: name of each of its inputs -> shape.
+      known: name of an input -> value, of those that are constants.
+      opsets: the versions of operators that the model imports.
+    """
+    from onnx import ValueInfoProto, helper
+
+    types = {name: helper.np_dtype_to_tensor_dtype(value.dtype) for name, value in known.items()}
+    inputs = [
+        helper.make_tensor_value_info(name, types.get(name, 1), shape)
+        for name, shape in shapes.items()
+    ]
+    outputs = [ValueInfoProto(name=name) for name in node.outputs if name]
+    graph = helper.make_graph([node.proto], "alone", inputs, outputs)
+    return helper.make_model(graph, opset_imports=opsets)
 
 
 def size_of_result(node: Node, shapes: list[tuple[int, ...]]) -> int:

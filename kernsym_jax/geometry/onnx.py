@@ -1,17 +1,19 @@
 """Audits an ONNX file; the rows are those of the audit of a JAX function."""
 
+import contextlib
 import functools
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from kernsym_jax.formats.arrays import naming
-from kernsym_jax.formats.onnx_file import text
+from kernsym_jax.formats.onnx_file import text, use_plain_operators
 from kernsym_jax.formats.onnx_graph import (
     KERNEL_INPUT,
     Graph,
     Model,
     Node,
+    alone,
     is_channels_last,
     is_height_first,
     read_model,
@@ -21,7 +23,7 @@ from kernsym_jax.geometry.arithmetic import Windows, padding_amounts
 from kernsym_jax.geometry.axis import Axes, Source, unknown, whole
 from kernsym_jax.geometry.layer import FileAudit, LayerGeometry
 from kernsym_jax.geometry.network import Network, Sliding
-from kernsym_jax.geometry.onnx_values import Values, small_array
+from kernsym_jax.geometry.onnx_values import MAX_EVALUATIONS, Values, small_array
 
 _POOLS = {
     "MaxPool": "max_pool",
@@ -91,6 +93,7 @@ def _shapes(model: Model, input_size: int | Sequence[int] | None) -> dict[str, t
     _set_input_size(proto.graph, model.graph, input_size)
     _forget_outputs(proto.graph)
     _fill_in(proto.graph, model.graph)
+    use_plain_operators(proto.graph)
     imported = {text(opset.domain) for opset in proto.opset_import}
     for domain in {text(node.domain) for node in proto.graph.node} - imported - {"ai.onnx"}:
         proto.opset_import.append(onnx.helper.make_opsetid(domain, 1))
@@ -224,7 +227,28 @@ class _Walk:
         elif node.op in ("Loop", "Scan"):
             self.loop(node)
         else:
+            self.infer(node)
             onnx_values.apply(self.values, node)
+
+    def infer(self, node: Node) -> None:
+        """Infers the shapes of outputs that depend on numbers which the graph computes."""
+        import onnx
+
+        values = self.values
+        shapes = {name: values.shapes[name] for name in node.inputs if name in values.shapes}
+        known = {name: values.consts[name] for name in shapes if name in values.consts}
+        open_ones = set(node.outputs) - set(values.shapes) - {""}
+        if not open_ones or "." in node.op or len(shapes) < len(set(node.inputs) - {""}):
+            return
+        values.evaluations += 1
+        if values.evaluations <= MAX_EVALUATIONS:
+            model = alone(node, shapes, known, values.opsets)
+            for name, value in known.items():
+                model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+            # What onnx cannot infer stays open.
+            with contextlib.suppress(Exception):
+                inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+                _collect_shapes(inferred.graph, values.shapes)
 
     def convolution(self, node: Node, layer: str) -> None:
         weight = node.inputs[KERNEL_INPUT[node.op]]
@@ -246,7 +270,10 @@ class _Walk:
             padding = _spread_padding(node, sizes, kernel, stride, dilation)
             window["upsampling"], stride = stride, [1] * n
         else:
-            kind, features = "depthwise" if 1 < groups == channels else "conv", outputs
+            # Blocks of 8 or 16 channels may be filled up.
+            filled = inputs == 1 and node.op.startswith("com.microsoft.nchwc.")
+            single = groups > 1 and (filled or groups == channels)
+            kind, features = "depthwise" if single else "conv", outputs
             padding = _padding(node, sizes, kernel, stride, dilation)
         made = self.network.window(
             layer,

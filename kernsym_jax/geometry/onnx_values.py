@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from kernsym_jax.formats.arrays import StoredArray
-from kernsym_jax.formats.onnx_graph import Graph, Model, Node, evaluated, is_channels_last
+from kernsym_jax.formats.onnx_graph import (
+    Graph,
+    Model,
+    Node,
+    evaluated,
+    is_channels_last,
+)
 from kernsym_jax.geometry.axis import (
     CONSTANT,
     LARGEST,
@@ -27,12 +33,13 @@ SMALL = 1024
 """The largest number of elements of a constant whose values the audit follows: amounts of padding,
 indices and shapes."""
 
-_MAX_EVALUATIONS = 3000
+MAX_EVALUATIONS = 3000
+"""The most nodes that an audit computes or infers one by one."""
 _NUMPY_MODES = ("reflect", "edge", "wrap")
 
 _MICROSOFT = (
     "BiasGelu", "DequantizeLinear", "FastGelu", "Gelu", "QLinearAdd", "QLinearLeakyRelu",
-    "QLinearMul", "QLinearSigmoid", "QuantizeLinear", "QuickGelu",
+    "QLinearMul", "QLinearSigmoid", "QLinearSoftmax", "QuantizeLinear", "QuickGelu",
 )  # fmt: skip
 _PLACE_BY_PLACE = frozenset((
     "Abs", "Add", "BatchNormalization", "Cast", "Ceil", "Clip", "DequantizeLinear", "Div",
@@ -67,6 +74,8 @@ class Values:
       axes: of the values that depend on the input; ``None`` where nothing is known.
       depends: names of the values that depend on the input.
       consts: numbers of small constants.
+      opsets: the versions of operators that the model imports.
+      evaluations: number of nodes that were computed or inferred one by one.
     """
 
     def __init__(self, network: Network, model: Model, shapes: dict[str, tuple[int, ...]]):
@@ -75,8 +84,8 @@ class Values:
         self.axes: dict[str, Axes | None] = {}
         self.depends: set[str] = set()
         self.consts: dict[str, np.ndarray] = {}
-        self._opsets = model.proto.opset_import
-        self._evaluations = 0
+        self.opsets = model.proto.opset_import
+        self.evaluations = 0
         self._alternatives = 0
 
     def store(self, graph: Graph) -> None:
@@ -133,10 +142,10 @@ class Values:
     def _evaluated(self, node: Node, known: dict[str, np.ndarray]) -> np.ndarray | None:
         """Computes the first output of a node with constant inputs; ``None`` if it cannot."""
         shape = self.shapes.get(node.outputs[0])
-        self._evaluations += 1
-        if shape is None or not _is_small(shape) or self._evaluations > _MAX_EVALUATIONS:
+        self.evaluations += 1
+        if shape is None or not _is_small(shape) or self.evaluations > MAX_EVALUATIONS:
             return None
-        return evaluated(node, known, self._opsets)
+        return evaluated(node, known, self.opsets)
 
 
 def small_array(array: StoredArray | None) -> np.ndarray | None:
@@ -366,6 +375,9 @@ def _matmul(values: Values, node: Node, axes: Axes) -> list[Axes | None]:
 
 def _reorder(values: Values, node: Node, axes: Axes) -> list[Axes | None]:
     """Follows ONNX Runtime's change between plain channels and blocks; the map stays."""
+    if node.op.endswith("Output") and len(axes) == 4 and "channels" in node.attributes:
+        # Blocks of 8 or 16 may have channels that are filled up with zeros.
+        axes = changed(axes, {1: unknown(node.integer("channels", 0), "feature")})
     if len(axes) != 4 or not node.integer("channels_last", 0):
         return [axes]
     order = (0, 3, 1, 2) if node.op.endswith("Input") else (0, 2, 3, 1)
@@ -405,6 +417,7 @@ _HANDLERS: dict[str, Callable[[Values, Node, Axes], list[Axes | None]]] = {
     "com.microsoft.nchwc.GlobalMaxPool": _reduce,
     "com.microsoft.nchwc.ReorderInput": _reorder,
     "com.microsoft.nchwc.ReorderOutput": _reorder,
+    "com.microsoft.nchwc.Upsample": _unfollowed,
     "com.ms.internal.nhwc.GlobalAveragePool": _reduce,
     "com.ms.internal.nhwc.GlobalMaxPool": _reduce,
 }

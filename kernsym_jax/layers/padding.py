@@ -17,12 +17,7 @@ Amounts = tuple[Pair, Pair]
 PADDINGS = geometry.PADDING_MODES
 """The padding modes of every layer."""
 
-_JNP_MODES = {
-    "reflect": "reflect",
-    "replicate": "edge",
-    "symmetric": "symmetric",
-    "circular": "wrap",
-}
+_AS_JNP = {"reflect": "reflect", "replicate": "edge", "symmetric": "symmetric", "circular": "wrap"}
 
 Position = tuple[float | jax.Array, float | jax.Array]
 """Vertical and horizontal place of the first window of a strided layer, 0 to 1 (SBPool)."""
@@ -153,8 +148,8 @@ def pad_map(x: jax.Array, amounts: Amounts, padding: str, fill: float = 0.0) -> 
     (top, bottom), (left, right) = amounts
     widths = ((0, 0), (max(top, 0), max(bottom, 0)), (max(left, 0), max(right, 0)), (0, 0))
     if any(sum(width) for width in widths):
-        if padding in _JNP_MODES:
-            x = jnp.pad(x, widths, mode=_JNP_MODES[padding])
+        if padding in _AS_JNP:
+            x = jnp.pad(x, widths, mode=_AS_JNP[padding])
         else:
             x = jnp.pad(x, widths, constant_values=fill)
     # Crops after padding, because circular padding copies rows of the whole map.

@@ -539,6 +539,54 @@ def test_blocked_operators_of_onnx_runtime_are_followed(save):
     assert [row.reads for row in rows] == [(-1,), (0,), (1,)]
 
 
+def test_shapes_are_inferred_behind_operators_of_onnx_runtime(save):
+    def of(domain, op, inputs, output, **attributes):
+        domain = f"com.microsoft{domain}"
+        return helper.make_node(op, inputs.split(), [output], domain=domain, **attributes)
+
+    doubled = numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
+    nodes = [
+        of("", "FusedConv", "x a.weight", "a", activation="Relu", **CONV),
+        node("Resize", "a  scales", "b"),
+        of(".nchwc", "Conv", "b b.weight", "c", **CONV),
+        of(".nchwc", "Upsample", "c", "d", scales=[1, 1, 2, 2]),
+        of(".nchwc", "ReorderOutput", "d", "e", channels=8),
+        node("Add", "e b", "f"),
+        of("", "QLinearAdd", "f s z f s z s z", "g"),
+        node("Resize", "g  scales", "h"),
+        node("Conv", "h c.weight", "y", **CONV),
+    ]
+    nodes[1].input[:] = ["a", "", "scales"]
+    nodes[7].input[:] = ["g", "", "scales"]
+    stored = [weights("a.weight", 8, 3, 3, 3), weights("b.weight", 16, 8, 3, 3), doubled]
+    stored += [weights("c.weight", 4, 8, 3, 3), weights("s"), integers("z", 0)]
+    audit = geometry.audit_onnx(save(nodes, stored))
+    assert [row.input_size for row in audit] == [(32, 32), (32, 32), (64, 64)]
+    assert audit.left_out == {}
+
+
+def test_shapes_that_the_graph_computes_are_inferred(save):
+    nodes = [
+        node("Conv", "x a.weight", "a", pads=[1] * 4),
+        node("Shape", "a", "shape"),
+        node("Gather", "shape one", "channels"),
+        node("Div", "channels two", "half"),
+        node("Unsqueeze", "half zero", "halves"),
+        node("Concat", "minus halves two_ rest", "wanted", axis=0),
+        node("Reshape", "a wanted", "b"),
+        node("Transpose", "b", "c", perm=[0, 2, 1, 3, 4]),
+        node("Reshape", "c back", "d"),
+        node("Conv", "d b.weight", "y", **CONV),
+    ]
+    stored = [weights("a.weight", 8, 3, 3, 3), weights("b.weight", 4, 8, 3, 3)]
+    stored += [numpy_helper.from_array(np.array(n), name) for name, n in (("one", 1), ("two", 2))]
+    stored += [integers("zero", 0), integers("minus", 1), integers("two_", 2)]
+    stored += [integers("rest", 32, 32), integers("back", 1, 8, 32, 32)]
+    audit = geometry.audit_onnx(save(nodes, stored))
+    assert [row.input_size for row in audit] == [(32, 32)] * 2
+    assert audit.left_out == {}
+
+
 def unet():
     nodes = [
         node("Conv", "x d", "a", pads=[1] * 4, strides=[2, 2]),

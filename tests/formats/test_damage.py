@@ -1,6 +1,7 @@
 """Damaged and hostile files end in one clear error, soon and within memory."""
 
 import json
+import shutil
 import struct
 import zipfile
 import zlib
@@ -292,6 +293,60 @@ def test_an_orbax_array_that_claims_too_much_is_refused(tmp_path, key):
     content[key] = [3, 3, 1 << 14, 1 << 14]
     description.write_text(json.dumps(content))
     _refused(path, "refused|damaged")
+
+
+FOLDERS = ("orbax", "darknet", "torch distributed", "tensorflow", "tensorflow 1", "saved model")
+ORBAX = {
+    f"orbax, {'one' if ocdbt else 'plain'} {'zarr 3' if zarr3 else 'zarr'}": (ocdbt, zarr3)
+    for ocdbt in (True, False)
+    for zarr3 in (True, False)
+}
+
+
+def _values(path):
+    return {
+        name: kernel.weight for name, kernel in weights.read(path, trusted=True).kernels.items()
+    }
+
+
+def _sharded_orbax(folder, ocdbt, zarr3):
+    """A checkpoint of two kernels in several chunks each."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("devices",))
+    place = jax.sharding.NamedSharding(
+        mesh, jax.sharding.PartitionSpec(None, None, None, "devices")
+    )
+    values = np.random.default_rng(0).normal(size=(2, 3, 3, 16, 32)).astype(np.float32)
+    kernels = {
+        f"conv{n}": {"kernel": jax.device_put(value, place)} for n, value in enumerate(values)
+    }
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=ocdbt, use_zarr3=zarr3)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(folder, {"params": kernels})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["safetensors sharded", *FOLDERS, *ORBAX])
+def test_a_checkpoint_that_lost_a_file_is_refused_or_read_as_before(files, tmp_path, name):
+    source = _sharded_orbax(tmp_path / "whole", *ORBAX[name]) if name in ORBAX else files[name]
+    path = shutil.copytree(source, tmp_path / "net")
+    wanted, refused = _values(path), 0
+    for file in sorted(place for place in path.rglob("*") if place.is_file()):
+        content = file.read_bytes()
+        for left in (None, b"", content[: len(content) // 2]):
+            file.unlink()
+            if left is not None:
+                file.write_bytes(left)
+            try:
+                found = _values(path)
+            except (ValueError, FileNotFoundError):
+                refused += 1
+            else:
+                np.testing.assert_equal(found, wanted)
+            file.write_bytes(content)
+    assert refused >= 3 * len(wanted) if name in ORBAX else refused >= 2
 
 
 @pytest.mark.parametrize(

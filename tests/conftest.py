@@ -64,6 +64,12 @@ def fixtures():
     return writers.FIXTURES
 
 
+def pytest_configure(config):
+    """Ends the suite if a worker dies: xdist would start another one and wait for it for ever."""
+    if getattr(config.option, "maxworkerrestart", "") is None:
+        config.option.maxworkerrestart = "0"
+
+
 # The files that take longest start first, so that no process works alone in the end.
 _LONGEST = ("test_gradients.py", "test_registry.py", "test_documents.py")
 

@@ -137,6 +137,8 @@ def test_gradients_are_finite_for_every_model_and_under_two_remedies(family, pre
     styles = [("zero", "stride"), *remedies]
     for name in names:
         check(prepared, name, size, styles, block_by_block=len(names) > 1, **fields)
+        # The remedies act within a block, and the others of a family have the same blocks.
+        styles = styles[:1]
 
 
 @pytest.mark.parametrize("name", SHORT)

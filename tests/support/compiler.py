@@ -7,7 +7,8 @@ import sys
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 # Most of what the tests compile runs once, so that optimisations only cost time.
 _QUICK = "--xla_backend_optimization_level=0"
-_NO_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+# Programs are too small to be compiled in parts.
+_NEWER = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
 def quick_flags():
@@ -17,7 +18,7 @@ def quick_flags():
         return given  # set by the process that started this one
     flags = f"{given} {_QUICK}"
     # XLA ends a process because of a flag that its version does not know.
-    environment = os.environ | {"XLA_FLAGS": f"{flags} {_NO_EMITTERS}", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": f"{flags} {_NEWER}", "JAX_PLATFORMS": "cpu"}
     started = subprocess.run(
         [sys.executable, "-c", "import jax; jax.devices()"], env=environment, capture_output=True
     )

@@ -23,6 +23,7 @@ def config(**changes):
     tiny.data.shift = 1
     tiny.log_every = 3
     tiny.eval_every_epochs = 4 / 22
+    tiny.consistency.images = 32
     tiny.checkpoint_every_epochs = 4 / 22
     for key, value in changes.items():
         *path, name = key.split("__")

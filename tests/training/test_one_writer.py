@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import compiler
 import pytest
 import tiny
 from tiny import lines, saved_state
@@ -35,7 +36,9 @@ def train(repository, tmp_path):
             ],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={
-                **os.environ, "PYTHONPATH": f"{repository}:{repository / 'tests' / 'support'}"
+                **os.environ,
+                "PYTHONPATH": f"{repository}:{repository / 'tests' / 'support'}",
+                "XLA_FLAGS": compiler.one_device(),
             },
         )  # fmt: skip
 

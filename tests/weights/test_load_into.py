@@ -200,10 +200,10 @@ def test_images(shared):
     return np.stack(images), np.array([classes.index(name) for name in names])
 
 
-# PyTorch's own figures with the same weights: on all 10,000 images, and on every tenth.
+# PyTorch's own figures with the same weights, on every fourth or tenth of the 10,000 images.
 @pytest.mark.parametrize(
     ("depth", "every", "wanted", "tolerance"),
-    [(20, 1, 81.0, 0.2), (32, 10, 80.8, 0.1), (56, 10, 83.8, 0.1)],
+    [(20, 4, 81.44, 0.1), (32, 10, 80.8, 0.1), (56, 10, 83.8, 0.1)],
 )
 def test_real_networks_classify_as_they_do_in_pytorch(
     shared, test_images, depth, every, wanted, tolerance

@@ -78,7 +78,7 @@ setuptools.setup(
     extras_require={
         "test": [
             "pytest>=8.2",
-            "pytest-xdist>=3.7",
+            "pytest-xdist>=3.8",
             "hypothesis>=6.100",
             "pytest-timeout>=2.3",
             "import-linter>=2.6",

@@ -342,7 +342,7 @@ def _batches(
     size: int,
     place: Callable[[dict[str, np.ndarray]], Batch],
     workers: int,
-) -> Any:
+) -> Generator[Batch, None, None]:
     import grain
 
     threads = os.cpu_count() or 1
@@ -360,9 +360,20 @@ def _batches(
         )
     stream = stream.batch(size).map(place)
     # A separate thread assembles and sends batches, so that the step never waits for it.
-    return iter(
+    batches: Any = iter(
         grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=_ON_DEVICE)
     )
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "Worker process was terminated" not in str(error):
+            raise
+        raise ChildProcessError(
+            f"the system ended one of the {workers} processes that read images, as it does if "
+            "memory runs out; config.data.workers is their number"
+        ) from error
+    finally:
+        batches.close()
 
 
 _order_lock = threading.Lock()

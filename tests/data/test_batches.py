@@ -1,6 +1,8 @@
 """The images of each batch: on the device, and streamed ahead of time from any step on."""
 
+import collections
 import itertools
+import multiprocessing
 import threading
 import time
 
@@ -208,6 +210,15 @@ def test_processes_share_every_batch(streamed, images):
 def test_further_processes_read_the_same(streamed, images):
     reader = Reader(images, CROPS)
     same(taken(streamed(reader, workers=1), 2, 3), taken(streamed(reader), 2, 3))
+
+
+def test_a_further_process_that_the_system_ends_is_reported_in_one_line(streamed, images):
+    stream = streamed(Reader(images, View()), workers=1).start(0)
+    next(stream)
+    (reading,) = multiprocessing.active_children()
+    reading.kill()
+    with pytest.raises(OSError, match=r"one of the 1 processes that read images, .*data\.workers"):
+        collections.deque(stream, maxlen=0)
 
 
 def test_evaluation_sees_every_image_once_in_the_middle_and_fills_up_with_weight_zero(

@@ -299,13 +299,16 @@ def _means_table(comparison: Comparison) -> Any:
 
 
 def _comparison_table(comparison: Comparison) -> Any:
-    columns = [name for name in comparison.columns[3:] if name.split()[0] in _SHOWN_FIGURES]
+    # All figures of more than two networks would not fit the console.
+    shown = _SHOWN_FIGURES if len(comparison.tables) == 2 else _SHOWN_FIGURES[:1]
+    columns = [name for name in comparison.columns[3:] if name.split()[0] in shown]
     headings = [name.split(":")[0] for name in columns]
     rows = [
         [row["layer"], row["role"] or "", *(_short(row[name]) for name in columns)]
         for row in comparison.flat_rows()
     ]
-    return _grid("layer by layer, differences from network 1", ["layer", "role", *headings], rows)
+    title = "layer by layer, differences from network 1; comparison.csv has all figures"
+    return _grid(title, ["layer", "role", *headings], rows)
 
 
 def _grid(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:

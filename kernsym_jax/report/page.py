@@ -198,23 +198,20 @@ def _safe_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "source": printable(row["source"])} for row in rows]
 
 
-def _comparison(comparison: "Comparison") -> dict[str, Any]:
-    """Returns the headings and rows of the layer-by-layer table, with a last row of means."""
-    columns = comparison.columns[3:]
-    return {
-        "headings": [
-            {"text": re.sub(r"(\d+): .*", r"\1", name, flags=re.DOTALL), "title": printable(name)}
-            for name in columns
-        ],
-        "rows": [
+def _comparison(comparison: "Comparison") -> list[dict[str, Any]]:
+    """Returns one table per figure, layer by layer, with a last row of means."""
+    rows, tables = comparison.flat_rows(), []
+    for figure in dict.fromkeys(name.split()[0] for name in comparison.columns[3:]):
+        columns = [name for name in comparison.columns if name.split()[0] == figure]
+        headings = [name.split(":")[0].removeprefix(f"{figure} ") for name in columns]
+        tables.append(
             {
-                "layer": printable(row["layer"]),
-                "role": row["role"],
-                "figures": [row[name] for name in columns],
+                "figure": figure,
+                "headings": zip(headings, map(printable, columns), strict=True),
+                "rows": [(printable(r["layer"]), r["role"], [r[c] for c in columns]) for r in rows],
             }
-            for row in comparison.flat_rows()
-        ],
-    }
+        )
+    return tables
 
 
 def _network(index: int, table: "NetworkTable") -> dict[str, Any]:

@@ -137,6 +137,24 @@ def test_two_files_are_compared_on_the_page_the_terminal_and_in_a_csv(tmp_path, 
     assert not (tmp_path / "out" / "comparison.csv").exists()
 
 
+def test_four_files_fit_the_terminal_and_have_a_table_per_figure_on_the_page(tmp_path, capsys):
+    paths = [save(tmp_path / f"{name}.pkl", seed) for seed, name in enumerate("abcd")]
+    report.analyze(paths, tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<summary>Score</summary>") == 1
+    assert page.count("<summary>Padding signature, down</summary>") == 1
+    assert page.count(">difference 4<") == 5
+    (line,) = [
+        line.split()
+        for line in capsys.readouterr().out.split("comparison.csv has all figures")[1].splitlines()
+        if "layer1.2.conv" in line
+    ]
+    rows = rows_of(tmp_path / "out" / "comparison.csv")
+    scores = [float(rows[2][f"score {n}: {path}"]) for n, path in enumerate(paths, 1)]
+    differences = [score - scores[0] for score in scores[1:]]
+    assert line[-7:] == [f"{figure:.3f}" for figure in scores + differences]
+
+
 @pytest.mark.parametrize(
     ("names", "steps"),
     [

@@ -23,7 +23,7 @@ from kernsym_jax.geometry.axis import (
     unknown,
     whole,
 )
-from kernsym_jax.geometry.layer import FileAudit
+from kernsym_jax.geometry.layer import MISFIT, FileAudit
 from kernsym_jax.geometry.network import Network, Sliding
 
 MAX_OPERATIONS = 50_000
@@ -74,10 +74,12 @@ class GraphAudit:
 
     Attributes:
       left_out: layer -> why it has no row.
+      features: dense layer -> the number of features that it reads.
     """
 
     def __init__(self) -> None:
         self.left_out: dict[str, str] = {}
+        self.features: dict[str, int] = {}
         self._network = Network()
         self._operations = 0
         self._images = 0
@@ -294,6 +296,10 @@ class GraphAudit:
         if sorted(order) != list(range(len(found.shape))):
             raise ValueError(f"a map of {len(found.shape)} axes in the order {list(order)}")
         return FeatureMap(tuple(found.shape[d] for d in order), tuple(found.axes[d] for d in order))
+
+    def refuse(self, layer: str, wanted: int, got: int) -> None:
+        """Notes that a layer takes another number of features than its map has."""
+        self.left_out[layer] = f"{MISFIT}: it takes {wanted} numbers, not {got}"
 
     def dense(self, found: FeatureMap, features: int) -> FeatureMap:
         """Multiplies the last axis by a matrix."""

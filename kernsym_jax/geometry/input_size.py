@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kernsym_jax.geometry.arithmetic import windows
-from kernsym_jax.geometry.layer import LayerGeometry
+from kernsym_jax.geometry.layer import MISFIT, FileAudit, LayerGeometry
 
 LayerLike = LayerGeometry | Sequence[Any]
 """A row of an audit, or ``(kernel, stride, padding[, dilation])``, ints or a tuple per axis."""
@@ -175,7 +175,7 @@ def advise(
         `even_input_sizes`.
       input_size: the size at which the rows were audited; ``None`` for the input of the first
         layer.
-      reach: the largest distance of a better size from the audited one.
+      reach: the largest distance of a better size from the audited one; half of that is the most.
 
     Returns:
       The counts and the nearest even size.
@@ -195,6 +195,9 @@ def advise(
         if input_size is None:
             first = next((row for row in rows if -1 in (row.reads or ())), rows[0]).input_size
             input_size = first[0] if len(set(first)) == 1 else first
+        # At a fraction of its size, a network may run, but not see what it was trained to see.
+        fewest = min(input_size) if isinstance(input_size, Sequence) else input_size
+        reach = min(reach, fewest // 2)
         sizes = even_input_sizes(rows_at or rows, input_size, count=1, reach=reach)
         nearest = sizes[0] if sizes else None
     return Advice(len(rows), len(strided), uneven, nearest)
@@ -216,8 +219,11 @@ def _nearest(
         return _first(
             sizes, lambda size: _even(lambda: layers_at(layers, sized(size)), axis), count
         )
-    audited = functools.cache(lambda size: list(layers(sized(size))))
-    rows = audited(middle)
+    asked = functools.cache(lambda size: layers(sized(size)))
+    rows = list(asked(middle))
+
+    def audited(size: int) -> list[LayerGeometry]:
+        return _running(asked(size))
 
     def predicted(size: int) -> bool:
         try:
@@ -230,6 +236,15 @@ def _nearest(
         if all(map(predicted, found)):
             return found
     return _first(sizes, lambda size: _even(lambda: audited(size), axis), count)
+
+
+def _running(rows: Sequence[LayerGeometry]) -> list[LayerGeometry]:
+    """Returns the rows of an audit; raises a ``ValueError`` if the network does not run so."""
+    reasons = rows.left_out.values() if isinstance(rows, FileAudit) else ()
+    misfit = next((why for why in reasons if why.startswith(MISFIT)), None)
+    if misfit is not None:
+        raise ValueError(misfit)
+    return list(rows)
 
 
 def _first(sizes: Sequence[int], even: Callable[[int], bool], count: int) -> list[int]:

@@ -80,13 +80,27 @@ def audit_model(model: Model, input_size: int | Sequence[int] | None = None) -> 
     Raises:
       ValueError: as `audit_keras`, without the name of a file.
     """
+    audit, results = _walked(model, input_size)
+    if audit.features and input_size is not None:
+        try:
+            own = _walked(model, None)[0].features
+        except ValueError:  # the model has no size of its own
+            own = {}
+        for layer, features in audit.features.items():
+            if own.get(layer, features) != features:
+                audit.refuse(layer, own[layer], features)
+    return audit.finish(results)
+
+
+def _walked(
+    model: Model, input_size: int | Sequence[int] | None
+) -> tuple[GraphAudit, list[Result]]:
     audit = GraphAudit()
-    walk = _Walk(audit)
     images: list[Result] = []
     for name, shape, first in _inputs(model):
         sizes = image_shape(name, shape, input_size, channels_first=first)
         images.append(audit.image(sizes))
-    return audit.finish(walk.model(model, images))
+    return audit, _Walk(audit).model(model, images)
 
 
 class _Walk:
@@ -401,6 +415,7 @@ def _permute(audit: GraphAudit, layer: Layer, found: FeatureMap) -> Result:
 
 
 def _dense(audit: GraphAudit, layer: Layer, found: FeatureMap) -> Result:
+    audit.features[layer.path] = found.shape[-1]
     return audit.dense(found, _number(layer, "units", "output_dim"))
 
 

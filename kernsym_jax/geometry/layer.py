@@ -169,11 +169,15 @@ class LayerGeometry:
         return cls(**{f.name: _tuples(row[f.name]) for f in fields if f.name in row})
 
 
+MISFIT = "the network does not run at this size"
+"""Begins the reason of a layer that is left out because its weights do not fit the map."""
+
+
 class FileAudit(list[LayerGeometry]):
     """The rows of the audit of a file.
 
     Attributes:
-      left_out: layer -> the reason why it has no row.
+      left_out: layer -> the reason why it has no row, or why the network does not run (`MISFIT`).
 
     >>> from kernsym_jax import geometry
     >>> rows = geometry.layers_at([(3, 2, 1), (3, 1, 1)], 32)

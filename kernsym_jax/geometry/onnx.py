@@ -228,6 +228,9 @@ class _Walk:
             self.loop(node)
         else:
             self.infer(node)
+            why = onnx_values.misfit(self.values, node)
+            if why is not None:
+                self.left_out[node.name or node.outputs[0]] = why
             onnx_values.apply(self.values, node)
 
     def infer(self, node: Node) -> None:

@@ -1,6 +1,7 @@
 """How the operators of an ONNX graph, other than layers, change the axes of a map."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -27,6 +28,7 @@ from kernsym_jax.geometry.axis import (
     taken,
     unknown,
 )
+from kernsym_jax.geometry.layer import MISFIT
 from kernsym_jax.geometry.network import Network
 
 SMALL = 1024
@@ -133,9 +135,14 @@ class Values:
         yield
         self._alternatives -= 1
 
+    @property
+    def has_alternatives(self) -> bool:
+        """Returns whether a branch is followed that may never run."""
+        return self._alternatives > 0
+
     def misfit(self, node: Node, shapes: list[tuple[int, ...]]) -> None:
         """Raises a ``ValueError`` for maps whose sizes a node cannot combine."""
-        if not self._alternatives:
+        if not self.has_alternatives:
             sizes = " and ".join("×".join(map(str, shape)) for shape in dict.fromkeys(shapes))
             raise ValueError(f"{node.name or node.op}: cannot put maps of {sizes} together")
 
@@ -146,6 +153,26 @@ class Values:
         if shape is None or not _is_small(shape) or self.evaluations > MAX_EVALUATIONS:
             return None
         return evaluated(node, known, self.opsets)
+
+
+def misfit(values: Values, node: Node) -> str | None:
+    """Returns why the weights or numbers of a node do not fit its map, as far as that is known."""
+    if values.has_alternatives:
+        return None
+    own, other = (values.shapes.get(node.input(place)) for place in (0, 1))
+    target = values.consts.get(node.input(1))
+    if own is not None and other is not None and node.op in ("Gemm", "MatMul"):
+        turned = node.op == "Gemm" and node.integer("transB", 0)
+        got = own[0] if node.op == "Gemm" and node.integer("transA", 0) else own[-1]
+        wanted = other[-1] if turned or len(other) == 1 else other[-2]
+        if got != wanted:
+            return f"{MISFIT}: it takes {wanted} numbers, not {got}"
+    if own is not None and target is not None and node.op == "Reshape":
+        sizes = [own[d] if n == 0 and d < len(own) else n for d, n in enumerate(target.reshape(-1))]
+        known = math.prod(int(n) for n in sizes if n > 0)
+        if known and (math.prod(own) % known or (min(sizes) > 0 and math.prod(own) != known)):
+            return f"{MISFIT}: it takes {known} numbers, not {math.prod(own)}"
+    return None
 
 
 def small_array(array: StoredArray | None) -> np.ndarray | None:

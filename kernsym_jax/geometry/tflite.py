@@ -1,6 +1,7 @@
 """Audits a TensorFlow Lite model; the rows are those of the audit of a JAX function."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Sequence
 
@@ -190,7 +191,7 @@ class _Walk:
         if code == _SHAPE:
             found = self.values.get(read[0])
             return None if found is None else np.array(found.shape)
-        if code not in (_STRIDED_SLICE, _PACK, *_ARITHMETIC):
+        if code not in (_STRIDED_SLICE, _PACK, _CONCATENATION, _RESHAPE, *_ARITHMETIC):
             return None
         values = [self.constant(index) for index in read]
         known = [value for value in values if value is not None]
@@ -198,6 +199,10 @@ class _Walk:
             return None
         if code == _PACK:
             return np.stack(known, operator.option(1))
+        if code == _CONCATENATION:
+            return np.concatenate([value.reshape(-1) for value in known])
+        if code == _RESHAPE:
+            return known[0].reshape(-1)
         if code in _ARITHMETIC:
             with np.errstate(all="ignore"):
                 return _ARITHMETIC[code](known[0], known[1])
@@ -311,9 +316,24 @@ class _Walk:
 
     def reshape(self, operator: Operator, found: FeatureMap) -> Result:
         shape = self.numbers(operator, 1) if operator.code == _RESHAPE else None
+        axes = self.numbers(operator, 1) if operator.code == _EXPAND_DIMS else None
+        if axes is not None and len(axes) == 1:
+            shape = list(found.shape)
+            shape.insert(axes[0] % (len(shape) + 1), 1)
         stated = self.graph.shape(operator.outputs[0])
-        shape = shape if shape is not None else list(stated or ())
-        return self.audit.reshaped(found, shape)
+        result = self.audit.reshaped(found, shape if shape is not None else list(stated or ()))
+        if result is None and shape is not None and operator.code == _RESHAPE:
+            wanted = math.prod(size for size in shape if size > 0)
+            name = self.graph.name(operator.outputs[0])
+            self.audit.refuse(name, wanted, math.prod(found.shape))
+        return result
+
+    def tile(self, operator: Operator, found: FeatureMap) -> Result:
+        counts = self.numbers(operator, 1)
+        if counts is None or len(counts) != len(found.shape) or min(counts) < 1:
+            return None
+        sizes = {d: found.shape[d] * count for d, count in enumerate(counts) if count > 1}
+        return self.audit.resized(found, sizes)
 
     def transpose(self, operator: Operator, found: FeatureMap) -> Result:
         order = self.numbers(operator, 1)
@@ -322,6 +342,9 @@ class _Walk:
     def dense(self, operator: Operator, found: FeatureMap) -> Result:
         weight = self.graph.shape(operator.inputs[1]) or ()
         if len(weight) != 2 or found.shape[-1] != weight[1]:
+            if len(weight) == 2:
+                name = self.graph.name(operator.inputs[1])
+                self.audit.refuse(name, weight[1], found.shape[-1])
             self.audit.leave(found)
             return None
         return self.audit.dense(found, weight[0])
@@ -354,6 +377,7 @@ _HANDLERS: dict[int, Callable[[_Walk, Operator, FeatureMap], Result]] = {
     **dict.fromkeys((_RESHAPE, _SQUEEZE, _EXPAND_DIMS), _Walk.reshape),
     9: _Walk.dense,  # FULLY_CONNECTED
     39: _Walk.transpose,  # TRANSPOSE
+    69: _Walk.tile,  # TILE
     _SPACE_TO_BATCH: _Walk.block,
     _STRIDED_SLICE: _Walk.strided_slice,
 }

@@ -141,6 +141,18 @@ def test_advice_names_only_sizes_at_which_a_skip_fits(audit):
     assert geometry.even_input_sizes(lambda size: audit(cropped, size), 65, count=2) == [65, 67]
 
 
+def test_a_size_at_which_a_dense_layer_does_not_fit_is_no_advice(audit):
+    model = sequential(
+        image(32), conv("a", strides=2), conv("b", strides=2, padding="valid"),
+        layer("Flatten", "flat"), layer("Dense", "head", units=5),
+    )  # fmt: skip
+    assert audit(model).left_out == {}
+    says = "the network does not run at this size: it takes 392 numbers, not 512"
+    assert audit(model, 33).left_out == {"head": says}
+    assert geometry.advise(audit(model), lambda size: audit(model, size)).nearest == 29
+    assert geometry.even_input_sizes(lambda size: audit(model, size), 33, count=1) == [29]
+
+
 @pytest.mark.parametrize(
     ("settings", "size", "padding", "output"),
     [

@@ -1,3 +1,4 @@
+import functools
 import time
 
 import numpy as np
@@ -604,6 +605,37 @@ def test_a_size_at_which_skips_do_not_fit_is_no_advice(save):
     with pytest.raises(ValueError, match="Concat: cannot put maps of 1×8×66×66 and 1×3×65×65"):
         geometry.audit_onnx(path, 65)
     advice = geometry.advise(rows, lambda size: geometry.audit_onnx(path, size), 64)
+    assert (advice.uneven, advice.nearest) == (1, None)
+
+
+@pytest.mark.parametrize("flat", ["Flatten", "Reshape"])
+def test_a_size_at_which_a_dense_layer_does_not_fit_is_no_advice(save, flat):
+    nodes = [
+        node("Conv", "x a", "b", strides=[2, 2], pads=[1] * 4),
+        node("Conv", "b c", "d", strides=[2, 2]),
+        node(flat, "d" if flat == "Flatten" else "d sizes", "e"),
+        node("Gemm", "e head", "y", transB=1),
+    ]
+    stored = [weights("a", 8, 3, 3, 3), weights("c", 8, 8, 3, 3), weights("head", 5, 392)]
+    stored.append(integers("sizes", -1, 392))
+    path = save(nodes, stored, shape=(1, 3, "h", "w"))
+    rows_at = functools.partial(geometry.audit_onnx, path)
+    assert rows_at(32).left_out == {}
+    says = "the network does not run at this size: it takes 392 numbers, not 512"
+    assert says in rows_at(33).left_out.values()
+    assert geometry.advise(rows_at(32), rows_at, 32).nearest == 29
+
+
+def test_no_size_far_below_the_own_one_is_advised(save):
+    # One pixel is added to any map, so that this skip fits at 1×1 and at even sizes.
+    nodes, stored = unet()
+    nodes[2:] = [node("Add", "b one", "c"), node("Conv", "c f", "y", pads=[1] * 4)]
+    nodes.insert(2, node("Conv", "x g", "one", pads=[1] * 4))
+    stored = [*stored[:2], weights("f", 8, 8, 3, 3), weights("g", 8, 3, 3, 3)]
+    path = save(nodes, stored, shape=(1, 3, "h", "w"))
+    advice = geometry.advise(
+        geometry.audit_onnx(path, 64), functools.partial(geometry.audit_onnx, path)
+    )
     assert (advice.uneven, advice.nearest) == (1, None)
 
 

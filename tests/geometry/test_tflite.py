@@ -10,7 +10,7 @@ from kernsym_jax import geometry, weights
 
 CONV, DEPTHWISE, POOL, ADD, CONCATENATION, PAD, MEAN, UPSCALE = 3, 4, 17, 0, 2, 34, 40, 67
 TO_BLOCKS, FROM_BLOCKS, SHAPE, RELU = 38, 37, 77, 19
-DEQUANTIZE, PRELU = 6, 54
+DEQUANTIZE, PRELU, RESHAPE = 6, 54, 22
 
 ints = functools.partial(np.array, dtype="<i4")
 
@@ -144,6 +144,48 @@ def test_advice_names_only_sizes_at_which_a_skip_fits(save):
         geometry.audit_file(path, 65)
     advice = geometry.advise(rows, functools.partial(geometry.audit_file, path), 64)
     assert (advice.uneven, advice.nearest) == (1, None)
+
+
+def test_a_size_at_which_a_dense_layer_does_not_fit_is_no_advice(save):
+    tensors = {
+        "image": (1, 32, 32, 3),
+        "a": kernel(8, 3, 3),
+        "b": kernel(8, 3, 8),
+        "shape": ints([-1, 392]),
+        "head": np.ones((5, 392), np.float32),
+    }
+    steps = [
+        (CONV, ["image", "a"], "x", SAME_2),
+        (CONV, ["x", "b"], "y", VALID_2),
+        (RESHAPE, ["y", "shape"], "flat", {}),
+        (9, ["flat", "head"], "z", {}),
+    ]
+    rows_at = functools.partial(geometry.audit_file, save(tensors, steps))
+    assert rows_at(32).left_out == {}
+    says = "the network does not run at this size: it takes 392 numbers, not 512"
+    assert rows_at(33).left_out == {"flat": says}
+    assert geometry.advise(rows_at(32), rows_at, 32).nearest == 29
+
+
+def test_a_map_repeated_by_tiles_keeps_its_size(save):
+    tensors = {
+        "image": (1, 32, 32, 3),
+        "a": kernel(3, 3, 3),
+        "axis": ints([2]),
+        "counts": ints([1, 1, 2, 1, 1]),
+        "tall": ints([1, 32, -1, 3]),
+        "b": kernel(4, 3, 3),
+    }
+    steps = [
+        (CONV, ["image", "a"], "x", SAME_2),
+        (70, ["x", "axis"], "five", {}),
+        (69, ["five", "counts"], "tiled", {}),
+        (RESHAPE, ["tiled", "tall"], "y", {}),
+        (CONV, ["y", "b"], "z", SAME_1),
+    ]
+    rows = geometry.audit_file(save(tensors, steps))
+    assert [row.input_size for row in rows] == [(32, 32), (32, 16)]
+    assert rows.left_out == {}
 
 
 def test_blocks_of_a_map_stand_for_dilation(save):

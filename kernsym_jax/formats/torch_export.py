@@ -262,7 +262,9 @@ def _follow(node: ast.AST, pads: dict[str, Any], calls: dict[str, dict[str, Any]
     if not isinstance(node, ast.Call) or operator not in _CONVOLUTIONS or len(node.args) < 2:
         return
     image, kernel, rest = *node.args[:2], node.args[3:]
-    if not ast.unparse(kernel).startswith("CONSTANTS.c"):
+    # Quantised convolutions have the same names, and keep their settings with their weights.
+    own = ast.unparse(node.func).startswith("torch.")
+    if not own or not ast.unparse(kernel).startswith("CONSTANTS.c"):
         return
     values = dict(zip(_CONVOLUTIONS[operator], map(ast.literal_eval, rest), strict=False))
     if not _is_volume(values):

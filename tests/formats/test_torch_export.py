@@ -193,6 +193,7 @@ def test_the_code_of_a_frozen_module_tells_its_geometry(frozen):
         "-" * 50_000 + "1",
         "\0",
         "torch.conv2d(x, CONSTANTS.c1, None, [1, 1, 1], [0, 0, 0], [1, 1, 1], 1)",
+        "ops.quantized.conv2d(x, CONSTANTS.c1, 0.5, 85)",
     ],
 )
 def test_code_that_tells_nothing_is_in_nobodys_way(frozen, code):

@@ -38,6 +38,8 @@ _WRAPPERS = CANONICAL | {
 _NETWORK_KEYS = ("params", "state_dict", "model_state_dict")
 # In files with more tokens of names than this, only kernels are sorted out.
 _MOST_TOKENS = 5_000_000
+# Every beginning of a name is looked up, which takes the square of its length.
+_MOST_PARTS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +80,13 @@ def model_arrays(
       unwrap: whether the names of wrapping containers are taken off the paths.
 
     Raises:
-      ValueError: if the file has no weights of the kind that is asked for.
+      ValueError: if the file has no weights of the kind that is asked for, or if a name has more
+        than 200 parts between dots and slashes.
     """
+    for path in arrays:
+        parts = len(re.split(r"[./]", _joined(path)))
+        if parts > _MOST_PARTS:
+            raise ValueError(f"a name of {parts} parts: {_joined(path)[:40]!r}…")
     kinds, beside = _state_of_optimizers(arrays, tuple(optimizers))
     kernels = [(path, a) for path, a in arrays.items() if path not in kinds and _is_4d(a)]
     copies = find_copies([Named(path, array) for path, array in kernels])

@@ -122,6 +122,11 @@ def npz_slow_headers(folder):
     return folder / "net.npz"
 
 
+def safetensors_name_of_many_parts(folder):
+    """A name with a thousand beginnings, each of them looked up by a careless reader."""
+    return _safetensors(folder, "a." * 1000 + "weight")
+
+
 def safetensors_long_name(folder):
     """A name that no member of an archive can have."""
     return _safetensors(folder, "n" * 70_000 + ".weight")

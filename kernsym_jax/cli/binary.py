@@ -1,11 +1,13 @@
 """How a binary starts and ends, what it says about itself, and how it prints."""
 
+import contextlib
 import dataclasses
 import difflib
 import os
 import pathlib
 import re
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -262,7 +264,8 @@ def run(main: Callable[[Sequence[str]], int | None], command: Command) -> None:
     flags.FLAGS.set_gnu_getopt(True)
     answer = _answer(command, sys.argv)
     if answer is not None:
-        print(answer)
+        with _reader_may_leave():
+            print(answer)
         raise SystemExit(0)
 
     def parse(argv: Sequence[str]) -> list[str]:
@@ -280,13 +283,28 @@ def run(main: Callable[[Sequence[str]], int | None], command: Command) -> None:
             # Libraries report each of their steps at the level INFO.
             logging.set_verbosity(logging.WARNING)
         try:
-            return main(argv)
+            with _reader_may_leave():
+                return main(argv)
         except (ValueError, OSError) as error:
             if flags.FLAGS.verbosity >= 1:
                 raise
             fail(describe(error))
 
     app.run(guarded, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Ends as other tools do once the reader of the output, such as ``head``, has gone."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def describe(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -117,3 +118,17 @@ def test_lists_have_every_name_with_a_line_on_it(run_binary, repository):
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()] == list(models.NAMES)
     assert run_binary("analyze", "--downsample=list")[1].split() == list(layers.DOWNSAMPLINGS)
+
+
+@pytest.mark.parametrize("command", [["analyze", "-h"], ["audit", "--model=resnet50"]])
+def test_a_reader_of_the_output_may_leave(repository, command):
+    name, *arguments = command
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"kernsym_jax.{name}", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+    )  # fmt: skip
+    with process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode in (1, 128 + signal.SIGPIPE)

@@ -5,9 +5,9 @@ python -m kernsym_jax.study --study=configs/studies/architecture.py --workdir=ru
 The small network of ``downsampling.py`` at 16 pixels with one more layer, and each of its choices
 changed alone: max-pooling instead of strides, circular padding, 5×5 kernels, depthwise
 convolutions, no BatchNorm, and a head that sees the whole map. ``smoke`` trains on Fashion-MNIST
-(the Debian package dataset-fashion-mnist) in 6 minutes on two cores, ``cpu`` on the JPEG copy of
-CIFAR-10 (``data/cifar10_jpeg.tar.gz``) in about 40. ``gpu`` and ``full`` train it wider, at 32
-pixels.
+(the Debian package dataset-fashion-mnist) in about 20 minutes on two cores, ``cpu`` on the JPEG
+copy of CIFAR-10 (``data/cifar10_jpeg.tar.gz``) in about 40. ``gpu`` and ``full`` train it wider, at
+32 pixels.
 """
 
 import pathlib
@@ -146,5 +146,5 @@ def get_study(size: str) -> Study:
         layer_figures=("score", "E", "B1"),
         roles=(*m.ORDINARY, "depthwise"),
         trajectories=("score",),
-        cost=(30.0, "as on two busy cores of a shared x86 server") if small else None,
+        cost=(60.0, "as on two busy cores of a shared x86 server") if small else None,
     )

@@ -7,8 +7,8 @@ projection raise the symmetry of mean kernels, and flips in the training data ra
 consistency. Does the other side follow? `population.py` has the correlation over architectures.
 
 The small network at 17 pixels, where padding is even, on the JPEG copy of CIFAR-10
-(``data/cifar10_jpeg.tar.gz``). ``smoke`` uses scikit-learn's digits. ``smoke`` takes 4 minutes on
-two cores, ``cpu`` about half an hour; ``gpu`` and ``full`` train CIFAR ResNet-20 at 33 pixels.
+(``data/cifar10_jpeg.tar.gz``). ``smoke`` uses scikit-learn's digits and takes 4 minutes on two
+cores, ``cpu`` about a quarter of an hour; ``gpu`` and ``full`` train CIFAR ResNet-20 at 33 pixels.
 """
 
 import pathlib
@@ -27,6 +27,12 @@ PILOTS = {
     "fliplr_project": Pilot(0.00075, 0.0039, PILOT_SEEDS),
     "mean_horizontal": Pilot(0.00915, 0.047, PILOT_SEEDS),
     "moments_horizontal": Pilot(-0.00844, 0.0053, PILOT_SEEDS),
+}
+DATA = {
+    "smoke": "digits, scaled to 17 pixels",
+    "cpu": "CIFAR-10 (JPEG copy) at 17 pixels",
+    "gpu": "CIFAR-10 (JPEG copy) at 33 pixels",
+    "full": "CIFAR-10 at 33 pixels",
 }
 VARIANTS = {
     "plain": {},
@@ -128,7 +134,7 @@ def get_study(size: str) -> Study:
         name="consistency",
         size=size,
         title="Does consistency follow when symmetry is changed on purpose?",
-        data="digits, scaled" if size == "smoke" else "CIFAR-10, scaled",
+        data=DATA[size],
         base=base,
         variants=VARIANTS,
         seeds=tuple(range({"smoke": 3, "cpu": 8, "gpu": 4, "full": 8}[size])),
@@ -149,5 +155,5 @@ def get_study(size: str) -> Study:
         },
         layer_figures=("score", "d_fliplr", "d_flipud", "E"),
         roles=m.ORDINARY,
-        cost=(40.0, "as on two busy cores of a shared x86 server") if size == "cpu" else None,
+        cost=(20.0, "as on two busy cores of a shared x86 server") if size == "cpu" else None,
     )

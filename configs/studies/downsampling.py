@@ -262,7 +262,7 @@ def resnets(size: str, base: ml_collections.ConfigDict, seeds: int) -> Study:
     resnet18 = {"model.blocks": (2, 2, 2, 2), "model.width": 64, "model.dtype": "bfloat16"}
     return study(
         size,
-        "CIFAR-10 at 32 and 33 pixels",
+        f"CIFAR-10{' (JPEG copy)' if size == 'gpu' else ''} at 32 and 33 pixels",
         base,
         seeds,
         variants={**variants("resnet20_", 32, {}), **variants("resnet18_", 32, resnet18)},

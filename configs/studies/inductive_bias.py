@@ -5,7 +5,7 @@ python -m kernsym_jax.study --study=configs/studies/inductive_bias.py --workdir=
 Three ways to make kernels symmetric, beside the plain network: slices that are tied to be invariant
 under the left-right flip or under all of D4 (``config.symmetry.tie``), and mean kernels that are
 projected (which changes 6 of 9·in·out degrees of freedom). The small network at 17 pixels on 5,000
-images of CIFAR-10, a few, so that a bias can help.
+images of CIFAR-10: few, so that a bias can help.
 
 ``smoke`` has scikit-learn's digits, which have no such symmetry, and takes 4 minutes on two cores.
 ``cpu`` wants the JPEG copy of CIFAR-10 as ``data/cifar10_jpeg.tar.gz`` and takes about 20 minutes;
@@ -20,6 +20,12 @@ from kernsym_jax.studies import Claim, Consistency, Contrast, Pilot, Study
 from kernsym_jax.studies import measures as m
 
 CIFAR = "folder:data/cifar10_jpeg.tar.gz"
+DATA = {
+    "smoke": "digits, scaled to 17 pixels",
+    "cpu": "5,000 images of CIFAR-10 (JPEG copy) at 17 pixels",
+    "gpu": "5,000 images of CIFAR-10 (JPEG copy) at 33 pixels",
+    "full": "5,000 images of CIFAR-10 at 33 pixels",
+}
 PILOTS = {
     "accuracy_fliplr": Pilot(-0.005, 0.0044, "seeds 100 to 101 of size cpu"),
     "consistency_fliplr": Pilot(0.264, 0.0057, "seeds 100 to 101 of size cpu"),
@@ -80,7 +86,7 @@ def get_study(size: str) -> Study:
         name="inductive_bias",
         size=size,
         title="Is symmetry of kernels a useful inductive bias?",
-        data="digits, scaled" if size == "smoke" else "5,000 images of CIFAR-10, scaled",
+        data=DATA[size],
         base=base,
         variants=VARIANTS,
         seeds=tuple(range({"smoke": 3, "cpu": 8, "gpu": 4, "full": 8}[size])),

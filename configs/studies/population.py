@@ -25,6 +25,12 @@ from kernsym_jax.studies import measures as m
 PADDINGS = ("zero", "same", "reflect", "replicate", "circular", "partial")
 DOWNSAMPLINGS = ("stride", "blur", "sbpool", "aps")
 WIDTHS = (8, 12, 16, 24)
+DATA = {
+    "smoke": "Fashion-MNIST at 16 pixels",
+    "cpu": "Fashion-MNIST at 16 pixels",
+    "gpu": "CIFAR-10 (JPEG copy) at 32 pixels",
+    "full": "CIFAR-10 at 32 pixels",
+}
 STRIDES = {4: (2, 3, 4), 5: (2, 3, 5), 6: (2, 4, 6), 7: (3, 5, 7)}
 
 CLAIMS = {
@@ -105,7 +111,7 @@ def get_study(size: str) -> Study:
         name="population",
         size=size,
         title="Are architectures with more symmetric kernels more consistent?",
-        data="Fashion-MNIST at 16 pixels" if small else "CIFAR-10 at 32 pixels",
+        data=DATA[size],
         base=base,
         variants=found,
         seeds=(0,),

@@ -13,6 +13,7 @@ from kernsym_jax import json_file
 from kernsym_jax.studies.page import CLAIMS, LAYERS, PLAN, RESULTS, figure, p_text
 from kernsym_jax.studies.results import VERDICTS
 from kernsym_jax.studies.runs import SIZES, UnknownSize, load_study
+from kernsym_jax.studies.statistics import Effect
 from kernsym_jax.studies.study import Study
 
 PAPER = {
@@ -40,10 +41,11 @@ edit it. The claims are those of "On Symmetries in Convolutional Weights" (Alsal
 the data, networks and sizes are ours, so a verdict is about what was run here.
 
 Every claim has one primary test, chosen before the runs. Intervals hold for all primary tests of a
-study together (Holm, family-wise error 5 %); cases are seeds, or families of networks. "Detectable"
-is the smallest effect that the study finds with 80 % power, computed before the runs. The spread
-that it needs comes from pilot seeds that do not count; families of networks cannot be drawn again,
-so there it comes from the round before.
+study together (Holm, family-wise error 5 %). Cases (n) are seeds, architectures, or families of
+networks. "Detectable" is the smallest effect that the study finds with 80 % power, computed before
+the runs. The spread that it needs comes from pilot seeds that do not count. Families of networks
+cannot be drawn again: there it comes from those of the first round, which count here too. It is
+empty where nothing was measured before.
 
 """
 
@@ -192,7 +194,7 @@ def _verdicts(found: Sequence[Mapping[str, Any]], pages: Sequence[str]) -> str:
 
 def _meanings() -> str:
     lines = [f"- **{verdict}**: {meaning}.\n" for verdict, meaning in VERDICTS.items()]
-    return "\n" + "".join(lines)
+    return "\nThe first of these that holds is the verdict:\n\n" + "".join(lines)
 
 
 def _details(one: Mapping[str, Any]) -> str:
@@ -219,13 +221,26 @@ def _tests(claims: Iterable[Mapping[str, Any]]) -> str:
                 primary.append((*row, _detectable(test), p, test["n"], claim["verdict"]))
             else:
                 effect = _effect(test, "low", "high")
-                secondary.append((claim["claim"], test["meaning"], effect, test["n"]))
+                row = (claim["claim"], test["meaning"], effect, test["n"])
+                secondary.append((*row, _equivalence(test)))
     columns = ("claim", "primary test", "effect", "matters from", "detectable", "p (Holm)", "n")
     text = "\n" + _table((*columns, "verdict"), primary)
     if secondary:
         text += "\nSecondary, uncorrected; these describe and decide nothing:\n\n"
-        text += _table(("claim", "test", "effect", "n"), secondary)
+        shown = 5 if any(row[-1] for row in secondary) else 4
+        names = ("claim", "test", "effect", "n", "no difference")
+        text += _table(names[:shown], (row[:shown] for row in secondary))
     return text
+
+
+def _equivalence(test: Mapping[str, Any]) -> str:
+    """Returns whether two one-sided tests show a secondary effect to be too small to matter."""
+    if test["expected"] != "zero" or test["effect"] is None:
+        return ""
+    effect = Effect(test["effect"], error=test.get("error"), freedom=test.get("freedom"))
+    p = effect.equivalence_p(test["smallest"])
+    shown = "shown" if p is not None and p <= 0.05 else "not shown"
+    return f"{shown} within ±{test['smallest']:g}" + ("" if p is None else f", p = {p_text(p)}")
 
 
 def _primary(claim: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -18,11 +18,12 @@ SUPPORTED, NOT_SUPPORTED, DIFFERS, TOO_FEW, UNDECIDED = (
     "supported", "not supported", "differs", "too few seeds", "undecided",
 )  # fmt: skip
 VERDICTS = {
-    SUPPORTED: "the effect is as expected, and at least as large as the smallest that matters",
-    DIFFERS: "the effect is there in the other direction, or where none was expected",
+    SUPPORTED: "the interval excludes 0, and the effect is as expected and at least as large as "
+    "the smallest that matters; where none is expected, two one-sided tests show it to be smaller",
+    DIFFERS: "the same in the other direction, or where no effect was expected",
     NOT_SUPPORTED: "the interval excludes every effect that matters in the expected direction",
     TOO_FEW: "half the interval is wider than the smallest effect that matters",
-    UNDECIDED: "neither; the interval holds effects that matter and others",
+    UNDECIDED: "none of these: the interval holds effects that matter and others",
 }
 """The verdicts with their conditions in words; the first condition that holds counts."""
 

@@ -9,6 +9,7 @@ import pytest
 
 from kernsym_jax import studies
 from kernsym_jax.studies.results import decide
+from kernsym_jax.studies.statistics import Effect
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KEPT = sorted(ROOT.glob("docs/results/*/*/claims.json"))
@@ -52,3 +53,21 @@ def test_the_pages_of_claims_are_what_the_command_writes(tmp_path, monkeypatch):
     for page in [ROOT / "docs" / "claims.md", *(ROOT / "docs" / "claims").glob("*.md")]:
         copy = tmp_path / page.relative_to(ROOT)
         assert copy.read_text() == page.read_text(), f"run the command again: {page}"
+
+
+def test_secondary_claims_of_no_difference_agree_with_their_intervals():
+    # Two one-sided tests at 5 % are passed exactly if the interval of 90 % lies within the margin.
+    lines = (ROOT / "docs" / "claims.md").read_text().splitlines()
+    seen = {True: 0, False: 0}
+    for path in KEPT:
+        for claim in json.loads(path.read_text())["claims"]:
+            for one in claim["tests"]:
+                if one["primary"] or one["expected"] != "zero" or one["error"] is None:
+                    continue
+                effect = Effect(one["effect"], error=one["error"], freedom=one["freedom"])
+                within = max(map(abs, effect.interval(0.9))) < one["smallest"]
+                words = f"{'shown' if within else 'not shown'} within ±{one['smallest']:g}, p = "
+                start = f"| {claim['claim']} | {one['meaning']} | "
+                assert any(line.startswith(start) and f"| {words}" in line for line in lines)
+                seen[within] += 1
+    assert all(seen.values())

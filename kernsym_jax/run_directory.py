@@ -135,7 +135,7 @@ def run_of(path: str | os.PathLike) -> pathlib.Path | None:
 
 
 def is_vacant(workdir: pathlib.Path) -> bool:
-    """Returns whether a folder is empty, but for what a killed process left before its first file.
+    """Returns whether a folder holds nothing but what a process killed at its start leaves.
 
     Args:
       workdir: an existing folder.

@@ -54,7 +54,7 @@ def find_shipped(kind: str, text: str) -> pathlib.Path:
 
 
 def _shipped(kind: str) -> dict[str, pathlib.Path]:
-    """Returns name -> file. An installed package holds the files; a checkout, beside it."""
+    """Returns name -> file: inside an installed package, or beside the package in a checkout."""
     within, beside = _PACKAGE / _FOLDERS[kind], _PACKAGE.parent / _FOLDERS[kind]
     is_checkout = (_PACKAGE.parent / "setup.py").is_file()
     folder = beside if is_checkout and not within.is_dir() else within

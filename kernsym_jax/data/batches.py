@@ -118,7 +118,9 @@ class DeviceBatches:
 
     def __init__(self, images: ImageSet, batch_size: int, backend: DataBackend) -> None:
         if not 0 < batch_size <= len(images):
-            raise ValueError(f"batches of {batch_size} from a training set of {len(images)} images")
+            raise ValueError(
+                f"a set of {len(images)} training images fills no batch of {batch_size}"
+            )
         self.steps_per_epoch, self.waited = len(images) // batch_size, 0.0
         self._part = _process_part(batch_size, backend.process_index, backend.process_count)
         self._size, self._batch_size, self._backend = len(images), batch_size, backend
@@ -221,7 +223,9 @@ class StreamBatches:
         self, reader: Reader, batch_size: int, backend: DataBackend, *, workers: int = 0
     ) -> None:
         if not 0 < batch_size <= len(reader):
-            raise ValueError(f"batches of {batch_size} from a training set of {len(reader)} images")
+            raise ValueError(
+                f"a set of {len(reader)} training images fills no batch of {batch_size}"
+            )
         self.steps_per_epoch, self.waited = len(reader) // batch_size, 0.0
         part = _process_part(batch_size, backend.process_index, backend.process_count)
         self._members = (backend.members,) if backend.members else ()

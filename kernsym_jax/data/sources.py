@@ -258,7 +258,7 @@ def resized(images: ImageSet, view: View) -> ImageSet:
 
 
 def prepare(source: str) -> None:
-    """Downloads and writes a TFDS set; checks any other source that it is there and complete.
+    """Downloads and writes a TFDS set; of any other source, checks that it is there and complete.
 
     Args:
       source: as `load` takes it.

@@ -383,8 +383,8 @@ def _read_images(
     )
     if images.images.shape[-1] != channels:
         raise ValueError(
-            f"{photos['source']}: images of {images.images.shape[-1]} channels for a network of "
-            f"{channels} (as mean and std have numbers)"
+            f"{photos['source']}: the images have {images.images.shape[-1]} channels; "
+            f"mean and std, and so the network, have {channels}"
         )
     if limit is not None and limit < len(images):
         # Sets are sorted by class: the first images would all have the same one.

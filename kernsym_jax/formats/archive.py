@@ -49,7 +49,7 @@ class _Content(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._data.size}[whence]
         if base + offset < 0:
-            raise ValueError("a place before the beginning of an archive")
+            raise ValueError("the archive names a place before its beginning")
         self._position = base + offset
         return self._position
 
@@ -82,7 +82,7 @@ class ZipMembers:
         """
         self._data = source if isinstance(source, np.ndarray) else map_file(source)
         if _directory_size(self._data) > MAX_DIRECTORY:
-            raise ValueError("refused: an archive of more members than any network has arrays")
+            raise ValueError("refused: the archive has more members than any network has arrays")
         try:
             with zipfile.ZipFile(_Content(self._data)) as archive:
                 items = [item for item in archive.infolist() if not item.is_dir()]
@@ -95,7 +95,7 @@ class ZipMembers:
         ) as error:
             raise ValueError(f"a damaged zip archive ({error})") from error
         if len({item.header_offset for item in items}) != len(items):
-            raise ValueError("refused: an archive with several members in one place")
+            raise ValueError("refused: the archive has several members in one place")
         self._items = {item.filename: item for item in items}
         self.names = list(self._items)
         inflated = sum(item.file_size for item in items if item.compress_type != zipfile.ZIP_STORED)

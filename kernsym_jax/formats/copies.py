@@ -2,7 +2,7 @@
 
 Names alone decide little: a network may have a layer called ``shadow_encoder`` or ``opt_flow``. A
 copy repeats the names and shapes of other arrays; its name, its place in the file and its values
-then say what it is a copy for.
+then tell its purpose.
 """
 
 import dataclasses
@@ -243,8 +243,8 @@ class _Search:
     ) -> bool:
         """Returns whether a group named as a state repeats all arrays outside its container.
 
-        Such are ``training/Adam/m/conv`` beside ``conv``, and the second of the pair (parameters,
-        state of the optimizer).
+        Examples are ``training/Adam/m/conv`` beside ``conv``, and the second of the pair
+        (parameters, state of the optimizer).
         """
         if not _has_state_word(prefix) or _may_average(prefix, weak=False):
             return False

@@ -158,7 +158,7 @@ def all_layers(model: Model) -> dict[str, Layer]:
 
 
 def owner(key: str, keys: Mapping[str, Layer]) -> tuple[Layer | None, tuple[str, ...]]:
-    """Returns the layer of a group or of one around it, and the names from there to the group."""
+    """Returns the layer of a group, or of the nearest one around it, and the names between."""
     parts = tuple(key.split("/"))
     for end in range(len(parts), 0, -1):
         layer = keys.get("/".join(parts[:end]))

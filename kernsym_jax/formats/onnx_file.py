@@ -137,8 +137,8 @@ _WINDOW = frozenset((
 def use_plain_operators(graph: Any) -> None:
     """Replaces known operators of ONNX Runtime in a GraphProto, for the inference of shapes.
 
-    ONNX infers no shape behind an operator of another domain. What stands in for one makes a map of
-    the same shape, but not of the same values.
+    ONNX infers no shape behind an operator of another domain. The nodes that replace one make a map
+    of the same shape, with other values.
     """
     nodes: list[Any] = []
     for node in graph.node:

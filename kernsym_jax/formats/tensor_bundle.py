@@ -292,7 +292,7 @@ def _names(
 
 
 def _by_place(paths: dict[str, str], given: dict[str, str]) -> dict[str, str]:
-    """Names variables by their ways; those of a plain list by layer, as far as it tells them.
+    """Names variables by their paths; those of a plain list by layer, if it tells layers apart.
 
     The kernel, or else the first variable of a kind that the layer has already, begins a layer:
     ``variables/3/kernel`` and ``variables/3/bias``.

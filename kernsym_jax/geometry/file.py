@@ -107,7 +107,7 @@ def audit_onnx(
 
 
 class FileAudits:
-    """The audits of one file by input size, as advice asks for them: near one size, outwards.
+    """Audits one file at the input sizes that the advice tries, from a middle one outwards.
 
     A process of its own reads an untrusted file, and starting one takes longer than most audits. So
     several sizes are audited together, as many as took less than a second before.

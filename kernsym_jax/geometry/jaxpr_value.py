@@ -158,7 +158,7 @@ def constant(array: Any) -> Value:
 
 
 def either(network: Network, values: Sequence[Value]) -> Value:
-    """Returns what is known about the result of a branch: what its alternatives have in common."""
+    """Returns what the results of a branch have in common, whichever alternative runs."""
     dependent = [value for value in values if value.depends]
     leaf = origin([value.leaf for value in values])
     if not dependent:

@@ -202,7 +202,7 @@ def _plain_rows(name: str) -> tuple[LayerGeometry, ...]:
 
 
 def _behind_others(rows: Sequence[LayerGeometry], count: int) -> list[LayerGeometry]:
-    """Numbers the layers that a network's layers read if `count` rows stand before its own."""
+    """Returns the rows with what they read renumbered, for `count` rows in front of them."""
     return [
         row
         if row.reads is None

@@ -1,6 +1,6 @@
 """Drawings of a few kinds of shapes, saved as SVG and PNG.
 
-To import matplotlib and to let it find a layout takes longer than to read and to measure a large
+Importing matplotlib and finding a layout with it takes longer than reading and measuring a large
 network.
 """
 

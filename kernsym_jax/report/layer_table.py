@@ -86,7 +86,7 @@ _DIRECTIONS = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1
 
 
 def measurable(weights: Weights) -> Weights:
-    """Leaves out kernels that would take too long: of rare sizes, very large, or one of thousands.
+    """Leaves out kernels that would take too long: rare sizes, large ones, all behind thousands.
 
     Args:
       weights: from `weights.read`.
@@ -134,7 +134,7 @@ def layer_rows(
     source: str,
     geometry: Sequence[LayerGeometry] = (),
 ) -> list[dict[str, Any]]:
-    """Tells everything about every kernel of a network.
+    """Returns one row of figures for every kernel of a network.
 
     Args:
       weights: from `weights.read`.

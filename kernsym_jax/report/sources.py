@@ -312,7 +312,7 @@ def _require_kernels(weights: Weights, name: str) -> None:
 
 
 def _is_of_network(reason: str) -> bool:
-    """Returns whether an array that is left out may be of a layer, by the reason."""
+    """Returns whether the reason why an array is left out allows that it is of a layer."""
     if reason.startswith(("optimizer state", "not run", "a scalar", "0-D", "1-D array")):
         return False
     return "not floating-point" not in reason
@@ -353,7 +353,7 @@ def _may_be_network(name: str) -> bool:
 
 
 def _without_shards(files: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-    """Returns the files of a folder without those that an index among them makes one network of."""
+    """Returns the files of a folder without the parts that an index joins into one network."""
     shards: set[pathlib.Path] = set()
     for file in files:
         if file.name.endswith(".index.json"):

@@ -343,7 +343,7 @@ def check_evaluation(found: Mapping[str, Any]) -> None:
       found: the contents of ``consistency.json``.
 
     Raises:
-      LookupError, TypeError, ValueError: if it has not.
+      LookupError, TypeError, ValueError: if a figure is missing or malformed.
     """
     shown = [found["accuracy"]]
     shown += [found[name] for name in ("mean_iou", "shift_consistency") if name in found]

@@ -357,7 +357,7 @@ def _errors(sd: float, n: int) -> np.ndarray:
 
 
 def _smallest(chance: Callable[[float], float], scale: float) -> float:
-    """Returns the smallest positive number of which the chance is `TARGET_POWER`, by bisection."""
+    """Returns, by bisection, the smallest positive number whose chance is `TARGET_POWER`."""
     low, high = 0.0, scale
     while chance(high) < TARGET_POWER:
         low, high = high, 2 * high

@@ -121,7 +121,7 @@ def scaled_cells(kernel: jax.Array) -> tuple[jax.Array, int, int]:
 def module_of(array: Any) -> Any:
     """Returns ``numpy`` for an array of NumPy's, else ``jax.numpy``.
 
-    The figures of weights in a file are computed by NumPy: to compile a program for each kernel
+    NumPy computes the figures of weights in a file, because compiling a program for each kernel
     size takes longer. The functions of scaled cells are the same for both.
     """
     return np if isinstance(array, np.ndarray) else jnp

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _stop_with_parent() -> None:
-    """Asks the run to stop once the parent has ended, whatever has ended it."""
+    """Asks the run to stop once the parent has ended, for any reason."""
     # Not through sys.stdin, whose lock would be held when this process ends first.
     while os.read(0, 1):
         pass

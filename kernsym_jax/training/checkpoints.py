@@ -197,9 +197,9 @@ class Checkpoints:
 
 @contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Hides, in a context, what orbax's threads print; a save that fails raises one error anyway.
+    """Hides what orbax's threads print inside the block; a save that fails still raises one error.
 
-    Its writes go on between two calls of `Checkpoints`, so the context is that of a whole training.
+    Orbax goes on writing between two calls of `Checkpoints`, so the block spans a whole training.
     """
     before = sys.unraisablehook
 

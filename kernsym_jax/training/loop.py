@@ -199,7 +199,7 @@ def _train(
 ) -> list[Summary]:
     """Trains one network, or the members of a population as one program.
 
-    By default it waits for what is left of a population that was killed and still saves a run.
+    By default it waits while a process of a killed population still saves one of these runs.
     """
     members = 0 if way == "turn" else len(configs)
     backend = choose_backend(configs[0], members, products=way == "products")

@@ -62,7 +62,7 @@ def start(
     if mode == "off" or (mode == "auto" and not (coordinator or _on_cluster())):
         return
     if (processes is None) != (process is None):
-        raise ValueError("the number of processes and that of this process go together")
+        raise ValueError("give the number of processes together with the number of this process")
     # With a loopback address all processes are on this machine, and no other may reach the port.
     bind = coordinator if coordinator and coordinator.startswith("127.") else None
     try:

@@ -146,7 +146,7 @@ def _state_head(path: Path) -> int | None:
 def _state_of_optimizers(
     arrays: Mapping[Path, StoredArray], optimizers: Sequence[Path]
 ) -> tuple[dict[Path, str], dict[Path, Path]]:
-    """Returns what is not the network's by its place or by its name behind that of a weight.
+    """Returns the arrays whose place, or whose name behind a weight's, tells that they are copies.
 
     Returns:
       path -> kind, and path of a weight -> path of its average.

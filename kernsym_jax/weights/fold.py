@@ -202,7 +202,7 @@ def _unknown_parametrizations(arrays: Mapping[str, StoredArray]) -> dict[str, st
 def _weight_of(
     name: str, array: StoredArray, arrays: Mapping[str, StoredArray]
 ) -> tuple[str, list[str], StoredArray]:
-    """Returns the name of the weight that an array is the main part of, other parts, the weight."""
+    """Returns, for the main part of a weight, that weight's name, other parts and values."""
     found = _PARAMETRIZED.fullmatch(name)
     made, parts = array, list[str]()
     if found is not None:
@@ -389,7 +389,7 @@ def unblocked(node: Node, array: StoredArray, graph: Graph, block: int) -> Store
     depthwise = inputs == 1 and node.integer("group", 1) > 1
     inner = block if _reads_blocks(node, graph) and not depthwise else 1
     if outputs % block or inputs % inner:
-        raise ValueError(f"{node.layer}: a kernel {array.shape} in blocks of {block} channels")
+        raise ValueError(f"{node.layer}: a kernel {array.shape} has no blocks of {block} channels")
     stored = (outputs // block, inputs // inner, kh, kw, inner, block)
 
     @functools.cache

@@ -305,7 +305,7 @@ class _Walk:
 def _transposed(array: StoredArray, axes: tuple[int, ...]) -> StoredArray:
     """Returns the array with its axes in another order."""
     if sorted(axes) != list(range(len(array.shape))):
-        raise ValueError(f"a transposition {axes} of an array {array.shape}")
+        raise ValueError(f"an array of shape {array.shape} has no axes {axes} to exchange")
     shape = tuple(array.shape[axis] for axis in axes)
     return StoredArray(shape, array.dtype, lambda: np.transpose(array.read(), axes))
 

@@ -389,7 +389,7 @@ def _kernel(
     if found.transposed and found.layout == OIHW:
         groups = found.groups or 1
         if outputs % groups:
-            raise ValueError(f"{name}: {outputs} channels in {groups} groups")
+            raise ValueError(f"{name}: {groups} groups do not divide its {outputs} channels")
         return ConvKernel(transposed_to_hwio(stored, groups), TRANSPOSED, groups=groups)
     if found.transposed:
         return ConvKernel(

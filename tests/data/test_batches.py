@@ -119,7 +119,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(batches, numbered):
 
 
 def test_a_batch_larger_than_the_set_is_refused(batches, numbered):
-    with pytest.raises(ValueError, match="batches of 11 from a training set of 10"):
+    with pytest.raises(ValueError, match="a set of 10 training images fills no batch of 11"):
         batches(numbered, size=11)
 
 
@@ -293,7 +293,7 @@ def test_labels_follow_a_given_order_from_arrays_and_files(images, image_folder)
 
 
 def test_impossible_batches_are_refused(streamed, images):
-    with pytest.raises(ValueError, match="batches of 11 from a training set of 10"):
+    with pytest.raises(ValueError, match="a set of 10 training images fills no batch of 11"):
         streamed(Reader(images, View()), size=11)
     with pytest.raises(ValueError, match="a batch of 3 cannot be shared by 2 processes"):
         streamed(Reader(images, View()), count=2)

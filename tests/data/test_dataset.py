@@ -222,7 +222,7 @@ def test_broken_images_are_fatal_or_skipped_by_config(opened, image_folder, capl
         ({"rotate": 45}, "rotate: one of"),
         ({"crop_scale": (0.0, 1.0)}, "crop_scale: two numbers above 0"),
         ({"data_seed": -1}, "config.data.seed must lie in 0"),
-        ({"batch_size": 2000}, "batches of 2000 from a training set of 1437"),
+        ({"batch_size": 2000}, "a set of 1437 training images fills no batch of 2000"),
         ({"source": "textures:group=d5"}, "group is one of none, fliplr"),
     ],
 )

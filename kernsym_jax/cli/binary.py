@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+import kernsym_jax
+
 SHELLS = ("bash", "zsh")
 _WIDEST, _FLAG_COLUMN = 100, 27
 _GENERAL = {
@@ -359,7 +361,7 @@ def _answer(command: Command, argv: Sequence[str]) -> str | None:
         if word == "--helpfull":
             return f"{explain(command, program)}\n\nAll flags\n{flags.FLAGS.get_help()}"
         if word == "--version":
-            return _version()
+            return f"kernsym-jax {kernsym_jax.__version__}"
         flag, equals, value = word.removeprefix("-").removeprefix("-").partition("=")
         if not word.startswith("-"):
             continue
@@ -375,12 +377,6 @@ def _answer(command: Command, argv: Sequence[str]) -> str | None:
             if flag in choices:
                 return listing(choices[flag])
     return None
-
-
-def _version() -> str:
-    import kernsym_jax
-
-    return f"kernsym-jax {kernsym_jax.__version__}"
 
 
 def _unknown_flag(command: Command, name: str) -> str:

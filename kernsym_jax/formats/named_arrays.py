@@ -56,7 +56,7 @@ _NPY_NUMBERS = re.compile(r"[<>|=]?([biufcV][1-9][0-9]?)")
 MAX_MSGPACK_ITEMS = 200_000
 """Items of all containers of a file together."""
 
-MAX_MSGPACK_ENTRIES = 4096
+MAX_MSGPACK_ENTRIES = 20_000
 """Items of one container.
 
 The library allocates a list before it reads its items, and nests up to 1,024 containers, so this

@@ -127,8 +127,8 @@ class Windows:
 
         For k = 3, padding 1 and stride 2 it is 1/h' on an even map and 0 on an odd one, where h' is
         the output size. Under zero padding the weights lean away from the side that meets padding
-        more often: a positive gap predicts a skew to the bottom or right, a negative one to the top
-        or left.
+        more often: a positive gap predicts larger weights at the bottom or right, a negative one at
+        the top or left.
         """
         taps = self._on_padding
         half = self.kernel // 2

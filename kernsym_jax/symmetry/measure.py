@@ -98,7 +98,7 @@ class KernelSymmetry:
     A2 = _figure("A2", "Energy share of the chiral part.")
     B1 = _figure("B1", "Energy share of the contrast between the axes (weight banding).")
     B2 = _figure("B2", "Energy share of the contrast between the diagonals.")
-    E = _figure("E", "Energy share of the odd part: gradients and padding skew.")
+    E = _figure("E", "Energy share of the odd part: gradients, and the trace of uneven padding.")
     skew_x = _figure("skew_x", "First moment of the mean kernel in cells, to the right.")
     skew_y = _figure("skew_y", "First moment of the mean kernel in cells, down.")
     sig_x = _figure("sig_x", "`padding_signature` in cells, to the right.")

@@ -282,5 +282,5 @@ def _number(section: Section, name: str, default: int, least: int = 1) -> int:
     if text is None:
         return default
     if not re.fullmatch(r"\d{1,9}", text) or not least <= int(text) <= MAX_CHANNELS:
-        raise ValueError(f"{name} is {text[:40]!r}")
+        raise ValueError(f"{name} is {text[:40]!r}, wanted {least} to {MAX_CHANNELS}")
     return int(text)

@@ -400,12 +400,12 @@ def _extension(kind: int, content: bytes) -> Any:
     if kind == _COMPLEX:
         return parts
     if kind not in (_NDARRAY, _SCALAR) or not isinstance(parts, list) or len(parts) != 3:
-        raise ValueError(f"an extension of kind {kind}")
+        raise ValueError(f"an extension of the unknown kind {kind}")
     shape, name, data = parts
     if isinstance(name, bytes):
         name = name.decode("ascii")
     if name not in DTYPES or not isinstance(data, bytes) or not isinstance(shape, list):
-        raise ValueError(f"an array of type {str(name)[:40]!r}")
+        raise ValueError(f"an array of the unknown type {str(name)[:40]!r}")
     if len(data) != element_count(shape) * DTYPES[name].itemsize:
         raise ValueError(f"an array of shape {shape} and type {name} with {len(data)} bytes")
     return StoredArray.of(view(np.frombuffer(data, np.uint8), 0, DTYPES[name], shape))

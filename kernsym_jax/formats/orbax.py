@@ -233,7 +233,7 @@ def _listed(folder: pathlib.Path) -> tuple[list[Path], bool]:
     listing = parse_json(map_file(folder / _LISTING).tobytes())
     entries = listing["tree_metadata"]
     if len(entries) > MAX_ARRAYS:
-        raise ValueError(f"a tree of {len(entries)} arrays")
+        raise ValueError(f"a tree of {len(entries)} arrays, more than {MAX_ARRAYS}")
     paths = []
     for entry in entries.values():
         value = entry.get("value_metadata") or {}

@@ -170,7 +170,7 @@ class _Values:
 
     def __init__(self, index: pathlib.Path, shards: int, parts: dict[bytes, _Entry]):
         if not 1 <= shards <= MAX_ENTRIES:
-            raise ValueError(f"a checkpoint of {shards} files")
+            raise ValueError(f"a checkpoint of {shards} files, wanted 1 to {MAX_ENTRIES}")
         self._stem = index.name.removesuffix(".index")
         self._folder = index.parent
         self._shards = shards

@@ -247,7 +247,7 @@ class Graph:
     def tensor(self, index: int) -> Table:
         """Returns a tensor's table."""
         if not 0 <= index < len(self.tensors):
-            raise ValueError(f"tensor {index} of {len(self.tensors)}")
+            raise ValueError(f"a graph of {len(self.tensors)} tensors has no tensor {index}")
         return self.tensors[index]
 
     def array(self, index: int) -> StoredArray | None:

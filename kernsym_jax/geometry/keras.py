@@ -267,7 +267,7 @@ def _number(layer: Layer, *settings: str, default: int | None = None) -> int:
             return value
     if default is not None:
         return default
-    raise ValueError(f"{layer.path}: no number of {settings[0]}")
+    raise ValueError(f"{layer.path}: its number of {settings[0]} is missing")
 
 
 def _pairs(layer: Layer, setting: str, n: int) -> list[tuple[int, int]]:

@@ -278,7 +278,7 @@ class _Walk:
             # The file holds the sizes for the images that the converter assumed.
             for n, k, s, out in zip(found.shape[1:3], kernel, stride, outputs, strict=True):
                 if output_size(out, k, s, rule) != n:
-                    raise ValueError(f"{layer}: makes {out} pixels, but not of {n}")
+                    raise ValueError(f"{layer}: {n} pixels of its map do not make {out}")
         window = Window(kernel, stride, (1, 1), rule)
         return self.audit.window(
             layer, "transposed", found, window, features=features, outputs=outputs

@@ -270,7 +270,7 @@ def test_sizes_that_are_open_are_asked_for(audit):
         ({"kernel_size": "3"}, "c: kernel_size is '3'"),
         ({"strides": [1, 2, 3]}, "c: strides is"),
         ({"padding": "reflect"}, "c: unknown padding 'REFLECT'"),
-        ({"filters": None}, "c: no number of filters"),
+        ({"filters": None}, "c: its number of filters is missing"),
         ({"kernel_size": 99, "padding": "valid"}, "c: its kernel spans 99"),
     ],
 )

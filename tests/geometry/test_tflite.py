@@ -140,7 +140,7 @@ def test_advice_names_only_sizes_at_which_a_skip_fits(save):
     rows = geometry.audit_file(path)
     assert (rows[0].uneven, rows[0].skew) == ((1, 1), "bottom right")
     assert (rows[1].kind, rows[1].output_size) == ("transposed", (64, 64))
-    with pytest.raises(ValueError, match="up: makes 64 pixels, but not of 33"):
+    with pytest.raises(ValueError, match="up: 33 pixels of its map do not make 64"):
         geometry.audit_file(path, 65)
     advice = geometry.advise(rows, functools.partial(geometry.audit_file, path), 64)
     assert (advice.uneven, advice.nearest) == (1, None)

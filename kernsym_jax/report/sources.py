@@ -30,7 +30,7 @@ from kernsym_jax.weights import Weights
 _SUFFIXES = (
     ".safetensors", ".safetensors.index.json", ".npz", ".msgpack", ".pt", ".pth", ".th", ".bin",
     ".ckpt", ".onnx", ".keras", ".h5", ".hdf5", ".tflite", ".pth.tar", ".pt.tar", ".pkl", ".pickle",
-    ".pdparams", ".ptl", ".pt2", ".eqx", ".weights",
+    ".pdparams", ".ptl", ".pt2", ".eqx", ".weights", ".pyth",
 )  # fmt: skip
 # ``checkpoint_100`` of Flax, ``ckpt-100`` and ``snapshot_iter_100`` have no suffix.
 _NUMBERED = re.compile(r"(checkpoint|ckpt|snapshot|model)([-_][a-z]+)?[-_]?\d+", re.IGNORECASE)

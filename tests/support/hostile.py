@@ -3,6 +3,7 @@
 Each takes an empty folder and returns the file or folder to read.
 """
 
+import functools
 import json
 import os
 import struct
@@ -67,6 +68,37 @@ def torch_order_laughs(folder):
     path = folder / "net.pth"
     tree = b"\x80\x02}" + _text("w") + _tensor() + b"s."
     path.write_bytes(head + tree + laughs + b"]h<a." + struct.pack("<q", 108) + W)
+    return path
+
+
+def torch_subclasses_copy_their_state(folder):
+    """Tensors of a subclass, each of which is given one large state."""
+    state = b"}(" + b"".join(b"J" + struct.pack("<i", n) + b"N" for n in range(100_000)) + b"u"
+    start = state + _put(1) + b"ctorch._tensor\n_rebuild_from_type_v2\n" + _put(2)
+    start += b"ctorch._utils\n_rebuild_tensor_v2\n" + _put(4)
+    start += b"ctorch.nn.parameter\nParameter\n" + _put(5)
+    arguments = _tensor().partition(b"_rebuild_tensor_v2\n")[2].removesuffix(b"R")
+    start += arguments + _put(3)
+    call = _get(2) + b"(" + _get(4) + _get(5) + _get(3) + _get(1) + b"tR"
+    tree = b"}" + _text("many") + b"](" + call * 5000 + b"es" + _text("w") + _tensor() + b"s"
+    return _torch(folder / "net.pt", start + tree)
+
+
+def tflite_strings_that_overlap(folder):
+    """Layers by the thousand whose names are one string of a million characters."""
+    ints, name, count = functools.partial(np.array, dtype="<i4"), "n" * 1_000_000, 2000
+    kernel = {0: ints((4, 3, 3, 3)), 1: ("<b", 0), 2: ("<I", 1), 3: name}
+    image, result = {0: ints((1, 9, 9, 3)), 3: "image"}, {0: ints((1, 9, 9, 4)), 3: name}
+    options = {0: ("<b", 0), 1: ("<i", 1), 2: ("<i", 1)}
+    convolutions = [
+        {0: ("<I", 0), 1: ints([0, 1 + n]), 2: ints([1 + count + n]), 4: options}
+        for n in range(count)
+    ]
+    graph = {0: [image, *[kernel] * count, *[result] * count], 3: convolutions}
+    values = np.frombuffer(W, np.uint8)
+    model = {0: ("<I", 3), 1: [{0: ("<b", 3), 3: ("<i", 3)}], 2: [graph], 4: [{}, {0: values}]}
+    path = folder / "net.tflite"
+    path.write_bytes(writers.flatbuffer(model, b"TFL3"))
     return path
 
 

@@ -207,13 +207,17 @@ def flatbuffer(table, identifier, first=0):
 
     Args:
       table: field -> a number as (its type for `struct`, number), a string, an array, a table or a
-        list of tables.
+        list of tables. A string of thousands of characters is stored once, behind all else.
       identifier: the four bytes that name the schema.
       first: where the table lies, a multiple of 8; 0 for as early as can be.
     """
     content = bytearray(4) + identifier
+    late: dict[str, list[int]] = {}
 
     def point(place, value):
+        if isinstance(value, str) and len(value) > 1000:
+            late.setdefault(value, []).append(place)
+            return
         content[place : place + 4] = struct.pack("<I", put(value) - place)
 
     def put(value):
@@ -247,6 +251,10 @@ def flatbuffer(table, identifier, first=0):
     head = 4 + 2 * (max(table) + 1)
     content.extend(bytes(max(0, first - head - -head % 4 - len(content))))
     point(0, table)
+    for text, places in late.items():
+        start = put(text)
+        for place in places:
+            content[place : place + 4] = struct.pack("<I", start - place)
     return bytes(content)
 
 

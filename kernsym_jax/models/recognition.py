@@ -150,7 +150,8 @@ def _matches(layers: Mapping[str, _Layer]) -> Iterator[Recognised]:
                 known = {path: inside[path].name for path in wanted if path in inside}
                 mine = set(known.values())
                 extra = tuple(layer.name for layer in layers.values() if layer.name not in mine)
-                yield Recognised(name, _stored_prefix(known[first], first), "stride", known, extra)
+                before = _stored_prefix(known[first], prefix)
+                yield Recognised(name, before, "stride", known, extra)
 
 
 def _prefixes(
@@ -186,14 +187,11 @@ def _container(path: str) -> str:
     return re.sub(r"(_\d+)+$", "", path.partition("/")[0])
 
 
-def _stored_prefix(stored: str, first: str) -> str:
-    """Returns the part of a stored name before the path of the first layer in our models."""
-    if stored.endswith(first):
-        return stored.removesuffix(first)
-    # In PyTorch's names each number of the path is a part of its own.
-    own = len(re.findall(r"/|_\d+(?=(?:_\d+)*(?:/|$))", first)) + 1
+def _stored_prefix(stored: str, prefix: str) -> str:
+    """Returns the part of a stored name that has this prefix as a path of ours."""
     parts = re.split(r"(?<=[./])", stored)
-    return "".join(parts[: max(len(parts) - own, 0)])
+    starts = ("".join(parts[:end]) for end in range(1, len(parts)))
+    return next((start for start in starts if f"{flax_layer(start[:-1])}/" == prefix), "")
 
 
 def _renamer(rules: Sequence[tuple[str, str | Callable[[re.Match], str]]]) -> Callable[[str], str]:

@@ -137,8 +137,9 @@ def test_names_of_efficientnet_in_timm_are_recognised(name):
             words = TIMM_FIRST_BLOCK if stage == "1" else TIMM_BLOCK
             place = f"blocks.{int(stage) - 1}.{block}.{words[layer.partition('/')[2]]}"
         shapes[f"{place}.weight"] = kernel and tuple(kernel[axis] for axis in (3, 2, 0, 1))
-    (found,) = models.recognise(shapes)
-    assert (found.name, found.prefix, found.extra) == (name, "", ())
+    for prefix in ("", "module.", "net.0.", "model.backbone."):
+        (found,) = models.recognise({f"{prefix}{key}": shape for key, shape in shapes.items()})
+        assert (found.name, found.prefix, found.extra) == (name, prefix, ())
 
 
 EFFICIENTNET_PYTORCH_BLOCK = {
@@ -235,7 +236,8 @@ def test_names_of_convnext_in_timm_are_recognised(name):
         else:
             stored = f"stages.{int(number) // 2}.downsample.{place}"
         shapes[f"{stored}.weight"] = kernel and tuple(kernel[axis] for axis in (3, 2, 0, 1))
-    (found,) = models.recognise(shapes)
-    assert (found.name, found.prefix, found.extra) == (name, "", ())
+    for prefix in ("", "module.", "net.0.", "model.backbone."):
+        (found,) = models.recognise({f"{prefix}{key}": shape for key, shape in shapes.items()})
+        assert (found.name, found.prefix, found.extra) == (name, prefix, ())
     # ConvNeXt V2 has another normalisation in its blocks.
     assert not models.recognise(shapes | {"stages.0.blocks.0.mlp.grn.weight": (384,)})

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kernsym_jax import cli, run_directory
+from kernsym_jax.formats.arrays import shortened
 from kernsym_jax.geometry.arithmetic import Windows, skew_direction
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ KINDS = (*CONVOLUTIONS, "max_pool", "avg_pool", "min_pool", "pool", "subsample")
 _LARGEST = 1 << 53
 # The exposure of a layer takes memory for each tap of its kernel.
 _MOST_TAPS = 1 << 16
-# A terminal shows the first rows; a program reads all of them as JSON.
-_MOST_ROWS = 2000
+# A terminal shows the first rows and the ends of long names; a program reads all of it as JSON.
+_MOST_ROWS, _LONGEST_NAME = 2000, 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,10 +298,10 @@ _COLUMNS = ("#", "layer", "kind", "map", "k", "s", "d", "padding", "u", "lost", 
 
 
 def _cells(number: int, row: LayerGeometry) -> dict[str, str]:
-    up = max(row.upsampling) > 1
+    up, name = max(row.upsampling) > 1, shortened(row.layer, _LONGEST_NAME)
     texts = (
         str(number),
-        f"{row.layer} ×{row.repeats}" if row.repeats > 1 else row.layer,
+        f"{name} ×{row.repeats}" if row.repeats > 1 else name,
         row.kind,
         f"{_joined(row.input_size)}→{_joined(row.output_size)}",
         _joined(row.kernel),
@@ -335,8 +336,9 @@ def print_audit(title: str, rows: Sequence[LayerGeometry], advice: "Advice") -> 
     console.print(layer_table(rows[:_MOST_ROWS]))
     if len(rows) > _MOST_ROWS:
         console.print(f"… {len(rows) - _MOST_ROWS} more layers, which --json lists")
-    for layer, why in _left_out(rows).items():
-        console.print(cli.printable(f"left out: {layer}: {why}"), markup=False, highlight=False)
+    for layer, why in list(_left_out(rows).items())[:_MOST_ROWS]:
+        text = f"left out: {shortened(layer, _LONGEST_NAME)}: {shortened(why, _LONGEST_NAME)}"
+        console.print(cli.printable(text), markup=False, highlight=False)
     console.print(advice.verdict, style="bold", markup=False, highlight=False)
 
 

@@ -1,5 +1,6 @@
 """Sources from outside are read within limits, and what comes back is what the reader returns."""
 
+import dataclasses
 import os
 import time
 
@@ -182,6 +183,15 @@ def test_the_first_of_thousands_of_layers_are_printed(tmp_path, capsys):
     rows = geometry.audit_file(hostile.convolutions_by_the_thousand(tmp_path))
     geometry.print_audit("net", rows, geometry.advise(rows))
     assert "… 100 more layers, which --json lists\n" in capsys.readouterr().out
+
+
+def test_a_name_of_thousands_of_characters_is_printed_in_part(capsys):
+    (row,) = geometry.layers_at([(3, 2, 1)], 32)
+    rows = [dataclasses.replace(row, layer="a" + "n" * 70_000 + "z")]
+    geometry.print_audit("net", rows, geometry.advise(rows))
+    printed = capsys.readouterr().out
+    assert len(printed) < 2000
+    assert "…" in printed
 
 
 def test_names_that_utf_8_cannot_hold_are_escaped(tmp_path):

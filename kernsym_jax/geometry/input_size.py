@@ -127,6 +127,7 @@ class Advice:
       uneven: number of strided layers whose windows meet more padding at one end than at the other.
       nearest: the nearest input size in pixels at which no layer is uneven, one number or one per
         axis; ``None`` if there is none within reach or if no layer is uneven.
+      runs: whether the network's weights fit its maps at the audited size, as far as that is known.
 
     >>> from kernsym_jax import geometry
     >>> rows = geometry.layers_at([(3, 2, 1), (3, 1, 1)], 32)
@@ -141,6 +142,7 @@ class Advice:
     strided: int
     uneven: int
     nearest: int | tuple[int, ...] | None
+    runs: bool = True
 
     @property
     def verdict(self) -> str:
@@ -150,13 +152,16 @@ class Advice:
         layers = f"{self.strided} strided layer{'s' if self.strided > 1 else ''}"
         if not self.strided:
             return "no strided layers: no input size makes padding uneven"
-        if not self.uneven:
+        if not self.uneven and self.runs:
             return f"even at all {layers}" if self.strided > 1 else "even at the one strided layer"
-        found = f"uneven at {self.uneven} of {layers}"
-        if self.nearest is None:
-            return f"{found}; no size nearby where none is"
         size = self.nearest
         name = "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
+        if not self.runs:
+            advised = "no even size nearby" if size is None else f"{name} is the nearest even size"
+            return f"the network does not run at this size; {advised}"
+        found = f"uneven at {self.uneven} of {layers}"
+        if size is None:
+            return f"{found}; no size nearby where none is"
         return f"{found}; {name} is the nearest size where none is"
 
 
@@ -190,8 +195,8 @@ def advise(
     """
     strided = [row for row in rows if row.strided]
     uneven = sum(not row.even for row in strided)
-    nearest = None
-    if uneven:
+    runs, nearest = _misfit(rows) is None, None
+    if uneven or (strided and not runs):
         if input_size is None:
             first = next((row for row in rows if -1 in (row.reads or ())), rows[0]).input_size
             input_size = first[0] if len(set(first)) == 1 else first
@@ -200,7 +205,7 @@ def advise(
         reach = min(reach, fewest // 2)
         sizes = even_input_sizes(rows_at or rows, input_size, count=1, reach=reach)
         nearest = sizes[0] if sizes else None
-    return Advice(len(rows), len(strided), uneven, nearest)
+    return Advice(len(rows), len(strided), uneven, nearest, runs)
 
 
 def _nearest(
@@ -240,11 +245,16 @@ def _nearest(
 
 def _running(rows: Sequence[LayerGeometry]) -> list[LayerGeometry]:
     """Returns the rows of an audit; raises a ``ValueError`` if the network does not run so."""
-    reasons = rows.left_out.values() if isinstance(rows, FileAudit) else ()
-    misfit = next((why for why in reasons if why.startswith(MISFIT)), None)
+    misfit = _misfit(rows)
     if misfit is not None:
         raise ValueError(misfit)
     return list(rows)
+
+
+def _misfit(rows: Sequence[LayerGeometry]) -> str | None:
+    """Returns why the network of an audit does not run, or None if nothing tells that."""
+    reasons = rows.left_out.values() if isinstance(rows, FileAudit) else ()
+    return next((why for why in reasons if why.startswith(MISFIT)), None)
 
 
 def _first(sizes: Sequence[int], even: Callable[[int], bool], count: int) -> list[int]:

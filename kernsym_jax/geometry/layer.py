@@ -351,7 +351,7 @@ def audit_json(title: str, rows: Sequence[LayerGeometry], advice: "Advice") -> s
       advice: the result of `advise` for these rows.
 
     Returns:
-      A JSON object with the keys network, verdict, total, strided, uneven, nearest, layers (the
+      A JSON object with the keys network, verdict, total, strided, uneven, nearest, runs, layers (the
       rows) and left_out (layer -> the reason why it has no row).
 
     >>> from kernsym_jax import geometry

@@ -165,6 +165,9 @@ def test_a_size_at_which_a_dense_layer_does_not_fit_is_no_advice(save):
     says = "the network does not run at this size: it takes 392 numbers, not 512"
     assert rows_at(33).left_out == {"flat": says}
     assert geometry.advise(rows_at(32), rows_at, 32).nearest == 29
+    advice = geometry.advise(rows_at(33), rows_at, 33)
+    wanted = "the network does not run at this size; 29 is the nearest even size"
+    assert (advice.uneven, advice.verdict) == (0, wanted)
 
 
 def test_a_map_repeated_by_tiles_keeps_its_size(save):

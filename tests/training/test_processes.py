@@ -82,7 +82,7 @@ def test_a_failure_is_raised_as_it_is_in_a_single_process():
 
 
 def test_half_a_description_of_the_processes_is_refused():
-    with pytest.raises(ValueError, match="go together"):
+    with pytest.raises(ValueError, match="the number of processes together with"):
         processes.start(coordinator="127.0.0.1:1", processes=2)
 
 

@@ -351,8 +351,8 @@ def audit_json(title: str, rows: Sequence[LayerGeometry], advice: "Advice") -> s
       advice: the result of `advise` for these rows.
 
     Returns:
-      A JSON object with the keys network, verdict, total, strided, uneven, nearest, runs, layers (the
-      rows) and left_out (layer -> the reason why it has no row).
+      A JSON object with the keys network, verdict, total, strided, uneven, nearest, runs, layers
+      (the rows) and left_out (layer -> the reason why it has no row).
 
     >>> from kernsym_jax import geometry
     >>> rows = geometry.layers_at([(3, 2, 1), (3, 1, 1)], 32)

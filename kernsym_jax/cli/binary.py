@@ -6,6 +6,7 @@ import difflib
 import os
 import pathlib
 import re
+import select
 import shutil
 import signal
 import sys
@@ -275,14 +276,12 @@ def run(main: Callable[[Sequence[str]], int | None], command: Command) -> None:
             return flags.FLAGS(argv)
         except flags.UnrecognizedFlagError as error:
             fail(_unknown_flag(command, error.flagname))
-        # Parsing the flags runs the config file and checks its overrides, so any error is the
-        # user's.
+        # Any error is the user's: parsing runs the config file and checks its overrides.
         except Exception as error:
             fail(_with_nearest_value(describe(error)))
 
     def guarded(argv: Sequence[str]) -> int | None:
-        if not flags.FLAGS["verbosity"].present:
-            # Libraries report each of their steps at the level INFO.
+        if not flags.FLAGS["verbosity"].present:  # libraries report each of their steps at INFO
             logging.set_verbosity(logging.WARNING)
         try:
             with _reader_may_leave():
@@ -299,13 +298,14 @@ def run(main: Callable[[Sequence[str]], int | None], command: Command) -> None:
 def _reader_may_leave() -> Iterator[None]:
     """Ends as other tools do once the reader of the output, such as ``head``, has gone."""
     try:
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
+        yield
+        sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output = select.poll()
+        output.register(sys.stdout, 0)
+        if not output.poll(0):
+            raise  # another pipe has broken, such as that of a process which reads files
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         raise SystemExit(128 + signal.SIGPIPE) from None
 
 

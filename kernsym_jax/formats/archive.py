@@ -203,6 +203,16 @@ class Hdf5:
             return None
         return [text for part in sorted(parts, key=natural_order) for text in attributes[part]]
 
+    def given_name(self, group: str) -> str:
+        """Returns the name that Keras notes for a layer, after those of the models around it."""
+        parts = group.split("/")
+        names = []
+        for index, part in enumerate(parts):
+            if part != "layers":
+                noted = self.groups.get("/".join([*parts[: index + 1], "vars"]), {}).get("name")
+                names.append(noted or part)
+        return "/".join(names)
+
 
 def read_hdf5(path: str | os.PathLike) -> Hdf5:
     """Reads an HDF5 file.

@@ -17,6 +17,7 @@ _STEP_KEYS = ("step", "global_step", "iteration", "iter", "epoch")
 # The dictionaries in which a PyTorch module keeps its parameters, buffers and modules.
 _MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 _SCRIPT = "__torch__"
+_KERAS = ("keras", "tf_keras", "tensorflow")
 
 
 @dataclasses.dataclass(eq=False)
@@ -229,6 +230,24 @@ def _names(keys: Sequence[Any]) -> list[str]:
     return [jax.tree_util.keystr((key,), simple=True) for key in keys]
 
 
+def is_keras(source: Any) -> bool:
+    """Returns whether an object is a model or a layer of Keras; imports nothing to find out."""
+    return "Layer" in keras_classes(source)
+
+
+def keras_classes(source: Any) -> list[str]:
+    """Returns the names of the classes of Keras that an object is of, the nearest first."""
+    classes = type(source).__mro__
+    return [each.__name__ for each in classes if each.__module__.split(".")[0] in _KERAS]
+
+
+def keras_values(variable: Any) -> StoredArray:
+    """Returns the values of a variable of any backend of Keras."""
+    value = getattr(variable, "value", variable)
+    value = on_host(variable if callable(value) else value)
+    return StoredArray.of(value.numpy() if callable(getattr(value, "numpy", None)) else value)
+
+
 def step(tree: Any) -> int | None:
     """Returns the step, or else the epoch, that a checkpoint states; None if it states none.
 
@@ -267,7 +286,7 @@ class _Walk:
             if not (self.in_records and self.again(node)):
                 yield path, node
         elif hasattr(node, "__array__"):  # an array of NumPy, JAX or another library
-            yield path, StoredArray.of(_on_host(node))
+            yield path, StoredArray.of(on_host(node))
         elif isinstance(node, Inert):
             if not self.again(node):
                 yield from self.record(node, path)
@@ -365,7 +384,7 @@ def _name(key: Any) -> str:
     return name
 
 
-def _on_host(array: Any) -> Any:
+def on_host(array: Any) -> Any:
     """Takes a tensor of PyTorch off its device and out of its graph; returns others unchanged."""
     for method in ("detach", "cpu"):
         if callable(getattr(array, method, None)):

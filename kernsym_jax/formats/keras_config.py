@@ -1,14 +1,15 @@
-"""Reads the configuration of a Keras model, as Keras 1, 2 and 3 write it into their files."""
+"""Reads the configuration of a Keras model, from a file of Keras 1, 2 or 3 or from a live model."""
 
 import dataclasses
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from kernsym_jax.formats import archive
 from kernsym_jax.formats.archive import ZipMembers
-from kernsym_jax.formats.arrays import open_regular, parse_json
+from kernsym_jax.formats.arrays import StoredArray, open_regular, parse_json
+from kernsym_jax.formats.containers import is_keras, keras_classes, keras_values
 
 CONFIG = "config.json"
 """The member of a ``.keras`` file that holds the configuration."""
@@ -35,6 +36,22 @@ _SETTINGS_1 = {
     "atrous_rate": "dilation_rate",
     "filter_length": "kernel_size",
 }
+_CLASSES = {
+    "conv2d": "Conv2D",
+    "conv2d_transpose": "Conv2DTranspose",
+    "depthwise_conv2d": "DepthwiseConv2D",
+    "separable_conv2d": "SeparableConv2D",
+    "batch_normalization": "BatchNormalization",
+    "dense": "Dense",
+}
+# The variables of a layer in a .weights.h5 file have numbers instead of names.
+_VARIABLES = {
+    "SeparableConv2D": ("depthwise_kernel", "pointwise_kernel", "bias"),
+    "Dense": ("kernel", "bias"),
+    "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+}
+# The attributes in which a layer keeps its layers a second time; TensorFlow's begin so, too.
+_SECOND_LISTS = re.compile(r"_layers|_functional|_operations|_self_\w+")
 _ORDERINGS_1 = {"th": "channels_first", "tf": "channels_last"}
 
 
@@ -175,6 +192,26 @@ def wrapped(layer: Layer) -> Layer:
     return dataclasses.replace(layer, kind=str(inner.get("class_name")), settings=inner["config"])
 
 
+def class_of(name: str) -> str:
+    """Returns the class of a layer that has the name which Keras gives it; "" for other names."""
+    return _CLASSES.get(re.sub(r"_\d+$", "", name.rsplit("/", 1)[-1]), "")
+
+
+def variable_names(kind: str, known: Layer | None) -> tuple[str, ...]:
+    """Returns the names of a layer's variables in the order of their numbers.
+
+    Args:
+      kind: the layer's class.
+      known: the layer, if the configuration lists it.
+    """
+    names = _VARIABLES.get(kind, ("kernel", "bias") if "Conv" in kind else ())
+    absent = set()
+    if kind == "BatchNormalization" and known is not None:
+        absent = {"gamma"} if known.settings.get("scale") is False else set()
+        absent |= {"beta"} if known.settings.get("center") is False else set()
+    return tuple(name for name in names if name not in absent)
+
+
 def padding_before(
     layer: Layer, layers: Mapping[str, Layer]
 ) -> tuple[tuple[int, int], tuple[int, int]] | str | None:
@@ -193,6 +230,105 @@ def padding_before(
             rows, columns = (([side] * 2 if isinstance(side, int) else side) for side in value)
             return (int(rows[0]), int(rows[1])), (int(columns[0]), int(columns[1]))
     return (0, 0), (0, 0)
+
+
+class LiveLayer(NamedTuple):
+    """A layer of a model in memory.
+
+    Attributes:
+      path: its name behind the names of the layers around it, as in a ``.keras`` file.
+      kind: the nearest of Keras' own classes that it is of, such as ``Conv2D``.
+      settings: its arguments.
+      arrays: name -> array, of its own variables.
+    """
+
+    path: str
+    kind: str
+    settings: dict[str, Any]
+    arrays: dict[str, StoredArray]
+
+
+def live_model(model: Any) -> dict[str, Layer]:
+    """Returns the layers that the configuration of a model in memory lists: path -> layer.
+
+    There are none for a layer, for a model of the user's own class, and for a model that cannot
+    be written into a file.
+    """
+    kinds = keras_classes(model)
+    if not {"Functional", "Sequential"} & set(kinds):
+        return {}
+    try:
+        text = model.to_json()
+    # The code of the user's own layers runs here and may raise anything.
+    except Exception:
+        return {}
+    return all_layers(read_model(parse_json(text.encode())))
+
+
+def live_layers(model: Any) -> list[LiveLayer]:
+    """Returns the layers of a model in memory that have variables, in the order of definition."""
+    found: list[LiveLayer] = []
+    _visit(model, "", found, set())
+    return found
+
+
+def live_optimizer(model: Any) -> dict[str, StoredArray]:
+    """Returns the variables of a model's optimizer, with names as in a file."""
+    variables = getattr(getattr(model, "optimizer", None), "variables", ())
+    if callable(variables):
+        variables = variables()
+    return {f"optimizer/vars/{n}": keras_values(each) for n, each in enumerate(variables)}
+
+
+def _visit(layer: Any, path: str, found: list[LiveLayer], seen: set[int]) -> None:
+    """Adds a layer, and then those inside it that were not seen before."""
+    seen.add(id(layer))
+    place = len(found)
+    for inner, child in _children(layer, path):
+        if id(child) not in seen:
+            _visit(child, inner, found, seen)
+    kind = keras_classes(layer)[0]
+    mine = [each for each in layer.weights if id(each) not in seen]
+    seen.update(map(id, mine))
+    if mine:
+        # A variable of Keras 2 has the names of the layers around it.
+        names = [each.name.split(":")[0].rpartition("/")[2] for each in mine]
+        arrays = {name: keras_values(each) for name, each in zip(names, mine, strict=True)}
+        settings = layer.get_config() if "Conv" in kind else {}
+        lists = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+        found.insert(place, LiveLayer(path or layer.name, kind, lists, arrays))
+
+
+def _children(layer: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yields the layers that a layer holds, by their paths."""
+    above = f"{path}/" if path else ""
+    kinds = keras_classes(layer)
+    if "Functional" in kinds or "Sequential" in kinds:
+        yield from ((f"{above}{child.name}", child) for child in layer.layers)
+    attributes = {name: value for name, value in vars(layer).items() if name != "optimizer"}
+    for name in sorted(attributes, key=lambda name: _SECOND_LISTS.fullmatch(name) is not None):
+        value = attributes[name]
+        if is_keras(value):
+            # What a wrapper such as TimeDistributed applies has the wrapper's name.
+            yield path if "Wrapper" in kinds and path else f"{above}{value.name}", value
+        else:
+            inside = above if _SECOND_LISTS.fullmatch(name) else f"{above}{name}/"
+            yield from _listed(value, inside, MAX_DEPTH)
+
+
+def _listed(value: Any, above: str, depth: int) -> Iterator[tuple[str, Any]]:
+    """Yields the layers in a list, a tuple or a dictionary, and in those inside it."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple) and depth:
+        lists = 0
+        for each in value:
+            if is_keras(each):
+                yield f"{above}{each.name}", each
+            elif isinstance(each, list | tuple | dict):
+                inside = f"{above}container_{lists}/" if lists else f"{above}container/"
+                yield from _listed(each, inside, depth - 1)
+                lists += 1
 
 
 def _flattened(model: Model) -> Iterator[Layer]:

@@ -119,7 +119,7 @@ def in_memory(source: Any, which: str | None) -> ArrayFile:
     if not leaves.arrays:
         raise ValueError(
             "no arrays in it; supported are state dicts, pytrees of parameters, TrainStates, and "
-            "modules with a state_dict or of flax.nnx"
+            "modules with a state_dict, of flax.nnx or of Keras"
         )
     kernels = checkpoint.kernel_leaves(leaves.arrays)
     # A mapping with dotted names is a state dict, in the order of the network's definition.

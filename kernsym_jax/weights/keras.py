@@ -1,4 +1,4 @@
-"""Reads models and weights of Keras 2 and 3: ``.keras``, ``.h5`` and ``.weights.h5``."""
+"""Reads models and weights of Keras 2 and 3: ``.keras``, ``.h5``, ``.weights.h5`` and in memory."""
 
 import dataclasses
 import functools
@@ -15,9 +15,14 @@ from kernsym_jax.formats.arrays import StoredArray, natural_order, parse_json
 from kernsym_jax.formats.keras_config import (
     Layer,
     all_layers,
+    class_of,
+    live_layers,
+    live_model,
+    live_optimizer,
     owner,
     padding_before,
     read_model,
+    variable_names,
     wrapped,
 )
 from kernsym_jax.weights import fold
@@ -40,18 +45,11 @@ from kernsym_jax.weights.layout import (
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 _LISTED = "Keras HDF5"
+_LIVE = "Keras in memory"
 _MODELS = ("Functional", "Model", "Sequential")
 _OLDEST = re.compile(r"(.*/)?layer_\d{1,9}/param_\d{1,9}")
 _EPSILON = 1e-3
 _OPTIMIZER = re.compile(r"(optimizer|optimizer_weights|_optimizer)/")
-_CLASSES = {
-    "conv2d": "Conv2D",
-    "conv2d_transpose": "Conv2DTranspose",
-    "depthwise_conv2d": "DepthwiseConv2D",
-    "separable_conv2d": "SeparableConv2D",
-    "batch_normalization": "BatchNormalization",
-    "dense": "Dense",
-}
 # The names of a variable that is no kernel, such as the mask of a pruned one.
 _NOT_KERNELS = re.compile(r"mask|mean|variance|threshold|moment|gamma|beta|bias|embedding")
 _THEANO = "theano"
@@ -60,12 +58,6 @@ _MAYBE_TURNED = (
     "180° where others do not, every skew points the other way; the file does not say"
 )
 _TURNED = "trained with Theano, whose convolutions turn kernels by 180°: they are turned back"
-# The variables of a layer in a .weights.h5 file have numbers instead of names.
-_VARIABLES = {
-    "SeparableConv2D": ("depthwise_kernel", "pointwise_kernel", "bias"),
-    "Dense": ("kernel", "bias"),
-    "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
-}
 
 
 def is_keras_archive(names: list[str]) -> bool:
@@ -92,6 +84,33 @@ def read_archive(
     variables = _numbered(content, layers)
     file = _File(content, variables, layers, "Keras", os.fspath(path), layout)
     return _weights(file, fold_batchnorm)
+
+
+def read_live(model: Any, *, layout: str | None = None, fold_batchnorm: bool = False) -> Weights:
+    """Reads a model or a layer in memory.
+
+    Args:
+      model: of Keras 2 or 3, with any backend.
+      layout, fold_batchnorm: as for `read_archive`.
+
+    Raises:
+      ValueError: if it has no variables.
+    """
+    layers = live_model(model)
+    variables = []
+    for path, kind, settings, arrays in live_layers(model):
+        known = layers.get(path)
+        if known is None and settings.get("padding") == "valid":
+            del settings["padding"]  # Only a graph tells whether the input is padded before.
+        if known is not None or settings:
+            known = known or Layer(path, kind, settings, (), "")
+            known = dataclasses.replace(known, kind=kind, settings=settings or known.settings)
+        kind = kind if "Conv" in kind else ""
+        variables += [_Variable(path, name, array, kind, known) for name, array in arrays.items()]
+    if not variables:
+        raise ValueError("a Keras model without weights: build it, or call it once")
+    optimizer, name = Hdf5({"": {}}, live_optimizer(model)), type(model).__name__
+    return _weights(_File(optimizer, variables, layers, _LIVE, name, layout), fold_batchnorm)
 
 
 def read_hdf5(
@@ -181,7 +200,7 @@ def _named(content: Hdf5, root: str, layers: Mapping[str, Layer]) -> list[_Varia
                 within = inner not in ("", group) and "Conv" not in outer.kind
                 known = None if within else outer
                 path = f"{outer.path}/{inner}"
-            kind = known.kind if known else _class_of(path)
+            kind = known.kind if known else class_of(path)
             found.append(
                 _Variable(known.path if known else path or group, leaf, array, kind, known)
             )
@@ -199,15 +218,16 @@ def _numbered(content: Hdf5, layers: Mapping[str, Layer]) -> list[_Variable]:
         group, number = path.rsplit("/vars/", 1) if "/vars/" in path else ("", path[5:])
         key = "/".join(part for part in group.split("/") if part != "layers")
         known, rest = owner(key, keys)
-        name = _given_name(content, group) or key
-        if known is not None and rest == ("layer",):
-            known = wrapped(known)
+        name = content.given_name(group) or key
+        if known is not None and set(rest) == {"layer"}:
+            for _ in rest:
+                known = wrapped(known)
         elif known is not None and rest:
             # A layer inside one of the user's own class, which the configuration does not list.
             name, known = "/".join((known.path, *name.split("/")[-len(rest) :])), None
         name = known.path if known else name
-        kind = known.kind if known else _class_of(key) or _class_of(name)
-        variables = _variable_names(kind, known)
+        kind = known.kind if known else class_of(key) or class_of(name)
+        variables = variable_names(kind, known)
         index = int(number)
         leaf = variables[index] if index < len(variables) else number
         found.append(_Variable(name, leaf, array, kind, known))
@@ -221,31 +241,6 @@ def _numbered(content: Hdf5, layers: Mapping[str, Layer]) -> list[_Variable]:
         return next((place[name] for name in outer if name in place), len(place))
 
     return sorted(found, key=order)
-
-
-def _given_name(content: Hdf5, group: str) -> str:
-    """Returns the name that the file notes for a layer, after those of the models around it."""
-    parts = group.split("/")
-    names = []
-    for index, part in enumerate(parts):
-        if part != "layers":
-            noted = content.groups.get("/".join([*parts[: index + 1], "vars"]), {}).get("name")
-            names.append(noted or part)
-    return "/".join(names)
-
-
-def _variable_names(kind: str, known: Layer | None) -> tuple[str, ...]:
-    names = _VARIABLES.get(kind, ("kernel", "bias") if "Conv" in kind else ())
-    absent = set()
-    if kind == "BatchNormalization" and known is not None:
-        absent = {"gamma"} if known.settings.get("scale") is False else set()
-        absent |= {"beta"} if known.settings.get("center") is False else set()
-    return tuple(name for name in names if name not in absent)
-
-
-def _class_of(name: str) -> str:
-    """Returns the class of a layer that has the name which Keras gives it; "" for other names."""
-    return _CLASSES.get(re.sub(r"_\d+$", "", name.rsplit("/", 1)[-1]), "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +278,7 @@ class _File:
 
 
 def _weights(file: _File, fold_batchnorm: bool) -> Weights:
-    listed = file.format == _LISTED
+    listed = file.format in (_LISTED, _LIVE)
     kernels: dict[str, ConvKernel] = {}
     skipped: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -297,6 +292,8 @@ def _weights(file: _File, fold_batchnorm: bool) -> Weights:
             kernel = _kernel(variable, stored, file, beside)
             if kernel.kind != TRANSPOSED or file.layers:
                 shapes[label] = kernel.shape
+        if reason is None and _is_copy(kernel, kernels.get(variable.layer)):
+            reason = f"a second copy of {variable.layer}"
         if reason is not None:
             skipped[label] = reason
             continue
@@ -376,6 +373,11 @@ def _kernel(
     )
 
 
+def _is_copy(kernel: ConvKernel, former: ConvKernel | None) -> bool:
+    """Returns whether a wrapper such as SpectralNormalization lists the kernel of its layer too."""
+    return former is not None and np.array_equal(kernel.weight, former.weight)
+
+
 def _is_transposed(
     variable: _Variable,
     shape: tuple[int, ...],
@@ -411,7 +413,7 @@ def _is_depthwise(
     if len(after) == 4:
         return after[:3] == (1, 1, channels * multiplier)
     if multiplier != 1:
-        return False
+        return after == (channels * multiplier,)
     named = re.search(r"depthwise|dw", variable.layer.rsplit("/", 1)[-1], re.IGNORECASE)
     return after == (channels,) or (not after and named is not None)
 

@@ -10,6 +10,7 @@ from kernsym_jax import run_directory
 from kernsym_jax.formats import guard, tensor_bundle
 from kernsym_jax.formats.archive import ZipMembers
 from kernsym_jax.formats.arrays import StoredArray, layer_name, naming, what_it_is
+from kernsym_jax.formats.containers import is_keras
 from kernsym_jax.weights import checkpoint, graph, keras
 from kernsym_jax.weights.array_file import (
     HDF5,
@@ -53,7 +54,8 @@ def read(
     Args:
       source: a run directory, an orbax checkpoint, or a file, whose content tells the format, not
         its name; or weights in memory: a state dict, a pytree of parameters, a TrainState, a
-        module or state of ``flax.nnx``, or any object with a method ``state_dict``.
+        module or state of ``flax.nnx``, a model of Keras, or any object with a method
+        ``state_dict``.
       layout: ``HWIO``, ``OIHW`` or ``OHWI``: the axes of kernels, for files that leave them open;
         None to decide them by what the file shows.
       fold_batchnorm: multiplies each kernel by the scale of the BatchNorm after it, where the file
@@ -88,6 +90,9 @@ def read(
     if not isinstance(source, str | os.PathLike):
         name = type(source).__name__
         with naming(f"a {name} in memory"):
+            if is_keras(source):
+                _check_options("Keras", None, layout, which)
+                return keras.read_live(source, layout=layout, fold_batchnorm=fold_batchnorm)
             return _kernels(in_memory(source, which), name, layout, fold_batchnorm)
     if trusted:
         weights = read_file(source, layout, fold_batchnorm, which)

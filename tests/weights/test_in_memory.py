@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
 
-from kernsym_jax import models, weights
+from kernsym_jax import models, report, weights
 
 
 def drawn(*shape):
@@ -137,3 +137,87 @@ def test_the_layout_of_open_arrays_can_be_given():
 def test_what_holds_no_arrays_is_refused(source):
     with pytest.raises(ValueError, match=r"a \w+ in memory: no arrays in it"):
         weights.read(source)
+
+
+@pytest.fixture(scope="module")
+def keras(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_BACKEND", "jax")
+        patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
+        yield pytest.importorskip("keras", reason="pip install 'kernsym-jax[test]'")
+
+
+def facts(found):
+    return {
+        name: (k.shape, k.kind, k.stride, k.padding, k.dilation, k.groups)
+        for name, k in found.kernels.items()
+    }
+
+
+# NumPy 2 warns of Keras' own conversion of its variables.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_functional_model_of_keras_is_read_as_its_file(keras, tmp_path):
+    of = keras.layers
+    inner = keras.Sequential([of.Conv2DTranspose(6, 3, strides=2, name="up")], name="inner")
+    image = keras.Input((9, 9, 3))
+    map_ = of.Conv2D(8, 3, strides=2, name="stem")(of.ZeroPadding2D(((0, 1), (1, 0)))(image))
+    map_ = of.SeparableConv2D(8, 3, padding="same", name="apart")(of.BatchNormalization()(map_))
+    map_ = of.DepthwiseConv2D(3, depth_multiplier=2, name="thin")(inner(map_))
+    map_ = of.Conv2D(4, 3, groups=2, dilation_rate=2, name="grouped")(map_)
+    model = keras.Model(image, of.Conv2DTranspose(4, 1, name="point")(map_))
+    model.compile("adam")
+    model.save(tmp_path / "net.keras")
+    for fold_batchnorm in (False, True):
+        found = weights.read(model, fold_batchnorm=fold_batchnorm)
+        file = weights.read(tmp_path / "net.keras", fold_batchnorm=fold_batchnorm)
+        assert facts(found) == facts(file)
+        assert (found.order, found.first, found.notes) == ("forward", "stem", file.notes)
+        assert found.skipped == file.skipped
+        for name, kernel in found.kernels.items():
+            np.testing.assert_array_equal(kernel.weight, file.kernels[name].weight)
+    assert facts(found)["stem"] == ((3, 3, 3, 8), "conv", (2, 2), ((0, 1), (1, 0)), (1, 1), 1)
+    assert facts(found)["inner/up"][:3] == ((3, 3, 8, 6), "transposed", (2, 2))
+    assert facts(found)["thin"][:2] == ((3, 3, 1, 12), "depthwise")
+    assert found.skipped["optimizer"] == "optimizer state: 2 arrays"
+    assert report.table(model).rows[0]["layer"] == "stem"
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_layers_of_keras_have_their_class_in_a_model_of_the_users_own(keras, tmp_path):
+    of = keras.layers
+
+    class Block(keras.Layer):
+        def __init__(self):
+            super().__init__(name="block")
+            self.grow = of.Conv2DTranspose(4, 3, strides=2, padding="same", name="a")
+            self.parts = (of.DepthwiseConv2D(3, name="b"), of.Conv2D(4, 3, name="c"))
+
+        def call(self, x):
+            return self.parts[1](self.parts[0](self.grow(x)))
+
+    class Network(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.stem = of.Conv2D(4, 3, name="stem")
+            self._rest = Block()
+
+        def call(self, x):
+            return self._rest(self.stem(x))
+
+    model = Network()
+    with pytest.raises(ValueError, match="a Network in memory: a Keras model without weights"):
+        weights.read(model)
+    model(np.zeros((1, 5, 5, 3), np.float32))
+    found = weights.read(model)
+    assert (found.order, found.first) == ("file", "stem")
+    # The call of a class may pad the input, so a padding of "valid" tells nothing.
+    assert facts(found) == {
+        "stem": ((3, 3, 3, 4), "conv", (1, 1), None, (1, 1), 1),
+        "block/a": ((3, 3, 4, 4), "transposed", (2, 2), "SAME", (1, 1), 1),
+        "block/parts/b": ((3, 3, 1, 4), "depthwise", (1, 1), None, (1, 1), 4),
+        "block/parts/c": ((3, 3, 4, 4), "conv", (1, 1), None, (1, 1), 1),
+    }
+    stored = model._rest.grow.kernel.value
+    np.testing.assert_array_equal(found.kernels["block/a"].weight, np.swapaxes(stored, 2, 3))
+    model.save_weights(tmp_path / "net.weights.h5")
+    assert set(weights.read(tmp_path / "net.weights.h5").kernels) == set(found.kernels)

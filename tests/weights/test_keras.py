@@ -290,6 +290,44 @@ def test_kernels_inside_a_layer_of_the_users_own_class_keep_their_names(tmp_path
     np.testing.assert_array_equal(found["block/key"].weight, wanted)
 
 
+def test_what_a_layer_of_an_unknown_class_holds_tells_its_kind(tmp_path):
+    pairs = {
+        "thin": ((3, 3, 6, 2), (12,)),  # twice as many channels as it reads
+        "even": ((3, 3, 6, 1), (6,)),
+        "plain": ((3, 3, 6, 2), (2,)),
+    }
+    with h5py.File(tmp_path / "net.weights.h5", "w") as file:
+        for name, shapes in pairs.items():
+            for number, shape in enumerate(shapes):
+                file[f"block/{name}/vars/{number}"] = network.values(name, shape)
+    found = weights.read(tmp_path / "net.weights.h5").kernels
+    kinds = {name: (kernel.kind, kernel.shape, kernel.groups) for name, kernel in found.items()}
+    assert kinds == {
+        "block/thin": ("depthwise", (3, 3, 1, 12), 6),
+        "block/even": ("depthwise", (3, 3, 1, 6), 6),
+        "block/plain": ("conv", (3, 3, 6, 2), None),
+    }
+
+
+def test_the_kernel_that_a_wrapper_lists_again_is_one_layer(tmp_path):
+    conv = {"class_name": "Conv2D", "config": {"name": "c", "strides": [2, 2]}}
+    norm = {"class_name": "SpectralNormalization", "config": {"name": "n", "layer": conv}}
+    outer = {"class_name": "TimeDistributed", "config": {"name": "each", "layer": norm}}
+    config = {"class_name": "Sequential", "config": {"name": "m", "layers": [outer]}}
+    kernel = network.values("kernel", (3, 3, 3, 4))
+    with h5py.File(tmp_path / "model.weights.h5", "w") as file:
+        file["layers/time_distributed/layer/vars/0"] = np.ones((1, 4), np.float32)
+        file["layers/time_distributed/layer/vars/1"] = kernel
+        file["layers/time_distributed/layer/layer/vars/0"] = kernel
+    with zipfile.ZipFile(tmp_path / "net.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps(config))
+        archive.write(tmp_path / "model.weights.h5", "model.weights.h5")
+    found = weights.read(tmp_path / "net.keras")
+    assert list(found.kernels) == ["each"]
+    assert found.kernels["each"].stride == (2, 2)
+    assert "a second copy of each" in found.skipped.values()
+
+
 def test_names_and_biases_tell_transposed_kernels_without_a_configuration(tmp_path):
     arrays = {
         "stem/vars/0": network.values("stem", (3, 3, 3, 8)),

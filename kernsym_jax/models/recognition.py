@@ -68,8 +68,9 @@ def recognise(shapes: Mapping[str, Sequence[int] | None]) -> list[Recognised]:
 
     Returns:
       The networks that fit, usually one or none. A network fits if every convolution of it that is
-      larger than 1×1 is there with its shape (the image may have any number of channels), the known
-      1×1 convolutions agree, and no container of its convolutions holds a layer that it lacks.
+      larger than 1×1 is there with its shape (the image may have any number of channels), those of
+      1×1 are there, except at its end, and agree as far as their shapes are known, and no container
+      of its convolutions holds a layer that it lacks.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -146,7 +147,7 @@ def _matches(layers: Mapping[str, _Layer]) -> Iterator[Recognised]:
                 for path, layer in layers.items()
                 if path.startswith(prefix)
             }
-            if _fits(inside, wanted, first):
+            if _fits(inside, table, first):
                 known = {path: inside[path].name for path in wanted if path in inside}
                 mine = set(known.values())
                 extra = tuple(layer.name for layer in layers.values() if layer.name not in mine)
@@ -166,18 +167,23 @@ def _prefixes(
             yield path.removesuffix(first)
 
 
-def _fits(
-    inside: Mapping[str, _Layer], wanted: Mapping[str, Sequence[int] | None], first: str
-) -> bool:
-    for path, kernel in wanted.items():
+def _fits(inside: Mapping[str, _Layer], table: Mapping[str, Any], first: str) -> bool:
+    wanted: Mapping[str, Sequence[int] | None] = table["layers"]
+    missing = False
+    for path in dict.fromkeys(row["layer"] for row in table["rows"]):
+        kernel = wanted.get(path)
         if kernel is None or path == first:
             continue
         there = inside.get(path)
-        known = None if there is None else there.kernel
-        if known is None and max(kernel[:2]) > 1:
+        if there is None or there.kernel is None:
+            if max(kernel[:2]) > 1:
+                return False
+        elif list(there.kernel) != list(kernel):
             return False
-        if known is not None and list(known) != list(kernel):
+        # A backbone may lack the last layers, as that in front of the classifier of EfficientNet.
+        if missing and there is not None:
             return False
+        missing = missing or there is None
     containers = {_container(path) for path, kernel in wanted.items() if kernel is not None}
     return not any(_container(path) in containers for path in inside if path not in wanted)
 

@@ -1,5 +1,7 @@
 """A state dict is recognised as the network that it belongs to, and as no other."""
 
+import re
+
 import make_layer_tables
 import pytest
 
@@ -77,6 +79,29 @@ def test_a_greyscale_network_is_recognised():
 )
 def test_a_network_with_other_layers_inside_is_not_recognised(more):
     assert models.recognise(state_dict("resnet50") | more) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "gone", "wanted"),
+    [
+        ("efficientnet_b0", "block_[12]/fc[12]$", []),  # EfficientNet-Lite0
+        ("resnet18", "layer2_0/downsample", []),  # other shortcuts
+        ("efficientnet_b0", "features_8|classifier", ["efficientnet_b0"]),  # without its head
+        ("resnet50", "fc", ["resnet50"]),
+        ("inception_v3", "AuxLogits|fc", ["inception_v3"]),
+    ],
+)
+def test_a_network_may_lack_its_end_but_no_modules_before_it(name, gone, wanted):
+    left_out = {torch_name(path) for path in layers_like(name, gone)}
+    assert left_out
+    shapes = {
+        key: s for key, s in state_dict(name).items() if key[: key.rindex(".")] not in left_out
+    }
+    assert [found.name for found in models.recognise(shapes)] == wanted
+
+
+def layers_like(name, pattern):
+    return [path for path in recognition._tables()[name]["layers"] if re.search(pattern, path)]
 
 
 def test_our_own_names_are_recognised():

@@ -23,7 +23,8 @@ _FINER = 4
 # Where a text begins, ends or has its middle, on its baseline: Pillow's words for SVG's.
 _ANCHORS = {"start": "ls", "middle": "ms", "end": "rs"}
 
-Points = Sequence[tuple[float, float]]
+Point = tuple[float, float]
+Points = Sequence[Point]
 
 
 class Drawing:
@@ -43,10 +44,9 @@ class Drawing:
         self._shapes: list[Callable[[Any, float], None]] = []
         self._texts: list[tuple[float, float, str, float, str, bool]] = []
 
-    def box(
-        self, x: float, y: float, width: float, height: float, color: str, opacity: float = 1
-    ) -> None:
-        """Draws a rectangle from its top left corner."""
+    def box(self, corner: Point, size: Point, color: str, opacity: float = 1) -> None:
+        """Draws a rectangle: its top left corner, its width and height."""
+        (x, y), (width, height) = corner, size
         shown = f' fill-opacity="{opacity:g}"' if opacity < 1 else ""
         self._elements.append(
             f'<rect x="{_short(x)}" y="{_short(y)}" width="{_short(width)}" '

@@ -117,7 +117,7 @@ def gallery(table: "NetworkTable") -> Drawing:
 def _draw_kernel(drawing: Drawing, left: float, top: float, kernel: np.ndarray) -> None:
     cell = _KERNEL / max(kernel.shape)
     for (y, x), value in np.ndenumerate(unit_kernel(kernel)):
-        drawing.box(left + x * cell, top + y * cell, cell, cell, kernel_color(float(value)))
+        drawing.box((left + x * cell, top + y * cell), (cell, cell), kernel_color(float(value)))
 
 
 def _draw_scale(drawing: Drawing, left: float, top: float, height: float) -> None:
@@ -125,7 +125,7 @@ def _draw_scale(drawing: Drawing, left: float, top: float, height: float) -> Non
     steps, wide = 64, 8
     for step in range(steps):
         color = kernel_color(1 - 2 * step / (steps - 1))
-        drawing.box(left, top + step * height / steps, wide, height / steps, color)
+        drawing.box((left, top + step * height / steps), (wide, height / steps), color)
     corners = [(left, top), (left + wide, top), (left + wide, top + height), (left, top + height)]
     drawing.line([*corners, corners[0]], INK, 0.8)
     for share, number in enumerate(("1", "0", "−1")):
@@ -310,7 +310,7 @@ class _Axes:
         """Fills the values between two corners with the colour of chance."""
         left, bottom = self.at(x[0], y[0])
         right, top = self.at(x[1], y[1])
-        self._drawing.box(left, top, right - left, bottom - top, _CHANCE, 0.35)
+        self._drawing.box((left, top), (right - left, bottom - top), _CHANCE, 0.35)
 
     def curve(
         self, points: Points, color: str, width: float, dashes: tuple[float, ...] = ()
@@ -353,7 +353,7 @@ class _Mark(NamedTuple):
 
     def draw(self, drawing: Drawing, x: float, y: float) -> None:
         if self.kind == "band":
-            drawing.box(x, y - 5, 14, 5, self.color, 0.35)
+            drawing.box((x, y - 5), (14, 5), self.color, 0.35)
         elif self.kind == "dot":
             drawing.dot(x + 7, y - 2.5, 3, self.color)
         else:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from kernsym_jax.data import VOID
-from kernsym_jax.evaluation.transforms import Shifts, shift_maps, unflip
+from kernsym_jax.evaluation.transforms import Shifts, Turn, shift_maps, unflip_by
 
 Answer = Mapping[str, jax.Array]
 
@@ -320,26 +320,25 @@ def compare_shifted(
     }
 
 
-@functools.partial(jax.jit, static_argnames=("name", "rolled"))
+@jax.jit
 def compare_flipped(
-    rest: Answer, other: Answer, truth: jax.Array, *, name: str, rolled: bool
+    rest: Answer, other: Answer, truth: jax.Array, element: Turn
 ) -> Flips | MaskFlips:
     """Compares the answers at rest with the answers to flipped images.
 
     Args:
       rest: the answers at rest.
-      other: the answers to ``flip(images, name, rolled=rolled)``.
+      other: the answers to ``flip_by(images, element)``.
       truth: (batch,) int32 labels or (batch, height, width) uint8 masks.
-      name: the element of D4.
-      rolled: whether the images were rolled by one pixel.
+      element: the element of D4.
 
     Returns:
       The agreement per image.
     """
     if truth.ndim == 1:
         return Flips(rest["class"] == other["class"], _similarity(rest["logits"], other["logits"]))
-    same = unflip(other["class"][..., None], name, rolled=rolled)[..., 0] == rest["class"]
-    similar = _similarity(rest["logits"], unflip(other["logits"], name, rolled=rolled))
+    same = unflip_by(other["class"][..., None], element)[..., 0] == rest["class"]
+    similar = _similarity(rest["logits"], unflip_by(other["logits"], element))
     labels, classes = _from_one(truth), rest["logits"].shape[-1]
     pixels = same.astype(jnp.float32), similar
     return MaskFlips(

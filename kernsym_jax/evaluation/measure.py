@@ -29,10 +29,11 @@ from kernsym_jax.evaluation.answers import (
 from kernsym_jax.evaluation.transforms import (
     Shifts,
     draw_pair,
-    flip,
+    flip_by,
     roll_matters,
     shift,
     shift_maps,
+    turn,
 )
 
 Predict = Callable[[jax.Array], jax.Array]
@@ -293,10 +294,11 @@ def _flipped(
         for roll, found in ((False, plain), (True, with_roll)):
             if roll and not (rolled and roll_matters(name, *size)):
                 continue
+            element = network.whole(turn(name, *size, rolled=roll))
             other = rest
             if name != "e":
-                other = network.answer(flip(images, name, rolled=roll))
-            found[name] = compare_flipped(rest, other, truth, name=name, rolled=roll)
+                other = network.answer(flip_by(images, element))
+            found[name] = compare_flipped(rest, other, truth, element)
             network.keep_pace(found[name])
     return plain, with_roll
 

@@ -7,9 +7,11 @@ import dataclasses
 import functools
 import itertools
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kernsym_jax.symmetry.group import D4, cell_permutations
 
@@ -238,7 +240,52 @@ def draw_pair(shifts: Shifts, draw: jax.Array, first: jax.Array, batch: int) -> 
     return jax.vmap(pair, out_axes=1)(first + jnp.arange(batch, dtype=jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnames=("name", "rolled"))
+class Turn(NamedTuple):
+    """An element of D4 as arrays: one compiled program applies all elements."""
+
+    swapped: np.ndarray  # () bool: rows and columns change places
+    reversed: np.ndarray  # (2,) bool: then the rows, the columns reverse their order
+    steps: np.ndarray  # (2,) int32: then the result is rolled by so many pixels
+
+
+def turn(name: str, height: int, width: int, *, rolled: bool = False) -> Turn:
+    """Returns an element of D4 for images of a size, see `flip`.
+
+    Raises:
+      ValueError: if the element swaps rows and columns of images that are not square.
+    """
+    swapped, reversed_axes = _axes_of(name)
+    if swapped and height != width:
+        raise ValueError(f"{name} needs square images; these have {height}×{width} pixels")
+    axes = _rolled_axes(name, height, width) if rolled else ()
+    return Turn(
+        np.array(swapped),
+        np.array([axis in reversed_axes for axis in (1, 2)]),
+        np.array([axis in axes for axis in (1, 2)], np.int32),
+    )
+
+
+@jax.jit
+def flip_by(images: jax.Array, element: Turn) -> jax.Array:
+    """Applies an element of D4 to images (batch, height, width, channels)."""
+    if images.shape[1] == images.shape[2]:
+        images = jnp.where(element.swapped, images.swapaxes(1, 2), images)
+    for axis in (1, 2):
+        images = jnp.where(element.reversed[axis - 1], jnp.flip(images, axis), images)
+    return jnp.roll(images, element.steps, (1, 2))
+
+
+@jax.jit
+def unflip_by(maps: jax.Array, element: Turn) -> jax.Array:
+    """Undoes `flip_by`."""
+    maps = jnp.roll(maps, -element.steps, (1, 2))
+    for axis in (1, 2):
+        maps = jnp.where(element.reversed[axis - 1], jnp.flip(maps, axis), maps)
+    if maps.shape[1] == maps.shape[2]:
+        maps = jnp.where(element.swapped, maps.swapaxes(1, 2), maps)
+    return maps
+
+
 def flip(images: jax.Array, name: str, *, rolled: bool = False) -> jax.Array:
     """Applies an element of D4 to images, as `symmetry.transform` applies it to a kernel.
 
@@ -252,6 +299,9 @@ def flip(images: jax.Array, name: str, *, rolled: bool = False) -> jax.Array:
     Returns:
       Images of the same shape and dtype.
 
+    Raises:
+      ValueError: if the element swaps rows and columns of images that are not square.
+
     >>> import jax.numpy as jnp
     >>> from kernsym_jax import evaluation
     >>> images = jnp.array([1, 2, 3, 4]).reshape(1, 1, 4, 1)
@@ -260,13 +310,9 @@ def flip(images: jax.Array, name: str, *, rolled: bool = False) -> jax.Array:
     >>> evaluation.flip(images, "fliplr", rolled=True).ravel().tolist()
     [1, 4, 3, 2]
     """
-    swapped, reversed_axes = _axes_of(name)
-    result = jnp.flip(images.swapaxes(1, 2) if swapped else images, reversed_axes)
-    axes = _rolled_axes(name, *images.shape[1:3])
-    return jnp.roll(result, (1,) * len(axes), axes) if rolled and axes else result
+    return flip_by(images, turn(name, *images.shape[1:3], rolled=rolled))
 
 
-@functools.partial(jax.jit, static_argnames=("name", "rolled"))
 def unflip(maps: jax.Array, name: str, *, rolled: bool = False) -> jax.Array:
     """Undoes `flip`.
 
@@ -284,12 +330,7 @@ def unflip(maps: jax.Array, name: str, *, rolled: bool = False) -> jax.Array:
     >>> evaluation.unflip(evaluation.flip(images, "fliplr"), "fliplr").ravel().tolist()
     [1, 2, 3, 4]
     """
-    axes = _rolled_axes(name, *maps.shape[1:3])
-    if rolled and axes:
-        maps = jnp.roll(maps, (-1,) * len(axes), axes)
-    swapped, reversed_axes = _axes_of(name)
-    result = jnp.flip(maps, reversed_axes)
-    return result.swapaxes(1, 2) if swapped else result
+    return unflip_by(maps, turn(name, *maps.shape[1:3], rolled=rolled))
 
 
 def roll_matters(name: str, height: int, width: int) -> bool:

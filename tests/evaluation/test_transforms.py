@@ -164,6 +164,14 @@ def test_images_that_are_not_square_flip_too(name):
     np.testing.assert_array_equal(flipped[0, :, :, 0], np.asarray(expected))
 
 
+@pytest.mark.parametrize("name", sorted(set(symmetry.D4) - set(symmetry.RECTANGLE)))
+def test_an_element_that_swaps_the_axes_needs_square_images(name):
+    image = jnp.zeros((1, 3, 4, 1))
+    for function in (evaluation.flip, evaluation.unflip):
+        with pytest.raises(ValueError, match=f"{name} needs square images; these have 3×4 pixels"):
+            function(image, name)
+
+
 @pytest.mark.parametrize("name", symmetry.D4)
 def test_with_the_roll_pixel_0_stays_and_strided_pixels_stay_strided(name):
     size = 6

@@ -86,11 +86,11 @@ def pytest_collection_finish():
 
 
 _STATM = pathlib.Path("/proc/self/statm")
-_MOST_PAGES = (3 << 30) // resource.getpagesize()
+_MOST_PAGES = (6 << 30) // resource.getpagesize()
 
 
 def pytest_runtest_teardown(item, nextitem):
-    """Drops what JAX has compiled, between two files, once the process has three gigabytes."""
+    """Drops what JAX has compiled, between two files, once the process has six gigabytes."""
     file_ends = nextitem is not None and nextitem.path != item.path
     if file_ends and _STATM.exists() and int(_STATM.read_text().split()[1]) > _MOST_PAGES:
         jax.clear_caches()

@@ -21,6 +21,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
 from jax import lax
 
 from kernsym_jax.layers.padding import (
@@ -240,6 +241,19 @@ def _on_map(start: int, size: int, taps: int, step: int) -> tuple[slice, slice]:
     return slice(begin, end, step), slice(first, last)
 
 
+def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> jax.Array:
+    """Returns ``module.param(name, init, shape)``, and traces ``init`` in the first call alone.
+
+    Flax traces it in every call to learn its shape: half the time to trace a network.
+    """
+    if not module.has_variable("params", name):
+        return module.param(name, init, shape)
+    value = nn.unbox(module.get_variable("params", name))
+    if value.shape != shape:
+        raise ScopeParamShapeError(name, module_path(module), value.shape, shape)
+    return value
+
+
 class Conv(nn.Module):
     """Cross-correlation of a map with a learned ``kernel`` (kh, kw, in / groups, out).
 
@@ -307,9 +321,8 @@ class Conv(nn.Module):
                 f"{self.features} output channels"
             )
         kernel_size, stride, dilation = map(pair, (self.kernel_size, self.stride, self.dilation))
-        kernel = self.param(
-            "kernel", self.kernel_init, (*kernel_size, channels // self.groups, self.features)
-        )
+        shape = (*kernel_size, channels // self.groups, self.features)
+        kernel = parameter(self, "kernel", self.kernel_init, shape)
         windows = place_windows(
             x.astype(self.dtype),
             kernel=kernel_size,
@@ -318,7 +331,6 @@ class Conv(nn.Module):
             pad=self.pad,
             dilation=dilation,
             position=position,
-            fill=0.0,
             layer=layer,
         )
         y = convolve(
@@ -332,7 +344,7 @@ class Conv(nn.Module):
         if windows.scale is not None:
             y = y * jnp.asarray(windows.scale, self.dtype)
         if self.use_bias:
-            bias = self.param("bias", self.bias_init, (self.features,))
+            bias = parameter(self, "bias", self.bias_init, (self.features,))
             y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return y
 
@@ -359,17 +371,8 @@ def subsample(
     >>> layers.subsample(x, 2, position=layers.corner(2)).ravel().tolist()
     [1, 3]
     """
-    step = (stride, stride)
     windows = place_windows(
-        x,
-        kernel=(1, 1),
-        stride=step,
-        padding="zero",
-        pad=0,
-        dilation=(1, 1),
-        position=position,
-        fill=0.0,
-        layer=layer,
+        x, kernel=(1, 1), stride=pair(stride), padding="zero", pad=0, position=position, layer=layer
     )
     return windows.x[:, ::stride, ::stride]
 
@@ -410,8 +413,8 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Normalises ``x`` (batch, height, width, channels), by its own statistics if ``train``."""
         shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
+        scale = parameter(self, "scale", nn.initializers.ones, shape)
+        bias = parameter(self, "bias", nn.initializers.zeros, shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
         # Moments about the running mean take one pass over the map, without the cancellation of

@@ -246,9 +246,9 @@ def place_windows(
     stride: Pair,
     padding: str,
     pad: int | Pair | None,
-    dilation: Pair,
+    dilation: Pair = (1, 1),
     position: Position | None,
-    fill: float,
+    fill: float = 0.0,
     layer: str,
 ) -> WindowedMap:
     """Pads a map for one layer and places the first window according to ``position``.

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import errors
 
-from kernsym_jax import geometry
+from kernsym_jax import geometry, models
 from kernsym_jax.layers import PADDINGS, Conv, layer_padding
 
 NUMPY_MODES = {
@@ -137,3 +138,23 @@ def test_an_empty_map_names_the_layer(padding):
 
 def test_groups_that_do_not_divide_the_channels_name_the_layer():
     assert error_of(Conv(4, groups=2), 1, 4, 4, 3).startswith("layer: 2 groups do not divide 3")
+
+
+def test_the_initialiser_runs_once_and_a_kernel_of_another_shape_is_refused_by_name():
+    made = []
+
+    def kernel_init(key, shape):
+        made.append(shape)
+        return jnp.ones(shape)
+
+    conv, x = Conv(4, 3, kernel_init=kernel_init), jnp.ones((1, 5, 5, 2))
+    variables = conv.init(jax.random.key(0), x)
+    conv.apply(variables, x)
+    assert made == [(3, 3, 2, 4)]
+    network = models.create("small_cnn", width=4)
+    trained = network.init(jax.random.key(0), x)
+    trained["params"]["conv2"]["kernel"] = jnp.ones((5, 5, 4, 4))
+    with pytest.raises(errors.ScopeParamShapeError, match="conv2"):
+        network.apply(trained, x)
+    with pytest.raises(errors.ScopeParamNotFoundError, match="bias"):
+        conv.apply({"params": {"kernel": variables["params"]["kernel"]}}, x)

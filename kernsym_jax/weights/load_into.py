@@ -111,16 +111,17 @@ def _without_prefix(
 ) -> dict[Path, StoredArray]:
     """Removes a prefix of the names of all layers, such as ``model/backbone``."""
     (collection, *first) = next(path for path, leaf in wanted.items() if len(leaf.shape) == 4)
-    prefixes = {
+    prefixes = [
         path[1 : len(path) - len(first)]
         for path in found
         if path[0] == collection and list(path[len(path) - len(first) :]) == first
-    }
+    ]
 
     def layers_behind(prefix: Path) -> int:
         return sum((path[0], *prefix, *path[1:]) in found for path in wanted)
 
-    prefix = max(prefixes, key=layers_behind, default=())
+    # The first of those that fit equally well, so that every process chooses the same one.
+    prefix = max(dict.fromkeys(prefixes), key=layers_behind, default=())
     return {
         (path[0], *path[1 + len(prefix) :]) if path[1 : 1 + len(prefix)] == prefix else path: array
         for path, array in found.items()

@@ -221,3 +221,14 @@ def test_real_networks_classify_as_they_do_in_pytorch(
     images, classes = (part[::every] for part in test_images)
     predicted = np.concatenate([classify(images[i : i + 500]) for i in range(0, len(images), 500)])
     assert 100 * np.mean(predicted == classes) == pytest.approx(wanted, abs=tolerance)
+
+
+def test_of_prefixes_that_fit_equally_badly_the_first_is_compared():
+    """Sets of names have another order in each process."""
+    arrays = {
+        f"params/part{number}/conv1/kernel": np.ones((3, 3, 3, 5 + number), np.float32)
+        for number in range(12)
+    }
+    model = models.create("small_cnn")
+    with pytest.raises(ValueError, match=r"params/conv1/kernel \(3, 3, 3, 5\) instead of"):
+        weights.load_into(model, arrays)

@@ -8,15 +8,20 @@ import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from kernsym_jax.formats.arrays import DTYPES, StoredArray, element_count, map_file, view
-from kernsym_jax.formats.sorted_table import (
+from kernsym_jax.formats.tensorflow_file import (
     MAX_ENTRIES,
+    MAX_GRAPH,
+    SavedGraph,
+    Use,
     fields_of,
     message,
+    read_graph,
     read_table,
     string_of,
     value_of,
@@ -26,6 +31,7 @@ from kernsym_jax.formats.sorted_table import (
 SAVED_MODEL = "variables/variables.index"
 """The index of a SavedModel's variables, in its folder."""
 
+_SAVED = "saved_model.pb"
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _SLOT = "/.OPTIMIZER_SLOT/"
@@ -62,12 +68,14 @@ class Bundle:
       ordered: whether the variables come in the order of the objects that hold them.
       plain: names of the kernels that Keras 3 keeps as ``_kernel``, which it does in ordinary
         convolutions, but in neither transposed nor depthwise ones.
+      uses: name -> the convolution that reads the variable, in the order of a SavedModel's graph.
     """
 
     arrays: dict[str, StoredArray]
     skipped: dict[str, str]
     ordered: bool
     plain: frozenset[str] = frozenset()
+    uses: Mapping[str, Use] = dataclasses.field(default_factory=dict)
 
 
 Part = tuple[tuple[int, int], ...]
@@ -151,7 +159,7 @@ def read_bundle(index: pathlib.Path) -> Bundle:
         else:
             entries[key.decode("utf-8", "replace")] = _entry(value)
     reader = _Values(index, shards, parts)
-    names, others, plain = _names(entries, reader)
+    names, others, plain, places = _names(entries, reader)
     arrays: dict[str, StoredArray] = {}
     skipped: dict[str, str] = {}
     for stored, name in names.items():
@@ -162,7 +170,29 @@ def read_bundle(index: pathlib.Path) -> Bundle:
             skipped[name] = f"numbers of TensorFlow's type {entry.dtype}: not read"
         else:
             arrays[name] = reader.array(stored, entry)
-    return Bundle(arrays, skipped | others, _GRAPH in entries, plain)
+    uses = _uses(_saved_graph(index), {names[key]: (places.get(key, ()), key) for key in names})
+    return Bundle(arrays, skipped | others, _GRAPH in entries, plain, uses)
+
+
+def _saved_graph(index: pathlib.Path) -> SavedGraph | None:
+    """Returns the graph of the SavedModel that an index belongs to, if it is not too large."""
+    path = index.parents[1] / _SAVED
+    if index != path.parent / SAVED_MODEL or not path.is_file():
+        return None
+    data = map_file(path)
+    return read_graph(data.tobytes()) if data.size <= MAX_GRAPH else None
+
+
+def _uses(
+    graph: SavedGraph | None, places: Mapping[str, tuple[tuple[str, ...], str]]
+) -> dict[str, Use]:
+    """Returns the convolutions that read variables, by the variables' names."""
+    if graph is None:
+        return {}
+    found = {name: graph.use_of(*place) for name, place in places.items()}
+    rank = {id(use): number for number, use in enumerate(graph.uses.values())}
+    known = {name: use for name, use in found.items() if use is not None}
+    return {name: known[name] for name in sorted(known, key=lambda name: rank[id(known[name])])}
 
 
 class _Values:
@@ -258,16 +288,18 @@ def _ordered(number: int) -> bytes:
 
 def _names(
     entries: dict[str, _Entry], values: _Values
-) -> tuple[dict[str, str], dict[str, str], frozenset[str]]:
+) -> tuple[dict[str, str], dict[str, str], frozenset[str], dict[str, tuple[str, ...]]]:
     """Names the network's variables.
 
     Returns:
-      key -> name; name -> why it is not one, for the others; and `Bundle.plain`.
+      key -> name; name -> why it is not one, for the others; `Bundle.plain`; and key -> the way to
+      the variable in the tree of objects.
     """
     if _GRAPH not in entries:
-        return *_flat_names(entries), frozenset()
+        return *_flat_names(entries), frozenset(), {}
     graph = values.content(entries[_GRAPH])
-    paths, given = _objects(_text(graph))
+    places, given = _objects(_text(graph))
+    paths = {key: "/".join(place) for key, place in places.items()}
     copies: dict[str, str] = {}
     labels: dict[tuple[str, int, int], str] = {}
     for key in paths:
@@ -288,7 +320,7 @@ def _names(
     plain = frozenset(names[key] for key in kept if paths[key].rpartition("/")[2] == "_kernel")
     rest = [key for key in entries if key not in paths and key != _GRAPH]
     others = _counted({key.removesuffix(_SUFFIX): _OPTIMIZER for key in rest}) | copies
-    return names, others, plain
+    return names, others, plain, places
 
 
 def _by_place(paths: dict[str, str], given: dict[str, str]) -> dict[str, str]:
@@ -350,7 +382,7 @@ def _text(content: np.ndarray) -> bytes:
     return data[start + 4 :]
 
 
-def _objects(graph: bytes) -> tuple[dict[str, str], dict[str, str]]:
+def _objects(graph: bytes) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
     """Follows the tree of objects from its root, past every optimizer.
 
     Args:
@@ -363,7 +395,7 @@ def _objects(graph: bytes) -> tuple[dict[str, str], dict[str, str]]:
     nodes = [message(value) for number, value in fields_of(graph) if number == 1]
     if len(nodes) > MAX_ENTRIES:
         raise ValueError(f"a tree of more than {MAX_ENTRIES} objects")
-    paths: dict[str, str] = {}
+    paths: dict[str, tuple[str, ...]] = {}
     given: dict[str, str] = {}
     seen: set[int] = set()
     pending: list[tuple[int, tuple[str, ...]]] = [(0, ())]
@@ -381,7 +413,7 @@ def _objects(graph: bytes) -> tuple[dict[str, str], dict[str, str]]:
             attribute = message(value)
             key = string_of(attribute, 3)
             if key.endswith(_SUFFIX):
-                paths[key] = "/".join(path)
+                paths[key] = path
                 given[key] = string_of(attribute, 2)
         if len(path) < 64:
             pending += [

@@ -20,7 +20,7 @@ from kernsym_jax.formats.archive import ZipMembers, read_hdf5
 from kernsym_jax.formats.arrays import StoredArray, leaf_name, natural_order, open_regular
 from kernsym_jax.weights import checkpoint
 from kernsym_jax.weights.kernels import KERNEL_LEAVES
-from kernsym_jax.weights.layout import HWIO, OIHW
+from kernsym_jax.weights.layout import DEPTHWISE, HWIO, OIHW, TRANSPOSED
 
 SUPPORTED = (
     "supported are run directories, orbax, msgpack, safetensors, npz, npy, eqx, PyTorch, ONNX, "
@@ -223,10 +223,9 @@ def _hdf5(path: pathlib.Path, which: str | None) -> ArrayFile:
 def _bundle(index: pathlib.Path, which: str | None) -> ArrayFile:
     """Reads a checkpoint of TensorFlow."""
     found = tensor_bundle.read_bundle(index)
-    arrays = _telling_names(found)
-    calls: dict[str, dict[str, Any]] = {}
+    arrays, calls = _telling_names(found)
     for name, array in arrays.items():
-        if leaf_name(name) == "kernel" and len(array.shape) == 4:
+        if name not in calls and leaf_name(name) == "kernel" and len(array.shape) == 4:
             # TensorFlow keeps the channels of a depthwise kernel as inputs.
             calls[name] = {"depthwise": False}
             if found.plain:
@@ -237,8 +236,13 @@ def _bundle(index: pathlib.Path, which: str | None) -> ArrayFile:
     return dataclasses.replace(file, calls=calls)
 
 
-def _telling_names(bundle: tensor_bundle.Bundle) -> dict[str, StoredArray]:
+def _telling_names(
+    bundle: tensor_bundle.Bundle,
+) -> tuple[dict[str, StoredArray], dict[str, dict[str, Any]]]:
     """Gives depthwise kernels and biases the names that they have in other formats.
+
+    Returns:
+      name -> array; and name -> what the graph of a SavedModel says, as for `find_kernels`.
 
     Keras 3 gives the kernel of a depthwise convolution (kh, kw, in, multiplier) the same name as
     that of any other. It is depthwise if its bias has in · multiplier numbers. Without a bias, one
@@ -248,6 +252,7 @@ def _telling_names(bundle: tensor_bundle.Bundle) -> dict[str, StoredArray]:
     arrays = bundle.arrays
     names = list(arrays)
     renamed: dict[str, StoredArray] = {}
+    labels: dict[str, str] = {}
     made = 0
     for place, name in enumerate(names):
         shape, (stem, _, leaf) = arrays[name].shape, name.rpartition("/")
@@ -255,6 +260,9 @@ def _telling_names(bundle: tensor_bundle.Bundle) -> dict[str, StoredArray]:
             leaf = "depthwise_kernel"
         elif leaf == "biases":
             leaf = "bias"
+        elif name in bundle.uses:
+            depthwise = leaf == "kernel" and bundle.uses[name].kind == DEPTHWISE
+            leaf = "depthwise_kernel" if depthwise else leaf
         elif leaf == "kernel" and len(shape) == 4 and shape[2] > 1 and name not in bundle.plain:
             bias = arrays.get(f"{stem}/bias")
             depthwise = bias is not None and bias.shape == (shape[2] * shape[3],)
@@ -270,8 +278,23 @@ def _telling_names(bundle: tensor_bundle.Bundle) -> dict[str, StoredArray]:
             ordinary = name in bundle.plain or not bundle.plain
             made = shape[2] * (shape[3] if leaf == "depthwise_kernel" else 1)
             made = shape[3] if ordinary and leaf == "kernel" else made
-        renamed[f"{stem}/{leaf}" if stem else leaf] = arrays[name]
-    return renamed
+        label = f"{stem}/{leaf}" if stem else leaf
+        renamed[label] = arrays[name]
+        labels[name] = label
+    calls = {
+        labels[name]: _call(use, arrays[name].shape)
+        for name, use in bundle.uses.items()
+        if name in arrays and len(arrays[name].shape) == 4
+    }
+    return renamed, calls
+
+
+def _call(use: tensor_bundle.Use, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Describes a convolution of a graph as `find_kernels` takes it."""
+    call = {"stride": use.stride, "dilation": use.dilation, "padding": use.padding}
+    kinds = {"transposed": use.kind == TRANSPOSED, "depthwise": use.kind == DEPTHWISE}
+    groups = {DEPTHWISE: shape[2], TRANSPOSED: 1}.get(use.kind)
+    return {**call, **kinds, "groups": groups}
 
 
 def _darknet(path: pathlib.Path) -> ArrayFile:

@@ -89,7 +89,7 @@ class _Found:
       transposed: whether a transposed convolution reads it.
       groups: number of channel groups, if known.
       outputs_first: whether a transposed kernel has its outputs where the layout has inputs.
-      depthwise: whether it has a group for each channel if it reads one channel; None if open.
+      depthwise: whether it has a group for each channel; None if open.
     """
 
     layout: str
@@ -129,7 +129,7 @@ def find_kernels(
       drop_prefix: whether a container's name that all kernels have is taken off their names.
       calls: name of a kernel -> the settings of the convolution that reads it, as far as the format
         keeps them: ``groups``; whether it is ``transposed``, and then has its ``outputs_first``;
-        whether one channel that it reads makes it ``depthwise``.
+        whether it is ``depthwise``, and then has its channels in place of its inputs.
     """
     calls = calls or {}
     arrays = _without_prefix(arrays) if drop_prefix else dict(arrays)
@@ -325,9 +325,9 @@ def _found(
     """
     leaf = leaf_name(name)
     kh, kw, inputs, outputs = shape = tuple(arrays[name].shape[a] for a in axes_to_hwio(layout))
-    if leaf == "depthwise_kernel":
-        return _Found(layout, (kh, kw, 1, inputs * outputs), transposed=False)
     depthwise = call.get("depthwise")
+    if leaf == "depthwise_kernel" or depthwise:
+        return _Found(layout, (kh, kw, 1, inputs * outputs), transposed=False, depthwise=True)
     if "transposed" in call:
         first = call.get("outputs_first", True)
         return _Found(layout, shape, call["transposed"], call.get("groups"), first, depthwise)
@@ -380,11 +380,10 @@ def _behind(found: _Found, former: _Found, *, chained: bool) -> _Found:
 def _kernel(
     name: str, arrays: Mapping[str, StoredArray], found: _Found, *, is_first: bool
 ) -> ConvKernel:
-    leaf = leaf_name(name)
     stored = arrays[name].read()
     weight = np.transpose(stored, axes_to_hwio(found.layout))
     kh, kw, inputs, outputs = weight.shape
-    if leaf == "depthwise_kernel":
+    if found.depthwise:
         return ConvKernel(weight.reshape(kh, kw, 1, inputs * outputs), DEPTHWISE, groups=inputs)
     if found.transposed and found.layout == OIHW:
         groups = found.groups or 1

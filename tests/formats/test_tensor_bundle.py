@@ -1,5 +1,6 @@
 """TensorFlow's checkpoints: real ones, tables written by hand, and hostile ones."""
 
+import contextlib
 import shutil
 import struct
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from kernsym_jax import weights
-from kernsym_jax.formats import sorted_table, tensor_bundle
+from kernsym_jax.formats import tensor_bundle, tensorflow_file
 
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 
@@ -173,7 +174,7 @@ def test_blocks_packed_by_snappy_are_read(save):
     ],
 )
 def test_snappys_literals_and_copies(packed, wanted):
-    assert sorted_table.unpack_snappy(packed, 1000) == wanted
+    assert tensorflow_file.unpack_snappy(packed, 1000) == wanted
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_snappys_literals_and_copies(packed, wanted):
 )
 def test_damaged_blocks_are_refused(packed):
     with pytest.raises(ValueError, match=r"block|cut"):
-        sorted_table.unpack_snappy(packed, 1000)
+        tensorflow_file.unpack_snappy(packed, 1000)
 
 
 @pytest.mark.usefixtures("within_a_gigabyte")
@@ -333,7 +334,7 @@ def in_parts(save, parts, shape=(3, 3, 3, 8)):
     whole = entry(shape, size=0) + b"".join(numbers)
     stored = np.arange(np.prod(shape), dtype=np.float32)
     index = save({"zz": stored}, **{"net/kernel": whole})
-    pairs = list(sorted_table.read_table(np.fromfile(index, np.uint8)))[1:]
+    pairs = list(tensorflow_file.read_table(np.fromfile(index, np.uint8)))[1:]
     pairs += [(tensor_bundle.part_key("net/kernel", p), entry(s)) for p, s in parts.items()]
     return table(index, sorted(pairs))
 
@@ -365,3 +366,80 @@ def test_a_missing_file_of_values_is_named(save):
     path.with_name("net.data-00000-of-00001").unlink()
     with pytest.raises(FileNotFoundError, match=r"net\.data-00000-of-00001"):
         weights.read(path)
+
+
+@pytest.fixture
+def saved_model(fixtures, tmp_path):
+    """Unpacks a SavedModel; gives its folder."""
+
+    def unpack(name="graph"):
+        shutil.unpack_archive(fixtures / f"{name}.zip", tmp_path)
+        return tmp_path
+
+    return unpack
+
+
+@pytest.mark.parametrize(
+    ("name", "dilated"),
+    [("graph", (((0, 0), (0, 0)), (1, 1))), ("tf1_graph", (None, (2, 2)))],
+)
+def test_the_graph_of_a_saved_model_tells_what_reads_a_kernel(saved_model, name, dilated):
+    found = weights.read(saved_model(name))
+    facts = {
+        layer.removeprefix("kernels/"): (k.kind, k.shape, k.stride, k.padding, k.dilation)
+        for layer, k in found.kernels.items()
+    }
+    # The graph has its own order; in a second function, gradients are read by other operations.
+    assert list(facts) == ["a", "b", "c", "d", "f", "e"]
+    none = ((0, 0), (0, 0))
+    assert facts == {
+        "a": ("conv", (3, 3, 3, 4), (2, 2), ((1, 0), (0, 1)), (1, 1)),
+        "b": ("transposed", (3, 3, 4, 4), (2, 2), "SAME", (1, 1)),
+        "c": ("depthwise", (3, 3, 1, 8), (2, 2), none, (1, 1)),
+        "d": ("conv", (3, 3, 8, 8), (1, 1), *dilated),
+        "f": ("transposed", (3, 3, 1, 6), (4, 4), "SAME", (1, 1)),
+        "e": ("conv", (5, 5, 1, 8), (1, 1), ((2, 2), (2, 1)), (1, 1)),
+    }
+    assert (found.order, found.first) == ("forward", next(iter(found.kernels)))
+    stored = network.values("b", (3, 3, 4, 4))
+    turned = next(k for layer, k in found.kernels.items() if layer[-1] == "b")
+    np.testing.assert_array_equal(turned.weight, stored.swapaxes(2, 3))
+
+
+def test_a_cut_graph_of_a_saved_model_is_refused(saved_model):
+    folder = saved_model()
+    graph = folder / "saved_model.pb"
+    whole = graph.read_bytes()
+    for place in np.random.default_rng(0).integers(1, len(whole), 20):
+        graph.write_bytes(whole[:place])
+        with pytest.raises(ValueError, match=r"\A[^\n]*(cut|damaged)[^\n]*\Z"):
+            weights.read(folder, trusted=True)
+
+
+def test_a_changed_graph_of_a_saved_model_raises_nothing_but_a_value_error(saved_model):
+    folder = saved_model()
+    graph = folder / "saved_model.pb"
+    whole = graph.read_bytes()
+    random = np.random.default_rng(1)
+    read = 0
+    for place in random.integers(0, len(whole), 60):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << random.integers(8)
+        graph.write_bytes(changed)
+        with contextlib.suppress(ValueError):
+            assert len(weights.read(folder, trusted=True).kernels) == 6
+            read += 1
+    assert 0 < read < 60
+
+
+def test_functions_that_call_one_another_end():
+    def function(name, called):
+        signature = field(1, name) + field(2, field(1, b"x"))
+        node = field(1, b"call") + field(2, called) + field(3, b"x")
+        return field(1, field(1, signature) + field(3, node) * 100)
+
+    library = function(b"f", b"g") + function(b"g", b"f")
+    bound = field(1, b"f") + field(2, field(2, 1))
+    objects = field(1, b"") + field(2, bound)
+    data = field(2, field(2, field(2, library)) + field(7, objects))
+    assert tensorflow_file.read_graph(data).uses == {}

@@ -363,11 +363,84 @@ def _pack(file):
     (_FIXTURES / f"{file.name}.gz").write_bytes(content)
 
 
-def _pack_folder(folder):
-    """Puts the files of a checkpoint into an archive, without its graph and the paths it was at."""
+GRAPH = {
+    "a": (3, 3, 3, 4),
+    "b": (3, 3, 4, 4),
+    "c": (3, 3, 4, 2),
+    "d": (3, 3, 8, 8),
+    "e": (5, 5, 1, 8),
+    "f": (3, 3, 6, 1),
+}
+"""Variables whose names and shapes leave open which convolutions read them."""
+
+
+def _convolve(maps, kernels, first=False):
+    """Reads the variables of `GRAPH`, in another order than theirs."""
+    import tensorflow as tf
+
+    maps = tf.pad(maps, [[0, 0], [1, 0], [0, 1], [0, 0]])
+    maps = tf.nn.conv2d(maps, kernels["a"], 2, "VALID")
+    maps = tf.nn.conv2d_transpose(maps, kernels["b"], (1, 16, 16, 4), 2, "SAME")
+    maps = tf.nn.depthwise_conv2d(maps, kernels["c"], (1, 2, 2, 1), "VALID")
+    # TensorFlow 2 calls it in a function of its own.
+    dilated = (lambda x: tf.nn.atrous_conv2d(x, kernels["d"], 2, "SAME")) if first else None
+    dilated = dilated or tf.function(lambda x: tf.nn.conv2d(x, kernels["d"], 1, "VALID"))
+    maps = dilated(maps)[..., :1]
+    size = 4 * maps.shape[1]
+    maps = tf.nn.conv2d_transpose(maps, kernels["f"], (1, size, size, 6), 4, "SAME")[..., :1]
+    return tf.nn.conv2d(maps, kernels["e"], 1, [[0, 0], [2, 2], [2, 1], [0, 0]])
+
+
+def make_tensorflow_graph():
+    """SavedModels of TensorFlow 2, with a function that computes gradients, and of TensorFlow 1."""
+    import tensorflow as tf
+
+    class Net(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernels = {n: tf.Variable(network.values(n, shape)) for n, shape in GRAPH.items()}
+
+        @tf.function
+        def __call__(self, images):
+            return _convolve(images, self.kernels)
+
+        @tf.function
+        def gradients(self, images):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(_convolve(images, self.kernels))
+            return tape.gradient(loss, list(self.kernels.values()))
+
+    net, images = Net(), tf.zeros((1, 16, 16, 3))
+    net(images), net.gradients(images)
+    first = tf.compat.v1
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(net, f"{folder}/graph")
+        with tf.Graph().as_default(), first.Session() as session:
+            images = first.placeholder(tf.float32, (1, 16, 16, 3))
+            kernels = {
+                name: first.get_variable(
+                    f"{name}/weights", initializer=network.values(name, shape), use_resource=False
+                )
+                for name, shape in GRAPH.items()
+            }
+            logits = _convolve(images, kernels, first=True)
+            session.run(first.global_variables_initializer())
+            first.saved_model.simple_save(
+                session, f"{folder}/tf1_graph", {"x": images}, {"y": logits}
+            )
+        for name in ("graph", "tf1_graph"):
+            _pack_folder(pathlib.Path(folder, name), graph=True)
+
+
+def _pack_folder(folder, *, graph=False):
+    """Puts the files of a checkpoint into an archive, without the paths that it was at.
+
+    The graph is left out too, unless it is wanted.
+    """
     with zipfile.ZipFile(_FIXTURES / f"{folder.name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(folder.rglob("*")):
             left_out = file.suffix in (".pb", ".meta") or file.name == "checkpoint"
+            left_out &= not (graph and file.name == "saved_model.pb")
             if file.is_file() and not left_out:
                 item = zipfile.ZipInfo(file.relative_to(folder).as_posix())
                 item.compress_type = zipfile.ZIP_DEFLATED
@@ -449,4 +522,5 @@ if __name__ == "__main__":
     makers |= {"torch_export": make_torch_export, "torch_distributed": make_torch_distributed}
     makers |= {"equinox": make_equinox, "tensorflow": make_tensorflow}
     makers |= {"tensorflow_parts": make_tensorflow_parts, "torch_types": make_torch_types}
+    makers["tensorflow_graph"] = make_tensorflow_graph
     makers[sys.argv[1]]()

@@ -152,11 +152,12 @@ def find_kernels(
     if fold_batchnorm:
         kernels, notes = fold.fold(kernels, arrays, in_order=in_order)
     if rule == HWIO:
-        told = {n for n in shapes if "transposed" in calls.get(n, {}) or _bias(n, arrays)}
+        known = {layer_name(name) for name in shapes if "transposed" in calls.get(name, {})}
         notes += turned_note(
             {layer_name(name): shape for name, shape in shapes.items()},
-            set(map(layer_name, told)),
+            known | {layer_name(name) for name in shapes if _bias(name, arrays)},
             first and layer_name(first),
+            known,
         )
     return FoundKernels(
         kernels,

@@ -403,30 +403,42 @@ def first_layer(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     return smallest[0] if len(smallest) == 1 else None
 
 
+_ORDINARY = re.compile(r"(^|/)conv2d(_\d+)?$")
+
+
 def turned_note(
-    shapes: Mapping[str, tuple[int, ...]], told: Collection[str], first: str | None
+    shapes: Mapping[str, tuple[int, ...]],
+    told: Collection[str],
+    first: str | None,
+    known: Collection[str],
 ) -> tuple[str, ...]:
-    """Names kernels of Keras that fit the others better with inputs and outputs exchanged.
+    """Names kernels of Keras and TensorFlow that may be those of other kinds of convolutions.
 
     Args:
       shapes: layer -> (kh, kw, in, out) as a convolution has them that is not transposed.
       told: the layers that are known to be so.
       first: the layer whose input is the image, if the channels tell.
+      known: the layers whose kind is known, however many inputs and outputs they have.
     """
     made = Counter(shape[3] for shape in shapes.values())
     image = shapes[first][2] if first is not None else 3
-    odd = [
-        name
-        for name, (_, _, inputs, outputs) in shapes.items()
-        if inputs not in (1, image)
-        and inputs < outputs
-        and not made[inputs]
-        and made[outputs] > 1
-        and name not in told
-    ]
-    listed = ", ".join(odd[:3]) + (", …" if len(odd) > 3 else "")
-    note = f"may be transposed, with inputs and outputs exchanged: {listed}; the file does not say"
-    return (note,) if odd else ()
+    odd, alike = [], []
+    for name, (kh, kw, inputs, outputs) in shapes.items():
+        unmade = inputs not in (1, image) and inputs < outputs and not made[inputs]
+        if unmade and made[outputs] > 1 and name not in told:
+            odd.append(name)
+        even = inputs == outputs or (outputs == 1 and name not in told)
+        if even and kh * kw > 1 < inputs and name not in known and not _ORDINARY.search(name):
+            alike.append(name)
+    notes = (
+        ("may be transposed, with inputs and outputs exchanged", odd),
+        ("read as ordinary convolutions, but may be transposed or depthwise", alike),
+    )
+    return tuple(
+        f"{what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}; the file does not say"
+        for what, names in notes
+        if names
+    )
 
 
 def _earliest(names: Sequence[str]) -> str:

@@ -298,6 +298,25 @@ def test_objects_of_keras_3_tell_transposed_and_depthwise_kernels(save):
     }
 
 
+def test_kernels_that_a_checkpoint_without_a_graph_leaves_open_are_named(save):
+    shapes = {
+        "net/stem/kernel": (3, 3, 3, 8),
+        "net/same/kernel": (3, 3, 8, 8),
+        "net/conv2d_2/kernel": (3, 3, 8, 8),
+        "net/point/kernel": (1, 1, 8, 8),
+        "net/mask/kernel": (3, 3, 8, 1),
+        "net/last/kernel": (3, 3, 8, 1),
+        "net/last/bias": (1,),
+    }
+    found = weights.read(save({name: network.values(name, s) for name, s in shapes.items()}))
+    assert {kernel.kind for kernel in found.kernels.values()} == {"conv"}
+    (note,) = found.notes
+    assert note == (
+        "read as ordinary convolutions, but may be transposed or depthwise: net/mask, net/same; "
+        "the file does not say"
+    )
+
+
 def test_a_numbered_list_of_variables_is_named_layer_by_layer(save):
     shapes = {
         "variables/0": ("net/kernel", (3, 3, 3, 8)),

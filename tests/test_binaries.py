@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from kernsym_jax.training import default
 def get_config():
     config = default()
     config.epochs, config.batch_size, config.log_every = {epochs}, 64, 2
-    config.eval_every_epochs = config.checkpoint_every_epochs = 4 / 22
+    config.eval_every_epochs = config.checkpoint_every_epochs = {every}
     config.consistency.images = 16
     config.model.update({{"width": 4, "depth": 2, "strided": (2,)}})
     return config
@@ -27,7 +28,7 @@ def get_config():
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / "config.py"
-    path.write_text(CONFIG.format(epochs=4 / 22))
+    path.write_text(CONFIG.format(epochs=4 / 22, every=4 / 22))
     return path
 
 
@@ -108,20 +109,31 @@ def test_train_then_analyze_as_the_readme_does(repository, config, tmp_path):
         (["analyze", "--out={t}/report"], "name at least one"),
     ],
 )
-def test_bad_input_is_one_line_with_status_two(repository, config, tmp_path, arguments, says):
-    import re
-
+def test_bad_input_is_one_line_with_status_two(run_binary, config, tmp_path, arguments, says):
     filled = [argument.format(c=config, t=tmp_path) for argument in arguments]
-    status, _, errors = finish(start(repository, f"kernsym_jax.{filled[0]}", *filled[1:]))
+    status, _, errors = run_binary(*filled)
     assert status == 2
-    (line,) = [line for line in errors.splitlines() if "xla_bridge" not in line]
+    (line,) = errors.splitlines()
     assert re.search(says, line)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_stopped_by_a_signal_saves_exits_75_and_ends_like_the_others(repository, tmp_path):
+def test_a_process_with_bad_input_prints_one_line_and_ends_with_status_two(
+    repository, config, tmp_path
+):
+    arguments = (f"--config={config}", f"--workdir={tmp_path}/run", "--config.epoch=3")
+    status, _, errors = finish(start(repository, "kernsym_jax.train", *arguments))
+    assert status == 2
+    (line,) = [line for line in errors.splitlines() if "xla_bridge" not in line]
+    assert "epochs" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_stopped_by_a_signal_saves_exits_75_and_ends_like_the_others(
+    repository, run_binary, tmp_path
+):
     config = tmp_path / "config.py"
-    config.write_text(CONFIG.format(epochs=7.0))
+    config.write_text(CONFIG.format(epochs=7.0, every=0.5))
     train = ("kernsym_jax.train", f"--config={config}")
     stopped = start(repository, *train, f"--workdir={tmp_path}/run")
     wait_for_lines(tmp_path / "run" / "metrics.jsonl", 20)
@@ -134,7 +146,7 @@ def test_a_run_stopped_by_a_signal_saves_exits_75_and_ends_like_the_others(repos
     killed.kill()
     finish(killed)
     assert finish(start(repository, *train, f"--workdir={tmp_path}/run"))[0] == 0
-    assert finish(start(repository, *train, f"--workdir={tmp_path}/whole"))[0] == 0
+    assert run_binary("train", f"--config={config}", f"--workdir={tmp_path}/whole")[0] == 0
     logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("run", "whole")]
     assert logs[0] == logs[1]
 

@@ -50,21 +50,20 @@ def wait_for(path: pathlib.Path) -> None:
         (["--study={m}", "--workdir={t}/s", "--parallel=many"], "a number or auto; got 'many'"),
     ],
 )
-def test_bad_input_is_one_line_with_status_two(repository, micro, tmp_path, arguments, says):
+def test_bad_input_is_one_line_with_status_two(run_binary, micro, tmp_path, arguments, says):
     filled = [argument.format(m=micro, t=tmp_path) for argument in arguments]
-    status, _, errors = finish(start(repository, *filled))
+    status, _, errors = run_binary("study", *filled)
     assert status == 2
-    (line,) = [line for line in errors.splitlines() if "xla_bridge" not in line]
+    (line,) = errors.splitlines()
     assert says in line
     assert not (tmp_path / "s").exists()
 
 
 def test_children_that_are_stopped_exit_75_and_end_like_runs_in_one_process(
-    repository, micro, tmp_path
+    repository, run_binary, micro, tmp_path
 ):
     parts = (f"--study={micro}", "--size=cpu")
-    whole = start(repository, *parts, f"--workdir={tmp_path}/whole")
-    status, out, errors = finish(whole)
+    status, out, errors = run_binary("study", *parts, f"--workdir={tmp_path}/whole")
     assert status == 0, errors
     assert "E4: too few seeds. Uneven padding skews." in out
     assert "what the primary tests can find, before the runs" in out
@@ -77,7 +76,7 @@ def test_children_that_are_stopped_exit_75_and_end_like_runs_in_one_process(
     assert "what has been trained is saved" in out
     assert not (tmp_path / "parts/study.html").exists()
 
-    status, _, errors = finish(start(repository, *parts, f"--workdir={tmp_path}/parts"))
+    status, _, errors = run_binary("study", *parts, f"--workdir={tmp_path}/parts")
     assert status == 0, errors
     for name in ("results.csv", "layers.csv"):
         texts = [(tmp_path / folder / name).read_text() for folder in ("whole", "parts")]
@@ -91,10 +90,10 @@ def test_children_that_are_stopped_exit_75_and_end_like_runs_in_one_process(
 
 @pytest.mark.skipif(children.cores() < 2, reason="a single core has no choice")
 def test_auto_measures_one_process_against_one_per_core_and_trains_everything(
-    repository, micro, tmp_path
+    run_binary, micro, tmp_path
 ):
     parts = (f"--study={micro}", "--size=cpu", f"--workdir={tmp_path}/s", "--parallel=auto")
-    status, out, errors = finish(start(repository, *parts))
+    status, out, errors = run_binary("study", *parts)
     assert status == 0, errors
     (line,) = [line for line in out.splitlines() if line.startswith("measured: ")]
     assert line.count("img/s") == 2
@@ -103,14 +102,12 @@ def test_auto_measures_one_process_against_one_per_core_and_trains_everything(
     assert "E4: too few seeds. Uneven padding skews." in out
 
 
-def test_listing_and_emitting_train_nothing(repository, micro, tmp_path):
-    parts = (f"--study={micro}", "--size=cpu", f"--workdir={tmp_path}/s")
-    listing = start(repository, *parts, "--dry_run")
-    emitting = start(repository, *parts, "--emit=commands")
-    status, out, _ = finish(listing)
+def test_listing_and_emitting_train_nothing(run_binary, micro, tmp_path):
+    parts = ("study", f"--study={micro}", "--size=cpu", f"--workdir={tmp_path}/s")
+    status, out, _ = run_binary(*parts, "--dry_run")
     assert status == 0
     assert "even/seed_000  missing" in out
-    status, out, _ = finish(emitting)
+    status, out, _ = run_binary(*parts, "--emit=commands")
     assert status == 0
     assert (tmp_path / "s/jobs/commands.sh").read_text().count("--only=") == 2
     assert not (tmp_path / "s/runs").exists()

@@ -23,7 +23,8 @@ from kernsym_jax.training.loop import train_and_evaluate
 from kernsym_jax.training.processes import Preempted
 from kernsym_jax.training.state import make_recipe
 
-_SECONDS = 3.0
+# A measurement of the speed takes this many steps, and between half a second and three.
+_STEPS, _SHORTEST, _LONGEST = 200, 0.5, 3.0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,11 +70,12 @@ def _tell_speed(config: dict[str, Any]) -> None:
     print("ready", flush=True)
     if not sys.stdin.readline():  # the parent has ended
         return
-    started, steps = time.monotonic(), 0
-    while (seconds := time.monotonic() - started) < _SECONDS:
+    started, steps, seconds = time.monotonic(), 0, 0.0
+    while seconds < _SHORTEST or (steps < _STEPS and seconds < _LONGEST):
         state, logs = step(state, next(batches), keys)
         jax.block_until_ready(logs)
         steps += 1
+        seconds = time.monotonic() - started
     print(steps * resolved.batch_size / seconds, flush=True)
 
 

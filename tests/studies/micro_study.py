@@ -13,7 +13,7 @@ def study(seeds):
     base = training.default()
     base.batch_size, base.epochs = 64, 4 / 22
     base.model.update({"width": 4, "depth": 2, "strided": (2,)})
-    base.log_every = 2
+    base.log_every, base.consistency.images = 2, 16
     base.eval_every_epochs = base.checkpoint_every_epochs = 2 / 22
     terms = ((1.0, "even", "E_strided"), (-1.0, "odd", "E_strided"))
     return Study(

@@ -86,7 +86,9 @@ def _network(paths: Sequence[str]) -> tuple[str, Any, list[Any], Callable[[Any],
         fields = run_directory.read_config(pathlib.Path(name))["model"]
 
     def rows_at(size: Any) -> list[Any]:
-        return geometry.audit_module(models.create(**fields), size)
+        network = models.create(**fields)
+        with models.naming_failures(network):
+            return geometry.audit_module(network, size)
 
     if paths and not size:
         return name, size, geometry.read_rows(name), rows_at

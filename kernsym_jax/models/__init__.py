@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         describe,
         intermediates,
         known_names,
+        naming_failures,
     )
     from kernsym_jax.models.variant import Variant, vary
 
@@ -61,6 +62,7 @@ __all__ = [
     "intermediates",
     "known_names",
     "layer_rows",
+    "naming_failures",
     "recognise",
     "vary",
 ]

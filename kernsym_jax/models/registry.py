@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -328,10 +329,39 @@ def create_own(
                 f"{name}: {key}={value!r} needs a field `variant: models.Variant`, which the class "
                 "does not have; kwargs set its own fields"
             )
-    try:
+    with naming_failures(module):
         return module(**given)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: {error}") from error
+
+
+@contextlib.contextmanager
+def naming_failures(network: nn.Module | type[nn.Module]) -> Iterator[None]:
+    """Turns what the code of a network of the user's own raises into one line on it.
+
+    Args:
+      network: the module, or its class; what a network of this package raises stays as it is.
+
+    Raises:
+      ValueError: with the class, its error, and the line of its file that raised it.
+
+    >>> from kernsym_jax import models
+    >>> with models.naming_failures(models.create("small_cnn")):
+    ...     pass
+    """
+    kind = network if isinstance(network, type) else type(network)
+    try:
+        yield
+    # The user's code runs here and may raise anything.
+    except Exception as error:
+        file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == file]
+        ours = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+        if ours or (not lines and isinstance(error, ValueError)):
+            raise
+        place = f" ({os.path.basename(str(file))}, line {lines[-1]})" if lines else ""
+        said = next(iter(str(error).splitlines()), "")
+        raised = f"{type(error).__name__}: {said}".removesuffix(": ")
+        raise ValueError(f"{kind.__module__}:{kind.__qualname__}: {raised}{place}") from error
 
 
 def _find_class(name: str) -> type[nn.Module]:

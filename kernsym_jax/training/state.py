@@ -207,7 +207,8 @@ def initial_state(recipe: Recipe, image_shape: tuple[int, ...], key: jax.Array) 
     # A key of its own, so that the initial weights share no bits with the first step.
     key = jax.random.fold_in(key, NEVER)
     images = jnp.zeros((1, *image_shape), jnp.float32)
-    variables = recipe.model.init(key, images, train=False)
+    with models.naming_failures(recipe.model):
+        variables = recipe.model.init(key, images, train=False)
     others = sorted(set(variables) - {"params", "batch_stats"})
     if others or "params" not in variables:
         raise ValueError(

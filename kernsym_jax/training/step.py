@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kernsym_jax import symmetry
+from kernsym_jax import models, symmetry
 from kernsym_jax.data import VOID, augment, normalize
 from kernsym_jax.evaluation.answers import confusion_matrix
 from kernsym_jax.training.loss import counted, cross_entropy, label_weights
@@ -164,13 +164,14 @@ def _part_loss(
       key: key of the step for noise in layers.
     """
     images, labels, number = part
-    output: Any = recipe.model.apply(
-        {"params": params, "batch_stats": batch_stats},
-        normalize(images, recipe.mean, recipe.std),
-        train=True,
-        mutable=["batch_stats"],
-        rngs=_layer_keys(recipe, jax.random.fold_in(key, number)),
-    )
+    with models.naming_failures(recipe.model):
+        output: Any = recipe.model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            normalize(images, recipe.mean, recipe.std),
+            train=True,
+            mutable=["batch_stats"],
+            rngs=_layer_keys(recipe, jax.random.fold_in(key, number)),
+        )
     logits, updates = output
 
     def mean_loss(logits: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from kernsym_jax import models
 
 SOURCE = """
 import flax.linen as nn
+import jax.numpy as jnp
 from kernsym_jax.models import Variant
 
 class Net(nn.Module):
@@ -55,6 +56,20 @@ class Picky(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
         return x
+
+class Failing(nn.Module):
+    place: str
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.place == "init":
+            raise RuntimeError("two\\nlines")
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        if self.place == "call":
+            raise KeyError("absent")
+        return x + jnp.ones((3, 4, 5))
 
 not_a_class = 3
 """
@@ -129,6 +144,29 @@ def test_what_is_wrong_is_named(here, name, fields, says):
     with pytest.raises(ValueError, match=says) as caught:
         models.create(name, **({"num_classes": 2} | fields))
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("init", r"RuntimeError: two \(nets.py, line \d+\)"),
+        ("call", r"KeyError: 'absent' \(nets.py, line \d+\)"),
+        ("shape", r"\w+Error: .*\(nets.py, line \d+\)"),
+    ],
+)
+def test_what_the_code_of_a_class_raises_is_one_line_with_its_place(here, place, says):
+    def evaluate():
+        made = models.create("own_pkg.nets:Failing", 2, kwargs={"place": place})
+        with models.naming_failures(made):
+            made.init(jax.random.key(0), jnp.zeros((1, 9, 9, 3)))
+
+    with pytest.raises(ValueError, match=rf"\Aown_pkg.nets:Failing: {says}\Z"):
+        evaluate()
+
+
+def test_what_the_package_itself_raises_stays_as_it_is():
+    with pytest.raises(ZeroDivisionError), models.naming_failures(models.create("small_cnn")):
+        raise ZeroDivisionError
 
 
 def test_a_network_of_the_registry_takes_kwargs_too():

@@ -30,7 +30,7 @@ _PARTNERS = ("bn", "norm", "BatchNorm", "batchnorm", "batch_norm", "batch_normal
 PART = "part of the weight of its layer"
 """Why an array is left out from which another one is made."""
 
-_UNKNOWN = "its layer computes the weight from it by a parametrization that the file does not tell"
+UNKNOWN = "its layer computes the weight from it by a parametrization that the file does not tell"
 
 _PARAMETRIZED = re.compile(r"(.*)parametrizations\.([^.]+)\.original(\d?)", re.DOTALL)
 _OF_PARAMETRIZATION = re.compile(r"(.*parametrizations\.[^.]+\.)(?:\d+\.)?(.+)", re.DOTALL)
@@ -192,7 +192,7 @@ def _unknown_parametrizations(arrays: Mapping[str, StoredArray]) -> dict[str, st
             groups.setdefault(found[1], {})[name] = found[2]
     known = {*_KNOWN, "original", "original0", "original1"}
     return {
-        name: _UNKNOWN
+        name: UNKNOWN
         for ends in groups.values()
         for name in ends
         if set(ends.values()) == {"original"} or not known.issuperset(ends.values())

@@ -47,6 +47,7 @@ _TRANSPOSED_NAMES = re.compile(
 )
 # Keras and Haiku store the outputs of a transposed convolution before its inputs; Flax does not.
 _KERAS_NAMES = re.compile(r"2_?d_?transpose", re.IGNORECASE)
+_PARAMETRIZED = ".parametrizations."
 _SCALES = ("weight", "gamma", "scale")
 _PREFIXES = ("module.", "_orig_mod.", "params/", "params.")
 POINTWISE = "1×1 convolution: no spatial extent"
@@ -132,13 +133,13 @@ def find_kernels(
         whether it is ``depthwise``, and then has its channels in place of its inputs.
     """
     calls = calls or {}
-    arrays = _without_prefix(arrays) if drop_prefix else dict(arrays)
-    arrays, skipped = fold.merge_parts(arrays)
+    stored = _without_prefix(arrays) if drop_prefix else dict(arrays)
+    arrays, skipped = fold.merge_parts(stored)
     layouts = decide(arrays, given=layout, rule=rule, usual=usual)
     found, others = _sort(arrays, layouts, calls, in_order=in_order)
     skipped |= others
     shapes = {name: each.shape for name, each in found.items() if not each.transposed}
-    first = first_layer(shapes)
+    first = first_layer(_with_unknown(shapes, stored, skipped))
     kernels: dict[str, ConvKernel] = {}
     layers: dict[str, str] = {}
     for name, each in found.items():
@@ -168,6 +169,32 @@ def find_kernels(
         notes + _open_note(skipped),
         None if first is None else layers.get(first, layer_name(first)),
     )
+
+
+def _with_unknown(
+    shapes: Mapping[str, tuple[int, ...]],
+    arrays: Mapping[str, StoredArray],
+    skipped: Mapping[str, str],
+) -> dict[str, tuple[int, ...]]:
+    """Adds the layers of PyTorch whose weights are not known, in the order of the file.
+
+    Args:
+      shapes: name of a kernel -> (kh, kw, in, out).
+      arrays: all arrays of the file.
+      skipped: name of an array -> why it is left out.
+    """
+    unknown: dict[str, tuple[int, ...]] = {}
+    places: dict[str, int] = {}
+    for place, (name, array) in enumerate(arrays.items()):
+        layer, _, end = name.partition(_PARAMETRIZED)
+        layer = layer if end else layer_name(name)
+        places.setdefault(layer, place)
+        if end and len(array.shape) == 4 and skipped.get(name) == fold.UNKNOWN:
+            shape = tuple(array.shape[axis] for axis in axes_to_hwio(OIHW))
+            # Of a length and a direction, the direction has the shape of the kernel.
+            unknown[f"{layer}.{end.partition('.')[0]}"] = shape
+    both = {**unknown, **shapes}
+    return {name: both[name] for name in sorted(both, key=lambda n: places.get(layer_name(n), 0))}
 
 
 def _sort(

@@ -86,7 +86,7 @@ class Weights:
       notes: remarks for the reader of a report, such as the number of folded BatchNorms.
       step: the number of steps or epochs after which the file says that it was saved, or None.
       first: the layer whose input is the image, where a graph or the channels tell it; it is not
-        among `kernels` if it has no spatial extent.
+        among `kernels` if it has no spatial extent or if its values are not known.
 
     >>> import pathlib
     >>> import tempfile

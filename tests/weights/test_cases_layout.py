@@ -194,6 +194,27 @@ def test_weights_of_one_length_of_several_parts_and_of_unknown_ones(fixtures, tm
         assert found.skipped[f"state_dict.{name}"].startswith("its layer computes the weight")
 
 
+@pytest.mark.parametrize(
+    "stem", ["stem.parametrizations.weight.", "net.stem.parametrizations.weight."]
+)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"original": (16, 3, 3, 3)},
+        {"original": (16, 3, 3, 3), "0.scale": (1,)},
+        {"original0": (16, 1, 1, 1), "original1": (16, 3, 3, 3), "1.scale": (1,)},
+    ],
+)
+def test_a_layer_whose_weight_is_not_known_stays_the_first(tmp_path, stem, parts):
+    arrays = {"odd.weight": drawn(3, 32, 3, 3), "even.weight": drawn(16, 16, 3, 3)}
+    arrays |= {f"{stem}{name}": drawn(*shape) for name, shape in parts.items()}
+    path = pickled(tmp_path / "net.pkl", {**arrays, "last.weight": drawn(32, 16, 3, 3)})
+    found = weights.read(path)
+    assert list(found.kernels) == ["odd", "even", "last"]
+    assert found.first == stem.partition(".param")[0]
+    assert {role for _, role in roles(path).values()} == {None}
+
+
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
 def test_names_of_wrappers_are_taken_off(tmp_path, prefix):
     arrays = {f"{prefix}conv.weight": drawn(8, 3, 3, 3), f"{prefix}fc.weight": drawn(4, 8)}

@@ -24,16 +24,23 @@ def get_config():
 
 
 @pytest.fixture
-def train(repository, tmp_path):
-    """Starts a training binary in ``tmp_path / "run"``."""
+def flags(tmp_path):
+    """Writes a config and returns the flags of a training in ``tmp_path / "run"``."""
 
-    def train(*flags, **settings):
+    def flags(**settings):
         (tmp_path / "config.py").write_text(CONFIG.format(settings={**LONG, **settings}))
+        return [f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/run"]
+
+    return flags
+
+
+@pytest.fixture
+def start(repository, flags):
+    """Starts a training in a process of its own."""
+
+    def start(**settings):
         return subprocess.Popen(
-            [
-                sys.executable, "-m", "kernsym_jax.train", f"--config={tmp_path}/config.py",
-                f"--workdir={tmp_path}/run", *flags,
-            ],
+            [sys.executable, "-m", "kernsym_jax.train", *flags(**settings)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={
                 **os.environ,
@@ -42,7 +49,13 @@ def train(repository, tmp_path):
             },
         )  # fmt: skip
 
-    return train
+    return start
+
+
+@pytest.fixture
+def train(run_binary, flags):
+    """Trains in this process: exit status, output, errors."""
+    return lambda **settings: run_binary("train", *flags(**settings))
 
 
 def wait_for(condition, process):
@@ -62,16 +75,17 @@ def require_whole(run, seed=0):
     assert not (run / run_directory.LOCK).exists()
 
 
-def test_the_second_trainer_ends_with_one_line_and_the_first_is_as_if_alone(train, tmp_path):
+def test_the_second_trainer_ends_with_one_line_and_the_first_is_as_if_alone(
+    start, train, tmp_path
+):
     run = tmp_path / "run"
-    first = train()
+    first = start()
     wait_for(lambda: (run / "metrics.jsonl").exists(), first)
     # Stopped, so that it cannot end before the second has seen it.
     first.send_signal(signal.SIGSTOP)
-    second = train()
-    out, errors = second.communicate(timeout=240)
+    status, out, errors = train()
     first.send_signal(signal.SIGCONT)
-    assert second.returncode == 2, errors
+    assert status == 2, errors
     (line,) = errors.splitlines()
     assert f"{run}: process {first.pid} on " in line
     assert out == ""
@@ -80,25 +94,25 @@ def test_the_second_trainer_ends_with_one_line_and_the_first_is_as_if_alone(trai
     require_whole(run)
 
 
-def test_a_run_whose_process_was_killed_goes_on_and_another_hosts_is_refused(train, tmp_path):
+def test_a_run_whose_process_was_killed_goes_on_and_another_hosts_is_refused(
+    start, train, tmp_path
+):
     run = tmp_path / "run"
-    first = train()
+    first = start()
     wait_for(lambda: list((run / "checkpoints").glob("6")), first)
     first.kill()
     first.communicate()
     text = (run / run_directory.LOCK).read_text()
     (run / run_directory.LOCK).write_text(text.replace('"host": "', '"host": "other'))
     before = (run / "metrics.jsonl").read_bytes()
-    refused = train()
-    errors = refused.communicate(timeout=240)[1]
-    assert refused.returncode == 2
+    status, _, errors = train()
+    assert status == 2
     (line,) = errors.splitlines()
     assert line.endswith(f"remove {run / run_directory.LOCK}")
     assert (run / "metrics.jsonl").read_bytes() == before
     (run / run_directory.LOCK).write_text(text)
-    again = train()
-    errors = again.communicate(timeout=240)[1]
-    assert again.returncode == 0, errors
+    status, _, errors = train()
+    assert status == 0, errors
     require_whole(run)
 
 
@@ -110,21 +124,21 @@ def test_what_was_killed_before_its_first_file_is_still_an_empty_directory(tmp_p
     assert training.train_and_evaluate(tiny.config(), run)["step"] == 8
 
 
-def test_a_population_locks_its_directory_and_waits_for_what_still_saves_a_member(train, tmp_path):
+def test_a_population_locks_its_directory_and_waits_for_what_still_saves_a_member(
+    start, train, tmp_path
+):
     run = tmp_path / "run"
     settings = {"seeds": 2, "population": "processes"}
-    first = train(**settings)
+    first = start(**settings)
     wait_for(lambda: (run / "seed_001" / "metrics.jsonl").exists(), first)
-    second = train(**settings)
-    errors = second.communicate(timeout=240)[1]
-    assert second.returncode == 2
+    status, _, errors = train(**settings)
+    assert status == 2
     (line,) = errors.splitlines()
     assert f"{run}: process {first.pid} on " in line
     # Its children are left alone; they save and end while the next population starts.
     first.kill()
     first.communicate()
-    third = train(**settings)
-    errors = third.communicate(timeout=240)[1]
-    assert third.returncode == 0, errors
+    status, _, errors = train(**settings)
+    assert status == 0, errors
     for seed in (0, 1):
         require_whole(run / f"seed_{seed:03d}", seed)

@@ -44,7 +44,7 @@ BINARIES = ("train", "evaluate", "analyze", "audit", "study")
 
 # What makes a command short without changing what it shows.
 SHORTER = {
-    "kernsym_jax.train": ["--config.epochs=2", "--config.consistency.images=8"],
+    "kernsym_jax.train": ["--config.epochs=1", "--config.consistency.images=8"],
     "kernsym_jax.study": ["--dry_run"],
     "kernsym_jax.evaluate": ["--limit=64"],
 }
@@ -81,7 +81,7 @@ def workplace(tmp_path_factory):
     writers.write_image_archive(folder / "cifar10.tar.gz")
     for name, size in (("digits", 0), ("even", 9)):
         config = training.resolve(digits_config())
-        config.epochs, config.consistency.images, config.data.image_size = 2.0, 8, size
+        config.epochs, config.consistency.images, config.data.image_size = 1.0, 8, size
         training.train_and_evaluate(config, folder / "runs" / name)
     return folder
 

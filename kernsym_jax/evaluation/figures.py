@@ -265,7 +265,7 @@ def write_picture(subject: "Subject", shifts: Shifts | None, path: pathlib.Path)
     >>> from kernsym_jax import data, evaluation, models
     >>> images = data.load("digits", "test")
     >>> model = models.create("small_cnn", num_classes=10)
-    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     >>> predict = evaluation.predictor(model, variables)
     >>> subject = evaluation.Subject(predict, images, (0.3,), (0.4,), {})
     >>> import pathlib

@@ -45,7 +45,7 @@ class Subject:
     >>> from kernsym_jax import data, evaluation, models
     >>> images = data.load("digits", "test")
     >>> model = models.create("small_cnn", num_classes=10)
-    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     >>> predict = evaluation.predictor(model, variables)
     >>> subject = evaluation.Subject(predict, images, (0.3,), (0.4,), {})
     >>> len(subject.images), subject.settings
@@ -107,7 +107,7 @@ def predictor(network: "nn.Module", variables: Any) -> Predict:
     >>> from kernsym_jax import evaluation, models
     >>> model = models.create("small_cnn", num_classes=10)
     >>> images = jnp.zeros((2, 8, 8, 1))
-    >>> predict = evaluation.predictor(model, model.init(jax.random.key(0), images))
+    >>> predict = evaluation.predictor(model, jax.jit(model.init)(jax.random.key(0), images))
     >>> predict(images).shape
     (2, 10)
     """
@@ -186,7 +186,7 @@ def open_subject(
     >>> import jax.numpy as jnp
     >>> from kernsym_jax import evaluation, models
     >>> model = models.create("small_cnn", num_classes=10)
-    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.msgpack"
     >>> _ = path.write_bytes(flax.serialization.to_bytes(variables))
     >>> photos = {"source": "digits", "mean": (0.3,), "std": (0.4,)}
@@ -337,7 +337,7 @@ def evaluate(
     >>> from kernsym_jax import data, evaluation, models
     >>> images = data.load("digits", "test")
     >>> model = models.create("small_cnn", num_classes=10)
-    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     >>> predict = evaluation.predictor(model, variables)
     >>> subject = evaluation.Subject(predict, images, (0.3,), (0.4,), {})
     >>> results = evaluation.evaluate(subject, flips=False)

@@ -153,7 +153,7 @@ def create(
     >>> import jax.numpy as jnp
     >>> from kernsym_jax import models
     >>> model = models.create("small_cnn", num_classes=10, padding="reflect")
-    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     >>> model.apply(variables, jnp.zeros((2, 8, 8, 1))).shape
     (2, 10)
     """
@@ -247,7 +247,7 @@ def intermediates(
     >>> import jax.numpy as jnp
     >>> from kernsym_jax import models
     >>> model = models.create("small_cnn", num_classes=10)
-    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     >>> logits, maps = models.intermediates(model, variables, jnp.zeros((2, 8, 8, 1)))
     >>> logits.shape, next(iter(maps))
     ((2, 10), 'conv1')

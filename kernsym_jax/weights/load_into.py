@@ -63,7 +63,7 @@ def load_into(
     >>> import jax.numpy as jnp
     >>> from kernsym_jax import models, weights
     >>> model = models.create("small_cnn", num_classes=10)
-    >>> stored = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> stored = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     >>> variables = weights.load_into(model, stored, input_shape=(1, 8, 8, 1))
     >>> model.apply(variables, jnp.zeros((2, 8, 8, 1))).shape
     (2, 10)

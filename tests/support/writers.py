@@ -415,13 +415,16 @@ def write_cifar_resnet20(path):
     from kernsym_jax import models
 
     model = models.create("cifar_resnet20")
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    rng = np.random.default_rng(0)
     last = {"scale": "weight", "kernel": "weight", "mean": "running_mean", "var": "running_var"}
     arrays = {}
     for collection in ("params", "batch_stats"):
-        for (*layer, name), value in traverse_util.flatten_dict(variables[collection]).items():
-            array = np.asarray(value)
+        for (*layer, name), like in traverse_util.flatten_dict(shapes[collection]).items():
+            array = np.full(like.shape, name in ("scale", "var"), np.float32)
             if name == "kernel":
+                deviation = np.sqrt(2 / np.prod(like.shape[:-1]))
+                array = rng.normal(0, deviation, like.shape).astype(np.float32)
                 array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
             place = re.sub(r"_(\d)", r".\1", ".".join(layer))
             arrays[f"{place}.{last.get(name, name)}"] = array

@@ -75,9 +75,7 @@ def require_whole(run, seed=0):
     assert not (run / run_directory.LOCK).exists()
 
 
-def test_the_second_trainer_ends_with_one_line_and_the_first_is_as_if_alone(
-    start, train, tmp_path
-):
+def test_the_second_trainer_ends_with_one_line_and_the_first_is_as_if_alone(start, train, tmp_path):
     run = tmp_path / "run"
     first = start()
     wait_for(lambda: (run / "metrics.jsonl").exists(), first)

@@ -264,7 +264,8 @@ def step(tree: Any) -> int | None:
             value = value.array
         if isinstance(value, StoredArray) and value.shape == () and value.dtype.kind in "iu":
             value = value.read()
-        if isinstance(value, int | np.integer | np.ndarray) and np.ndim(value) == 0:
+        # A negative one marks a checkpoint without its history, as YOLO's final ones.
+        if isinstance(value, int | np.integer | np.ndarray) and np.ndim(value) == 0 and value >= 0:
             return int(value)
     return None
 

@@ -361,6 +361,7 @@ class _Fields:
             raise ValueError(f"a graph of more than {MAX_NODES} nodes")
         raw, inside, is_tensor = self._raw, self._schema[kind], kind == _TENSOR
         parts: list[Any] = []
+        references: list[bytes] = []
         kept = position = start
         data_type = 0
         while position < end:
@@ -384,6 +385,9 @@ class _Fields:
                 instead = _field(number, light) if light else light
             elif is_tensor and size >= _LARGE:
                 instead = self._array(number, data_type, content, size)
+                # It comes last: behind the values, a file may say that they are inside it.
+                references.append(instead or b"")
+                instead = None if instead is None else b""
             else:
                 instead = None
                 self._size += size
@@ -395,7 +399,7 @@ class _Fields:
         if self._size > _MAX_STRUCTURE:
             limit = _MAX_STRUCTURE >> 20
             raise ValueError(f"a structure of more than {limit} MB beside the arrays")
-        return b"".join([*parts, raw[kept:end]]) if parts else None
+        return b"".join([*parts, raw[kept:end], *references]) if parts else None
 
     def _array(self, number: int, data_type: int, offset: int, size: int) -> bytes | None:
         """Returns the reference that replaces a large array; None if the array must be parsed."""

@@ -348,8 +348,8 @@ def dequantize_conv_integer(
 def block_size(graph: Graph, values: Values) -> int | None:
     """Returns how many channels ONNX Runtime stored together: 8, 16, or None if unknown.
 
-    The numbers of output channels are multiples of it. A convolution that reads an image in plain
-    layout has fewer input channels; the others have multiples of it.
+    The numbers of output channels are multiples of it, the least for the channels that are used. A
+    convolution that reads a plain image has fewer input channels; the others have multiples of it.
 
     Args:
       graph: of the network.
@@ -357,15 +357,18 @@ def block_size(graph: Graph, values: Values) -> int | None:
     """
     sizes = {8, 16}
     for node in (node for inner in walk(graph) for node in inner.nodes):
-        kernel = values.get(node.input(1))
-        if node.op != f"{BLOCKED}Conv" or kernel is None or len(kernel.shape) != 4:
+        used = node.integer("channels", 0) if "ReorderOutput" in node.op else 0
+        conv = graph.makers.get(node.input(0)) if used > 0 else node
+        kernel = None if conv is None else values.get(conv.input(1))
+        if conv is None or kernel is None or conv.op != f"{BLOCKED}Conv" or len(kernel.shape) != 4:
             continue
         outputs, inputs = kernel.shape[:2]
-        if not _reads_blocks(node, graph):
-            sizes = {size for size in sizes if inputs < size or node.integer("group", 1) > 1}
-        elif node.integer("group", 1) == 1:
+        grouped = conv.integer("group", 1) > 1
+        if not _reads_blocks(conv, graph):
+            sizes = {size for size in sizes if inputs < size or grouped}
+        elif not grouped:
             sizes = {size for size in sizes if inputs % size == 0}
-        sizes = {size for size in sizes if outputs % size == 0}
+        sizes = {size for size in sizes if -(-(used or outputs) // size) * size == outputs}
     return sizes.pop() if len(sizes) == 1 else None
 
 
@@ -437,12 +440,11 @@ def _scale_behind(node: Node, axes: int, graph: Graph, values: Values) -> np.nda
         return None
     names.remove(scale_of_images)
     scale = values.get(names[0]) if names else None
-    return None if scale is None else _by_output(scale, axes)
+    return _by_output(scale, axes) if scale is not None else None
 
 
 def _by_output(scale: StoredArray, axes: int) -> np.ndarray | None:
     """Returns the scales as one row if they differ along the outputs only; else None."""
     shape = (1,) * (axes - len(scale.shape)) + scale.shape
-    if len(shape) != axes or shape != (1, shape[1]) + (1,) * (axes - 2):
-        return None
-    return scale.read().reshape(-1)
+    along_outputs = len(shape) == axes and shape == (1, shape[1]) + (1,) * (axes - 2)
+    return scale.read().reshape(-1) if along_outputs else None

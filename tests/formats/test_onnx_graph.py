@@ -3,6 +3,7 @@
 import os
 import time
 
+import network
 import numpy as np
 import onnx
 import pytest
@@ -169,6 +170,16 @@ def test_sparse_arrays_that_are_too_large_or_wrong_are_not_made(save):
     uneven = sparse("w", one, np.zeros((3, 4), np.int64), (4, 3, 3, 3))
     with pytest.raises(ValueError, match="indices of shape"):
         read_model(save([conv("w")], sparse=[uneven]))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 3, 3), (16, 16, 3, 3)])
+def test_a_file_may_say_that_values_are_inside_it(save, shape):
+    weight = network.values("w", shape)
+    tensor = numpy_helper.from_array(weight, "w")
+    # ONNX Runtime writes this default behind the values of those that it quantises.
+    tensor.data_location = TensorProto.DEFAULT
+    stored = read_model(save([conv("w")], [tensor])).graph.arrays["w"]
+    np.testing.assert_array_equal(stored.read(), weight)
 
 
 def external(name, location, **entries):

@@ -221,3 +221,8 @@ def test_layers_of_keras_have_their_class_in_a_model_of_the_users_own(keras, tmp
     np.testing.assert_array_equal(found.kernels["block/a"].weight, np.swapaxes(stored, 2, 3))
     model.save_weights(tmp_path / "net.weights.h5")
     assert set(weights.read(tmp_path / "net.weights.h5").kernels) == set(found.kernels)
+
+
+@pytest.mark.parametrize(("said", "step"), [(3, 3), (0, 0), (-1, None)])
+def test_a_negative_epoch_is_no_step(said, step):
+    assert weights.read({"epoch": said, "model": STATE_DICT}).step == step

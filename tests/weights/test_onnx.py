@@ -266,8 +266,8 @@ def _nchwc(op, inputs, output, **attributes):
     return helper.make_node(op, inputs, [output], domain="com.microsoft.nchwc", **attributes)
 
 
-@pytest.mark.parametrize("block", [8, 16])
-def test_kernels_in_blocks_of_channels_are_put_back_in_order(tmp_path, block):
+@pytest.mark.parametrize(("block", "plain"), [(8, False), (16, False), (16, True)])
+def test_kernels_in_blocks_of_channels_are_put_back_in_order(tmp_path, block, plain):
     first, second = network.values("a", (20, 3, 3, 3)), network.values("b", (24, 20, 3, 3))
     depthwise = network.values("c", (24, 1, 3, 3))
     nodes = [
@@ -282,11 +282,11 @@ def test_kernels_in_blocks_of_channels_are_put_back_in_order(tmp_path, block):
         "depthwise": _blocked(depthwise, block, 1),
     }
     tensors = [numpy_helper.from_array(array, name) for name, array in stored.items()]
-    if block == 16:
+    if plain:
         # More input channels than 8 in a plain image: only blocks of 16 are larger.
         wide = network.values("d", (16, 12, 3, 3))
         tensors.append(numpy_helper.from_array(_blocked(wide, block, 1), "wide"))
-        nodes.insert(0, _nchwc("Conv", ["image", "wide"], "d"))
+        nodes = [_nchwc("Conv", ["image", "wide"], "d"), *nodes[:-1]]
     found = _save(tmp_path / "net.onnx", nodes, tensors).kernels
     for name, weight in {"first": first, "second": second, "depthwise": depthwise}.items():
         np.testing.assert_array_equal(found[name].weight, weight.transpose(2, 3, 1, 0))

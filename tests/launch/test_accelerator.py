@@ -32,7 +32,7 @@ def results(tmp_path_factory):
 
 def test_losses_and_figures_are_those_of_the_stored_run(results):
     rows = json.loads((results / "accelerator.json").read_text())["parts"]["parity"]["tables"]
-    assert len(rows["parity"]) == 8
+    assert len(rows["parity"]) == 11
     for row in rows["parity"]:
         assert row["holds"]
         assert row["largest difference"] <= row["band"]

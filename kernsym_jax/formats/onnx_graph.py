@@ -376,7 +376,7 @@ def _inlined(model: Any) -> Any:
     """
     import onnx.inliner
 
-    functions = {_key(f): list(f.node) for f in model.functions}
+    functions = {_key(function): function for function in model.functions}
     nodes, size = _Expansion(functions).of(list(model.graph.node), 0)
     if nodes > MAX_NODES or size > _MAX_BYTES:
         raise ValueError(f"local functions that make a graph of {nodes} nodes and {size} bytes")
@@ -387,10 +387,11 @@ def _inlined(model: Any) -> Any:
 
 
 class _Expansion:
-    """How large lists of nodes become when the local functions that they call are inlined."""
+    """How large lists of nodes become when calls get their defaults, and are then inlined."""
 
-    def __init__(self, functions: Mapping[tuple[str, ...], list[Any]]):
+    def __init__(self, functions: Mapping[tuple[str, ...], Any]):
         self._functions = functions
+        self._added = 0
         self._done: dict[tuple[str, ...], tuple[int, int]] = {}
         self._open: set[tuple[str, ...]] = set()
 
@@ -398,6 +399,7 @@ class _Expansion:
         """Returns the number of nodes and their bytes."""
         number, size = len(nodes), 0
         for node in nodes:
+            self._add_defaults(node)
             size += node.ByteSize()
             parts = [self._call(_key(node, node.op_type), depth)]
             for attribute in node.attribute:
@@ -408,6 +410,17 @@ class _Expansion:
             size += sum(part[1] for part in parts)
         return number, size
 
+    def _add_defaults(self, node: Any) -> None:
+        # The library leaves out the defaults of the attributes that a call lacks.
+        called = self._functions.get(_key(node, node.op_type))
+        given = {attribute.name for attribute in node.attribute}
+        for default in called.attribute_proto if called is not None else ():
+            if default.name not in given:
+                self._added += default.ByteSize()
+                if self._added > _MAX_BYTES:
+                    raise ValueError(f"local functions with defaults of {self._added} bytes")
+                node.attribute.add().CopyFrom(default)
+
     def _call(self, function: tuple[str, ...], depth: int) -> tuple[int, int]:
         if function not in self._functions:
             return 0, 0
@@ -417,7 +430,7 @@ class _Expansion:
             raise ValueError(f"the local function {name!r} {how}")
         if function not in self._done:
             self._open.add(function)
-            self._done[function] = self.of(self._functions[function], depth + 1)
+            self._done[function] = self.of(list(self._functions[function].node), depth + 1)
             self._open.remove(function)
         return self._done[function]
 

@@ -124,7 +124,7 @@ class _Walk:
             notes.append(f"BatchNorm folded into {self.folded} of {len(self.kernels)} kernels")
         return tuple(notes)
 
-    def graph(self, graph: Graph, outside: MutableMapping[str, StoredArray]) -> None:
+    def graph(self, graph: Graph, outside: MutableMapping[str, StoredArray]) -> set[str]:
         values: MutableMapping[str, StoredArray] = ChainMap({}, outside)
         for name, array in graph.arrays.items():
             self.keep(name, array, values)
@@ -138,12 +138,13 @@ class _Walk:
                 for name in node.inputs:
                     self.unknown(name, node, values)
             for inner in node.graphs:
-                self.graph(inner, values)
+                used |= self.graph(inner, values)
         for name in graph.arrays:
             if name in values and name not in used and name not in self.skipped:
                 array = values[name]
                 unused = f"4-D array {array.shape}: no convolution's kernel"
                 self.skipped[name] = unused if len(array.shape) == 4 else describe_axes(array)
+        return used
 
     def keep(
         self, name: str, array: StoredArray | None, values: MutableMapping[str, StoredArray]

@@ -120,6 +120,20 @@ def test_local_functions_are_inlined_one_inside_the_other(save):
     assert layers(save(nodes, stored, [inner, outer])) == ["first", "second"]
 
 
+def test_calls_of_local_functions_have_the_defaults_of_the_attributes_that_they_lack(save):
+    node = helper.make_node("Conv", ["a", "k"], ["b"])
+    named = node.attribute.add()
+    named.name = named.ref_attr_name = "strides"
+    named.type = onnx.AttributeProto.INTS
+    inner = function("Inner", [node], "a k")
+    inner.attribute_proto.append(helper.make_attribute("strides", [3, 2]))
+    outer = function("Outer", [call("Inner", "a k", "b")], "a k")
+    with_own = helper.make_node("Inner", ["t", "w"], ["y"], domain="local", strides=[1, 1])
+    path = save([call("Outer", "x w", "t"), with_own], [kernel("w")], [inner, outer])
+    strides = [node.integers("strides", []) for node in read_model(path).graph.nodes]
+    assert strides == [[3, 2], [1, 1]]
+
+
 def test_functions_that_call_themselves_or_each_other_without_end_are_refused(save):
     own = function("Own", [call("Own", "a", "b")])
     with pytest.raises(ValueError, match=r"local function 'local\.Own' calls itself"):

@@ -350,6 +350,28 @@ def test_sparse_kernels_are_read_dense(tmp_path):
         np.testing.assert_array_equal(kernel.weight, dense.transpose(2, 3, 1, 0))
 
 
+def test_a_kernel_that_only_a_branch_reads_is_not_left_out(tmp_path):
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node("Conv", ["image", name], ["out"])],
+            name,
+            [],
+            [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)],
+        )
+        for name in ("then", "else")
+    }
+    tensors = [
+        _kernel((8, 3, 3, 3), "then"),
+        _kernel((8, 3, 5, 5), "else"),
+        _kernel((4, 3, 3, 3), "z"),
+    ]
+    found = _save(
+        tmp_path / "net.onnx", [helper.make_node("If", ["c"], ["y"], **branches)], tensors
+    )
+    assert set(found.kernels) == {"then", "else"}
+    assert list(found.skipped) == ["z"]
+
+
 def test_kernels_inside_local_functions_have_the_names_of_their_arrays(tmp_path):
     block = helper.make_function(
         "my",

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from kernsym_jax.layers import Conv, adaptive_average_pool, upsample
-from kernsym_jax.models.variant import Variant, flatten_channels_first, torch_dense, torch_uniform
+from kernsym_jax.models.variant import (
+    HE_NORMAL,
+    Variant,
+    flatten_channels_first,
+    normal,
+    torch_dense,
+    torch_uniform,
+)
 
 ENCODERS = ("strided", "max_pool")
 
@@ -48,7 +55,7 @@ class SmallCNN(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Returns logits (batch, num_classes), float32, of images (batch, h, w, channels)."""
-        v = dataclasses.replace(self.variant, kernel_init=nn.initializers.he_normal())
+        v = dataclasses.replace(self.variant, kernel_init=HE_NORMAL)
         if self.width < 1 or self.depth < 1:
             raise ValueError(
                 f"small_cnn needs a width and depth of 1 or more, got {self.width} and {self.depth}"
@@ -203,7 +210,7 @@ class VGG(nn.Module):
 
 
 def _dense(name: str, features: int, dtype: Any) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(0.01), name=name)
+    return nn.Dense(features, dtype=dtype, kernel_init=normal(0.01), name=name)
 
 
 class DownBlock(nn.Module):
@@ -296,7 +303,7 @@ class UNet(nn.Module):
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Returns logits (batch, h, w, num_classes), float32, of images (batch, h, w, channels)."""
         self._check()
-        v = dataclasses.replace(self.variant, kernel_init=nn.initializers.he_normal())
+        v = dataclasses.replace(self.variant, kernel_init=HE_NORMAL)
         x = images.astype(v.dtype)
         levels = []
         for level in range(1, self.depth + 1):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kernsym_jax.layers import crop
-from kernsym_jax.models.variant import Variant, torch_uniform
+from kernsym_jax.models.variant import Variant, normal, torch_uniform
 
 # Expansion, channels, blocks and stride of each stage, from table 2 of the MobileNetV2 paper.
 _MOBILENET_STAGES = (
@@ -108,8 +108,7 @@ class MobileNetV2(nn.Module):
         x = v.norm(f"features_{number}_1")(v.conv(f"features_{number}_0", last, 1)(x), train)
         x = nn.relu6(x).astype(jnp.float32).mean((1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train, name="classifier_0")(x)
-        kernel_init = nn.initializers.normal(0.01)
-        return nn.Dense(self.num_classes, kernel_init=kernel_init, name="classifier_1")(x)
+        return nn.Dense(self.num_classes, kernel_init=normal(0.01), name="classifier_1")(x)
 
 
 def scaled_channels(count: int, width: float) -> int:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kernsym_jax.layers import AvgPool, MaxPool, Position, crop_to_common
-from kernsym_jax.models.variant import Variant, torch_dense
+from kernsym_jax.models.variant import Variant, normal, torch_dense
 
 # The two halves of a factorised 7×7 convolution.
 _WIDE: dict[str, Any] = {"kernel_size": (1, 7), "pad": (0, 3)}
@@ -46,7 +46,7 @@ class BasicConv(nn.Module):
             self.kernel_size,
             pad=self.pad,
             stride=self.stride,
-            kernel_init=nn.initializers.normal(self.stddev),
+            kernel_init=normal(self.stddev),
         )
         return nn.relu(v.norm("bn")(conv(x, position), train))
 
@@ -202,7 +202,7 @@ class AuxiliaryHead(nn.Module):
         x = BasicConv(128, 1, self.variant, name="conv0")(x, train)
         x = BasicConv(768, 5, self.variant, stddev=0.01, name="conv1")(x, train)
         x = x.astype(jnp.float32).mean((1, 2))
-        return torch_dense("fc", self.num_classes, x, kernel_init=nn.initializers.normal(0.001))
+        return torch_dense("fc", self.num_classes, x, kernel_init=normal(0.001))
 
 
 class InceptionV3(nn.Module):
@@ -257,8 +257,7 @@ class InceptionV3(nn.Module):
         x = InceptionE(v, name="Mixed_7c")(x, train)
         x = x.astype(jnp.float32).mean((1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-        kernel_init = nn.initializers.normal(0.1)
-        logits = torch_dense("fc", self.num_classes, x, kernel_init=kernel_init)
+        logits = torch_dense("fc", self.num_classes, x, kernel_init=normal(0.1))
         return (logits, auxiliary) if train and auxiliary is not None else logits
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kernsym_jax.layers import crop, subsample
-from kernsym_jax.models.variant import Variant, torch_dense, torch_uniform
+from kernsym_jax.models.variant import HE_NORMAL, Variant, torch_dense, torch_uniform
 
 
 class CifarBlock(nn.Module):
@@ -71,7 +71,7 @@ class CifarResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Returns logits (batch, num_classes), float32, of images (batch, h, w, channels)."""
-        v = dataclasses.replace(self.variant, kernel_init=nn.initializers.he_normal())
+        v = dataclasses.replace(self.variant, kernel_init=HE_NORMAL)
         x = v.conv("conv1", self.width, 3)(images.astype(v.dtype))
         x = nn.relu(v.norm("bn1")(x, train))
         for stage, count in enumerate(self.blocks):
@@ -304,6 +304,9 @@ class Features(nn.Module):
         return v.norm("norm5")(x, train)
 
 
+_KAIMING_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
 class DenseNet(nn.Module):
     """A network of blocks in which every layer sees the output of all layers before it.
 
@@ -329,8 +332,7 @@ class DenseNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Returns logits (batch, num_classes), float32, of images (batch, h, w, channels)."""
-        kaiming = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-        v = dataclasses.replace(self.variant, kernel_init=kaiming)
+        v = dataclasses.replace(self.variant, kernel_init=_KAIMING_FAN_IN)
         features = Features(self.blocks, self.growth, self.width, v, name="features")
         x = nn.relu(features(images.astype(v.dtype), train)).astype(jnp.float32).mean((1, 2))
         kernel_init = torch_uniform(x.shape[-1])

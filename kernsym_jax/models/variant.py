@@ -1,6 +1,7 @@
 """How the layers of one network are made: padding, downsampling and the type of the computation."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +21,9 @@ from kernsym_jax.layers import (
 
 # The initialiser of most published definitions; fan_out counts kh * kw * out.
 KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# One object each, because JAX traces layers apart that have different objects for initialisers.
+HE_NORMAL = nn.initializers.he_normal()
+normal = functools.cache(nn.initializers.normal)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +190,7 @@ def vary(model: nn.Module, **changes: Any) -> nn.Module:
     return model.clone(variant=dataclasses.replace(variant, **changes))
 
 
+@functools.cache
 def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
     """Returns PyTorch's default initialiser of kernels and biases: uniform within ±1/√fan_in."""
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -300,7 +301,17 @@ def _initial_state(backend: Backend, recipe: Recipe, image_shape: tuple[int, ...
     def create(seed: jax.Array) -> TrainState:
         return initial_state(recipe, image_shape, jax.random.key(seed))
 
-    return jax.jit(create, out_shardings=backend._sharding())
+    return jax.jit(create, out_shardings=backend._sharding(), compiler_options=_for_one_run())
+
+
+def _for_one_run() -> dict[str, int] | None:
+    """Returns options with which XLA compiles a program that runs once; None for the usual ones."""
+    level = "xla_backend_optimization_level"
+    # On a CPU the random numbers take seconds to compile at the highest level. Level 1 rounds as
+    # that one does, level 0 does not.
+    if jax.default_backend() != "cpu" or level in os.environ.get("XLA_FLAGS", ""):
+        return None
+    return {level: 1}
 
 
 @functools.cache

@@ -21,7 +21,7 @@ STOPPED, END = 22, 88
 
 def by_path(state):
     """The arrays of a state by their paths, with | between the parts of a path."""
-    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(state))[0]
     return {jax.tree_util.keystr(path, simple=True, separator="|"): leaf for path, leaf in leaves}
 
 

@@ -312,21 +312,23 @@ def _children(layer: Any, path: str) -> Iterator[tuple[str, Any]]:
             # What a wrapper such as TimeDistributed applies has the wrapper's name.
             yield path if "Wrapper" in kinds and path else f"{above}{value.name}", value
         else:
-            inside = above if _SECOND_LISTS.fullmatch(name) else f"{above}{name}/"
-            yield from _listed(value, inside, MAX_DEPTH)
+            # Sorted by name, the lists behind `layers`, that of all layers, add none to a file.
+            late = "Model" in kinds and (name.startswith("_") or name > "layers")
+            inside = "" if late or _SECOND_LISTS.fullmatch(name) else f"{name}/"
+            for place, each in _listed(value, inside, MAX_DEPTH):
+                yield f"{above}{place if inside else ''}{each.name}", each
 
 
-def _listed(value: Any, above: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """Yields the layers in a list, a tuple or a dictionary, and in those inside it."""
-    if isinstance(value, dict):
-        value = list(value.values())
+def _listed(value: Any, place: str, depth: int) -> Iterator[tuple[str, Any]]:
+    """Yields the layers in a list, a tuple or a dictionary, with the place of each."""
+    value = list(value.values()) if isinstance(value, dict) else value
     if isinstance(value, list | tuple) and depth:
         lists = 0
         for each in value:
             if is_keras(each):
-                yield f"{above}{each.name}", each
+                yield place, each
             elif isinstance(each, list | tuple | dict):
-                inside = f"{above}container_{lists}/" if lists else f"{above}container/"
+                inside = f"{place}container_{lists}/" if lists else f"{place}container/"
                 yield from _listed(each, inside, depth - 1)
                 lists += 1
 

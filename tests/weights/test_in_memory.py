@@ -200,14 +200,15 @@ def test_layers_of_keras_have_their_class_in_a_model_of_the_users_own(keras, tmp
             super().__init__()
             self.stem = of.Conv2D(4, 3, name="stem")
             self._rest = Block()
+            self.tail = [[of.Conv2D(4, 3, name="last")]]
 
         def call(self, x):
-            return self._rest(self.stem(x))
+            return self.tail[0][0](self._rest(self.stem(x)))
 
     model = Network()
     with pytest.raises(ValueError, match="a Network in memory: a Keras model without weights"):
         weights.read(model)
-    model(np.zeros((1, 5, 5, 3), np.float32))
+    model(np.zeros((1, 7, 7, 3), np.float32))
     found = weights.read(model)
     assert (found.order, found.first) == ("file", "stem")
     # The call of a class may pad the input, so a padding of "valid" tells nothing.
@@ -216,6 +217,7 @@ def test_layers_of_keras_have_their_class_in_a_model_of_the_users_own(keras, tmp
         "block/a": ((3, 3, 4, 4), "transposed", (2, 2), "SAME", (1, 1), 1),
         "block/parts/b": ((3, 3, 1, 4), "depthwise", (1, 1), None, (1, 1), 4),
         "block/parts/c": ((3, 3, 4, 4), "conv", (1, 1), None, (1, 1), 1),
+        "last": ((3, 3, 4, 4), "conv", (1, 1), None, (1, 1), 1),
     }
     stored = model._rest.grow.kernel.value
     np.testing.assert_array_equal(found.kernels["block/a"].weight, np.swapaxes(stored, 2, 3))

@@ -65,6 +65,18 @@ def fixtures():
     return writers.FIXTURES
 
 
+@pytest.fixture(scope="session")
+def traced(tmp_path_factory):
+    """``traced(name, **fields)`` gives a network and the shapes of a training pass."""
+    import traces
+
+    base = tmp_path_factory.getbasetemp()
+    # All processes of the suite share the folder above their own.
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traces"
+    folder.mkdir(exist_ok=True)
+    return traces.Traces(folder)
+
+
 def pytest_configure(config):
     """Ends the suite if a worker dies: xdist would start another one and wait for it for ever."""
     if getattr(config.option, "maxworkerrestart", "") is None:
@@ -83,7 +95,7 @@ def pytest_collection_finish():
     """Spares the tests the collector's walks over all that is imported by now."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000)
+    gc.set_threshold(50_000, 20, 20)
 
 
 _STATM = pathlib.Path("/proc/self/statm")

@@ -13,17 +13,20 @@ CHANGES = [
 ] + [{"downsample": method} for method in ("blur", "sbpool", "aps", "lps")]
 
 
-@functools.cache
-def shapes(name, size, **fields):
-    module = models.create(name, **fields)
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    return module, jax.eval_shape(lambda x: module.init(jax.random.key(0), x), images), images
+@pytest.fixture(scope="module")
+def rows_of(traced):
+    """``rows_of(name, size, **fields)`` audits a network, once."""
 
+    @functools.cache
+    def audit(name, size, **fields):
+        module = models.create(name, **fields)
+        # Neither the size nor a padding changes the parameters, nor a downsampling but LPS.
+        own = {"downsample": "lps"} if fields.get("downsample") == "lps" else {}
+        variables = traced(name, **own).variables
+        images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        return geometry.audit(lambda v, x: module.apply(v, x, train=False), variables, images)
 
-@functools.cache
-def rows_of(name, size, **fields):
-    module, variables, images = shapes(name, size, **fields)
-    return geometry.audit(lambda v, x: module.apply(v, x, train=False), variables, images)
+    return audit
 
 
 def by_hand(size, kernel, stride, padding, dilation):
@@ -32,7 +35,7 @@ def by_hand(size, kernel, stride, padding, dilation):
 
 
 @pytest.mark.parametrize("name", models.NAMES)
-def test_every_row_agrees_with_the_formula_and_with_the_weights(name):
+def test_every_row_agrees_with_the_formula_and_with_the_weights(name, rows_of, traced):
     size = models.default_input_size(name)
     rows = rows_of(name, size)
     for row in rows:
@@ -44,7 +47,7 @@ def test_every_row_agrees_with_the_formula_and_with_the_weights(name):
         assert row.reads is None or all(
             (size, size) if i < 0 else rows[i].output_size == row.input_size for i in row.reads
         )
-    kernels = symmetry.conv_kernels(shapes(name, size)[1])
+    kernels = symmetry.conv_kernels(traced(name).variables)
     found = {row.layer: row for row in rows if row.kind in geometry.CONVOLUTIONS}
     # Inception's auxiliary head takes part in training only.
     expected = {
@@ -73,7 +76,7 @@ def test_every_row_agrees_with_the_formula_and_with_the_weights(name):
         ("inception_v3", 224, [111, 54, 25, 12, 5], [1, 0, 1, 0, 1]),
     ],
 )
-def test_uneven_padding_at_the_strided_stages(name, size, sizes, uneven):
+def test_uneven_padding_at_the_strided_stages(name, size, sizes, uneven, rows_of):
     stages = {}
     for row in rows_of(name, size):
         if row.strided:
@@ -94,7 +97,7 @@ def test_uneven_padding_at_the_strided_stages(name, size, sizes, uneven):
         ("inception_v3", 299, [299, 331, 267]),
     ],
 )
-def test_the_nearest_even_sizes(name, size, sizes):
+def test_the_nearest_even_sizes(name, size, sizes, rows_of):
     rows = rows_of(name, size)
     assert geometry.even_input_sizes(rows, size) == sizes
     for better in sizes[:1]:
@@ -103,7 +106,7 @@ def test_the_nearest_even_sizes(name, size, sizes):
 
 @pytest.mark.parametrize("size", [32, 33])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change.values())))
-def test_every_remedy_can_be_read(change, size):
+def test_every_remedy_can_be_read(change, size, rows_of):
     rows = rows_of("cifar_resnet20", size, **change)
     plain = [row for row in rows_of("cifar_resnet20", size) if row.kind == "conv"]
     convs = [row for row in rows if row.kind == "conv" and "logits" not in row.layer]
@@ -116,7 +119,7 @@ def test_every_remedy_can_be_read(change, size):
     assert modes == {padding if padding in ("reflect", "replicate", "circular") else "zero"}
 
 
-def test_remedies_change_what_is_uneven_as_they_should():
+def test_remedies_change_what_is_uneven_as_they_should(rows_of):
     def evenness(size, **change):
         return {r.even for r in rows_of("cifar_resnet20", size, **change) if r.strided}
 
@@ -133,21 +136,21 @@ def test_remedies_change_what_is_uneven_as_they_should():
     assert rows_of("resnet18", 224)[0].skew == "bottom right"
 
 
-def test_same_padding_is_best_judged_by_auditing_every_size():
+def test_same_padding_is_best_judged_by_auditing_every_size(rows_of):
     sizes = geometry.even_input_sizes(
         lambda size: rows_of("cifar_resnet20", size, padding="same"), 32, count=1
     )
     assert sizes == [33]
 
 
-def test_an_input_too_small_for_the_network_names_the_layer():
-    module, variables, _ = shapes("vgg16", 224)
+def test_an_input_too_small_for_the_network_names_the_layer(traced):
+    network = traced("vgg16")
     images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
     with pytest.raises(ValueError, match=r"^(features\w*|max_pool_\d|pool\w*): "):
-        geometry.audit(lambda v, x: module.apply(v, x), variables, images)
+        geometry.audit(lambda v, x: network.model.apply(v, x), network.variables, images)
 
 
-def test_the_foveation_of_a_residual_network_is_centred_at_an_odd_size():
+def test_the_foveation_of_a_residual_network_is_centred_at_an_odd_size(rows_of):
     for size, centred in ((224, False), (225, True)):
         ways = geometry.network_foveation(rows_of("resnet18", size))
         assert ways.shape == (size, size)

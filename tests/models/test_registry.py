@@ -64,11 +64,6 @@ FAMILIES = {
 }
 
 
-def images_of(name, batch=2):
-    size = models.default_input_size(name)
-    return jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
-
-
 def shapes_of(model, images):
     return jax.eval_shape(model.init, jax.random.key(0), images)
 
@@ -111,13 +106,15 @@ def test_every_model_maps_images_of_its_size_to_float32_logits(name, traced):
     list(zip(layers.PADDINGS, itertools.cycle(layers.DOWNSAMPLINGS), strict=False)),
 )
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_takes_every_padding_and_downsampling(name, padding, downsample):
-    fields = FAMILIES[name]
-    model = models.create(name, num_classes=5, padding=padding, downsample=downsample, **fields)
+def test_every_family_takes_every_padding_and_downsampling(name, padding, downsample, traced):
+    # Only LPS has parameters of its own; all other styles share theirs.
+    own = {"downsample": "lps"} if downsample == "lps" else {}
+    network = traced(name, num_classes=5, **FAMILIES[name], **own)
+    model, shapes = network.model, network.variables
+    model = models.vary(model, padding=padding, downsample=downsample)
     # Unpadded networks shrink their maps; nothing is computed, so images may be large.
     size = 2500 if padding == "valid" else models.default_input_size(name)
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    shapes = shapes_of(model, images)
 
     def train(variables, images):
         rngs = {"dropout": jax.random.key(0), "downsample": jax.random.key(1)}
@@ -131,10 +128,9 @@ def test_every_family_takes_every_padding_and_downsampling(name, padding, downsa
     )
 
 
-def test_only_inception_in_training_returns_two_logits():
-    model = models.create("inception_v3", num_classes=5)
-    images = images_of("inception_v3")
-    shapes = shapes_of(model, images)
+def test_only_inception_in_training_returns_two_logits(traced):
+    network = traced("inception_v3", num_classes=5)
+    model, images, shapes = network.model, network.images, network.variables
     rngs = {"dropout": jax.random.key(0)}
 
     def apply(model):
@@ -149,11 +145,12 @@ def test_only_inception_in_training_returns_two_logits():
 
 
 def test_parameters_do_not_depend_on_padding_or_on_unlearned_downsampling():
-    images = images_of("resnet18")
-    wanted = shapes_of(models.create("resnet18"), images)
+    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    fields = FAMILIES["resnet18"]
+    wanted = shapes_of(models.create("resnet18", **fields), images)
     for padding in layers.PADDINGS[:-1]:
         for downsample in ("stride", "blur", "sbpool", "aps"):
-            model = models.create("resnet18", padding=padding, downsample=downsample)
+            model = models.create("resnet18", padding=padding, downsample=downsample, **fields)
             assert shapes_of(model, images) == wanted
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import gc
 import os
 import pathlib
 import re
@@ -264,6 +265,8 @@ def run(main: Callable[[Sequence[str]], int | None], command: Command) -> None:
         from ``main``, which in this project mean unusable input. ``--verbosity=1`` shows the
         traceback instead.
     """
+    # JAX makes many objects and little garbage while it is imported and traces programs.
+    gc.set_threshold(20_000)
     flags.FLAGS.set_gnu_getopt(True)
     answer = _answer(command, sys.argv)
     if answer is not None:

@@ -229,8 +229,10 @@ def compare_speeds(
     single = one_thread(folder / "compiled")
     every = {"JAX_COMPILATION_CACHE_DIR": single["JAX_COMPILATION_CACHE_DIR"], **os.environ}
     together = _speed([Job("speed", command, log)], [every], stop)
+    if not together:
+        return None
     apart = _speed([Job("speed", command, log)] * processes, [single] * processes, stop)
-    return Speeds(together, apart, processes) if together and apart else None
+    return Speeds(together, apart, processes) if apart else None
 
 
 def _speed(jobs: Sequence[Job], environments: Sequence[dict[str, str]], stop: Stop) -> float:

@@ -1,5 +1,6 @@
 """A run small enough for a test: 8 steps of a two-layer network on the digits."""
 
+import functools
 import json
 import pathlib
 from typing import NamedTuple
@@ -62,6 +63,12 @@ def parts(changed, members=0):
     dataset = data.open_dataset({**resolved, "eval_batch_size": 256}, backend)
     recipe = make_recipe(complete(resolved, dataset), dataset, backend.axis_name)
     return Parts(backend, dataset, recipe)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(model, variables, images):
+    """The logits of a trained network."""
+    return model.apply(variables, images, train=False)
 
 
 def saved_state(workdir, changed):

@@ -84,7 +84,7 @@ def test_evaluation_counts_every_test_image_once(finished):
     state, recipe = saved_state(workdir, tiny.config()), tiny.parts(tiny.config()).recipe
     test = data.load("digits", "test")
     images = data.normalize(test.images, recipe.mean, recipe.std)
-    logits = np.asarray(recipe.model.apply(state.variables, images, train=False))
+    logits = np.asarray(tiny.logits(recipe.model, state.variables, images))
     assert summary["eval_accuracy"] == np.mean(logits.argmax(-1) == test.labels)
     spread = np.log(np.exp(logits).sum(-1)) - logits[np.arange(360), test.labels]
     assert summary["eval_loss"] == pytest.approx(spread.mean(), rel=1e-4)

@@ -51,7 +51,7 @@ def test_projected_kernels_are_invariant_after_every_step_while_training_learns(
     )
     config.optimizer.learning_rate, config.optimizer.warmup_epochs = 0.5, 0.1
     run = tiny.parts(config)
-    start = symmetry.measure(run.initial_state().params)
+    start = jax.device_get(jax.jit(symmetry.measure)(run.initial_state().params))
     _, logs = run.train(steps)
     rest = sorted(set(MEASURED) - set(group))
     for log in ({"symmetry": start}, *logs):
@@ -84,7 +84,7 @@ def test_tied_slices_are_invariant_to_the_last_bit_and_answers_follow_the_flip(t
     # A network of invariant slices without strides gives an image and its mirror the same logits.
     images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
     logits = [
-        run.recipe.model.apply(state.variables, each, train=False)
+        tiny.logits(run.recipe.model, state.variables, each)
         for each in (images, images[:, :, ::-1])
     ]
     np.testing.assert_allclose(*logits, atol=1e-5)
@@ -158,7 +158,7 @@ def test_the_loss_is_the_mean_over_chosen_layers_that_have_a_score_and_moves_no_
     means = []
     for name, group in (("a", ("r90", "r180", "r270")), ("b", ("r90", "r180", "r270")),
                         ("c", ("r180",))):  # fmt: skip
-        found = symmetry.transform_distances(params[name]["kernel"].mean(axis=(2, 3)))
+        found = jax.jit(symmetry.transform_distances)(params[name]["kernel"].mean(axis=(2, 3)))
         distances_of = dict(zip(D4, found, strict=True))
         means.append(sum(float(distances_of[g]) for g in group) / (len(group) + 1))
     assert float(loss) == pytest.approx(0.5 * np.mean(means), abs=1e-6)

@@ -100,7 +100,7 @@ def test_averaged_weights_are_evaluated_measured_and_saved(tmp_path):
     state, run = tiny.saved_state(tmp_path / "run", config), tiny.parts(config)
     test = data.load("digits", "test")
     images = data.normalize(test.images, run.recipe.mean, run.recipe.std)
-    logits = run.recipe.model.apply(state.ema, images, train=False)
+    logits = tiny.logits(run.recipe.model, state.ema, images)
     assert summary["eval_ema_accuracy"] == np.mean(np.asarray(logits).argmax(-1) == test.labels)
     assert summary["eval_ema_accuracy"] != summary["eval_accuracy"]
     assert 0.3 < summary["ema_mean_score"] < 1

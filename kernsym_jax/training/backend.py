@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kernsym_jax import data
 from kernsym_jax.layers import by_products
 from kernsym_jax.training.state import Recipe, TrainState, initial_state
 from kernsym_jax.training.step import Batch, Logs, Sums, eval_step, train_step
@@ -133,6 +134,7 @@ class Backend:
 
     def initial_state(self, recipe: Recipe, image_shape: tuple[int, ...], seed: int) -> TrainState:
         """Returns the state of one network before its first step, on all devices."""
+        recipe = dataclasses.replace(_without_training(recipe), mean=(), std=(), axis_name=None)
         return _initial_state(self, recipe, image_shape)(np.uint32(seed))
 
     def join(self, states: Sequence[TrainState]) -> TrainState:
@@ -151,7 +153,7 @@ class Backend:
 
     def compile_eval(self, recipe: Recipe) -> EvalStep:
         """Returns the compiled evaluation step; all members evaluate the same batch."""
-        return _compile_eval(self, recipe)
+        return _compile_eval(self, _without_training(recipe))
 
     def _put(self, array: np.ndarray, *axes: str | None) -> jax.Array:
         # This copy is explicit, but with several processes the guard takes it for an implicit one.
@@ -244,6 +246,14 @@ def _compile_train(backend: Backend, recipe: Recipe) -> TrainStep:
         return _pmap(backend, step, (None, 0, None), donate=0)
     whole, split = backend._sharding(), backend._sharding(DATA)
     return jax.jit(step, donate_argnums=0, in_shardings=(whole, split, whole), out_shardings=whole)
+
+
+def _without_training(recipe: Recipe) -> Recipe:
+    """Leaves out what only training needs, so that runs which differ in it share programs."""
+    return dataclasses.replace(
+        recipe, warmup_steps=0, total_steps=1, augment=data.Augment(), log_every=1,
+        label_smoothing=0.0, class_weights=(),
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=16)

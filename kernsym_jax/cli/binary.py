@@ -255,18 +255,15 @@ def run(main: Callable[[Sequence[str]], int | None], command: Command) -> None:
     """Parses the flags, calls ``main(argv)`` and exits with its status.
 
     Args:
-      main: takes the positional arguments (the program's name first) and returns an exit status,
-        ``None`` for 0.
+      main: takes the program's name and the arguments; returns an exit status, ``None`` for 0.
       command: the binary, for its help and its messages.
 
     Raises:
       SystemExit: always; status 0 after ``--help`` and the like, or if there are no arguments;
-        status 2 with one line on stderr for bad usage, and for any ``ValueError`` or ``OSError``
-        from ``main``, which in this project mean unusable input. ``--verbosity=1`` shows the
-        traceback instead.
+        status 2 with one line on stderr for bad usage, and for a ``ValueError`` or an ``OSError``
+        from ``main``, which mean unusable input; ``--verbosity=1`` shows the traceback instead.
     """
-    # JAX makes many objects and little garbage while it is imported and traces programs.
-    gc.set_threshold(20_000)
+    gc.set_threshold(20_000)  # importing and tracing make many objects and little garbage
     flags.FLAGS.set_gnu_getopt(True)
     answer = _answer(command, sys.argv)
     if answer is not None:

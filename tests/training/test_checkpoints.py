@@ -169,7 +169,7 @@ def test_saved_on_some_devices_opened_on_others(tmp_path, first, then):
 
 def test_a_stop_while_every_step_is_being_saved_loses_nothing(tmp_path):
     assert threading.current_thread() is threading.main_thread()
-    long = {"epochs": 40 / 22, "eval_every_epochs": 1.0}
+    long = {"epochs": 20 / 22, "eval_every_epochs": 1.0}
     training.train_and_evaluate(tiny.config(**long), tmp_path / "whole")
     config = tiny.config(**long, checkpoint_every_epochs=1 / 22)
 
@@ -180,7 +180,7 @@ def test_a_stop_while_every_step_is_being_saved_loses_nothing(tmp_path):
 
     watcher = threading.Thread(target=stop_at_a_save, daemon=True)
     watcher.start()
-    with pytest.raises(training.Preempted, match="of 40, which is saved"):
+    with pytest.raises(training.Preempted, match="of 20, which is saved"):
         training.train_and_evaluate(config, tmp_path / "run")
     training.train_and_evaluate(config, tmp_path / "run")
     require_equal(

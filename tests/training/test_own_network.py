@@ -81,38 +81,6 @@ def trained(start):
     return start.folder / "run"
 
 
-def lines(workdir):
-    return (workdir / "metrics.jsonl").read_text()
-
-
-def test_the_run_records_the_network_and_resumes(start, trained):
-    model = json.loads((trained / "config.json").read_text())["model"]
-    assert (model["name"], model["kwargs"]) == ("own_net:Net", {"rate": 0.1, "width": 6})
-    layers = json.loads((trained / "layers.json").read_text())
-    assert [(row["layer"], row["stride"]) for row in layers] == [
-        ("stem", [2, 2]), ("Conv_0", [2, 2])
-    ]  # fmt: skip
-    given = ("train", "--config=config.py", "--workdir=part", "--config.model.kwargs.width=6")
-    # The same run, of which the second half starts from the checkpoint in its middle.
-    part = start.folder / "part"
-    assert start(*given)[0] == 0
-    newest = max((part / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    assert newest.name == "8"
-    for path in sorted(newest.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    newest.rmdir()
-    (part / "summary.json").unlink()
-    status, out, errors = start(*given)
-    assert status == 0, errors
-    assert "4" in out
-    assert lines(part) == lines(trained)
-    status, _, errors = start(
-        "train", "--config=config.py", "--workdir=run", "--config.model.kwargs.width=7"
-    )
-    assert (status, len(errors)) == (2, 1)
-    assert "model.kwargs.width: 6 → 7" in errors[0]
-
-
 @pytest.fixture
 def run_there(start, run_binary, monkeypatch):
     """Runs a binary in this process in the folder of the network, or in another one."""
@@ -124,6 +92,38 @@ def run_there(start, run_binary, monkeypatch):
         return status, out, errors.splitlines()
 
     return run
+
+
+def lines(workdir):
+    return (workdir / "metrics.jsonl").read_text()
+
+
+def test_the_run_records_the_network_and_resumes(start, run_there, trained):
+    model = json.loads((trained / "config.json").read_text())["model"]
+    assert (model["name"], model["kwargs"]) == ("own_net:Net", {"rate": 0.1, "width": 6})
+    layers = json.loads((trained / "layers.json").read_text())
+    assert [(row["layer"], row["stride"]) for row in layers] == [
+        ("stem", [2, 2]), ("Conv_0", [2, 2])
+    ]  # fmt: skip
+    given = ("train", "--config=config.py", "--workdir=part", "--config.model.kwargs.width=6")
+    # The same run, of which the second half starts from the checkpoint in its middle.
+    part = start.folder / "part"
+    assert run_there(*given)[0] == 0
+    newest = max((part / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    assert newest.name == "8"
+    for path in sorted(newest.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    newest.rmdir()
+    (part / "summary.json").unlink()
+    status, out, errors = run_there(*given)
+    assert status == 0, errors
+    assert "4" in out
+    assert lines(part) == lines(trained)
+    status, _, errors = run_there(
+        "train", "--config=config.py", "--workdir=run", "--config.model.kwargs.width=7"
+    )
+    assert (status, len(errors)) == (2, 1)
+    assert "model.kwargs.width: 6 → 7" in errors[0]
 
 
 def test_the_other_binaries_read_the_run(start, run_there, trained, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kernsym_jax.formats.arrays import DTYPES, Path, StoredArray, element_count
-from kernsym_jax.formats.pickle_data import Inert
+from kernsym_jax.formats.pickle_data import Inert, convolution_of
 
 MAX_DEPTH = 64
 MAX_NAME = 1000
@@ -131,11 +131,13 @@ class Leaves:
       arrays: path -> array, in the containers' order.
       optimizers: paths of the containers that are an optimizer's state dict.
       foreign: ``module.name`` of the class of objects that are records only -> their number.
+      calls: id of the weight of a convolution -> what its module says, see `convolution_of`.
     """
 
     arrays: dict[Path, StoredArray] = dataclasses.field(default_factory=dict)
     optimizers: list[Path] = dataclasses.field(default_factory=list)
     foreign: dict[str, int] = dataclasses.field(default_factory=dict)
+    calls: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def leaves(tree: Any) -> Leaves:
@@ -197,6 +199,22 @@ def in_memory(source: Any) -> Any:
             node = node.setdefault(name, {})
         node[last] = leaf
     return tree
+
+
+def torch_convolutions(source: Any) -> dict[str, dict[str, Any]]:
+    """Returns what the convolutions of a PyTorch module in memory say: name of a weight -> facts.
+
+    Args:
+      source: weights in memory, as for `in_memory`.
+    """
+    if not callable(getattr(source, "named_modules", None)):
+        return {}
+    found = {}
+    for name, module in source.named_modules():
+        facts = convolution_of(f"{type(module).__module__}.", vars(module))
+        if facts:
+            found[f"{name}.weight" if name else "weight"] = facts
+    return found
 
 
 def transposed_modules(source: Any) -> dict[Path, bool]:
@@ -333,6 +351,17 @@ class _Walk:
         if "state" in node and ("param_groups" in node or "hypers" in node):
             self.found.optimizers.append(path)
 
+    def note_convolution(self, kind: str, attributes: Mapping[Any, Any]) -> None:
+        """Notes what a module says of its weight; a script keeps no more than the class."""
+        facts = convolution_of(kind, attributes)
+        if kind.rpartition(".")[2] == "ConvTranspose2d" and not facts:
+            facts = {"transposed": True}
+        parameters = attributes.get("_parameters", attributes)
+        if facts and isinstance(parameters, Mapping):
+            weights = [parameters.get(name) for name in ("weight", "weight_orig", "weight_v")]
+            for weight in (each for each in weights if isinstance(each, StoredArray)):
+                self.found.calls[id(weight)] = facts
+
     def record(self, node: Inert, path: Path) -> Iterator[tuple[Path, StoredArray]]:
         script = node.name.startswith(_SCRIPT)
         if not script:
@@ -345,6 +374,7 @@ class _Walk:
                 yield from self.sequence(node, part, path)
                 continue
             self.note_optimizer(part, path)
+            self.note_convolution(node.name, part)
             yield from self.module(part, path, script=script)
         self.in_records -= 1
 

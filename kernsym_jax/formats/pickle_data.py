@@ -8,7 +8,7 @@ object. It refuses the file, with the name in the message, if only an attack wou
 import dataclasses
 import functools
 import pickletools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 MAX_OPERATIONS = 1_000_000
@@ -30,6 +30,7 @@ _EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
 }
 _LONGEST_NAME = 200
+_LARGEST = 1 << 16
 _SCALARS = (str, int, float, bool, bytes, type(None))
 
 
@@ -403,3 +404,40 @@ def _describe(value: Any) -> str:
     if isinstance(value, Symbol | Inert):
         return value.name
     return f"an object of type {type(value).__name__}"
+
+
+def convolution_of(kind: str, attributes: Mapping[Any, Any]) -> dict[str, Any]:
+    """Describes a two-dimensional convolution by the attributes of a PyTorch module.
+
+    Args:
+      kind: ``module.name`` of its class.
+      attributes: of the module.
+
+    Returns:
+      ``transposed``, ``groups``, ``stride``, ``dilation``, ``padding`` and ``depthwise`` (False, as
+      groups tell it); empty if it is no such module. The padding is None if it is not of zeros, if
+      the class is another's, or if there is none, because something else may pad the input then.
+    """
+    transposed, groups = attributes.get("transposed"), attributes.get("groups")
+    pairs = [attributes.get(name) for name in ("stride", "dilation", "kernel_size")]
+    if type(transposed) is not bool or not all(map(_is_pair, [*pairs, (groups, 1)])):
+        return {}
+    sides: Any = attributes.get("padding")
+    padding: Any = "same" if sides == "same" and not transposed else None
+    if _is_pair(sides, least=0) and (transposed or any(sides)):
+        padding = tuple((side, side) for side in sides)
+    known = attributes.get("padding_mode", "zeros") == "zeros" and kind.startswith("torch.")
+    return {
+        "transposed": transposed,
+        "groups": groups,
+        "depthwise": False,
+        "stride": pairs[0],
+        "dilation": pairs[1],
+        "padding": padding if known else None,
+    }
+
+
+def _is_pair(value: Any, least: int = 1) -> bool:
+    """Returns whether a value is two integers of at least `least`, and of no absurd size."""
+    pair = isinstance(value, tuple | list) and len(value) == 2
+    return pair and all(type(each) is int and least <= each <= _LARGEST for each in value)

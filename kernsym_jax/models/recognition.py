@@ -292,7 +292,7 @@ _EFFICIENTNET_PYTORCH_ENDS = {
 def _efficientnet_pytorch(counts: Sequence[int]) -> Callable[[str], str]:
     """Returns the renaming of EfficientNet-PyTorch, which numbers all blocks in one row.
 
-    Its weights and those of EfficientNet-Lite are TensorFlow's, and padded by TensorFlow's SAME.
+    Its weights are TensorFlow's, and padded by TensorFlow's SAME.
 
     Args:
       counts: number of blocks of each stage.

@@ -156,6 +156,9 @@ def _recognised(
     # Each network's kernels are put in front of all others.
     for found in reversed(matches):
         own, rows_at = _audit_of(found, options, ported=ported)
+        if _differs(found, own, weights):
+            note = f"its layers are those of {found.name}, but with other strides or paddings"
+            return dataclasses.replace(weights, notes=(note, *weights.notes)), (), None
         is_open = found.name.startswith(_RESNETS) and _has_dense_head(found, weights)
         if is_open:
             own, rows_at = [row for row in own if not row.layer.startswith(_DILATED)], None
@@ -167,6 +170,20 @@ def _recognised(
     weights = dataclasses.replace(weights, notes=(note, *weights.notes))
     # It looks for no size at which several networks are even.
     return weights, rows, rows_at if len(matches) == 1 else None
+
+
+def _differs(found: "Recognised", rows: Sequence[LayerGeometry], weights: Weights) -> bool:
+    """Returns whether what the file says of a convolution is not so in a recognised network."""
+    for row in rows:
+        kernel = weights.kernels.get(found.layers.get(row.layer, ""))
+        if kernel is None or kernel.stride is None:
+            continue
+        unpadded = ((0, 0), (0, 0))
+        padding = unpadded if kernel.padding is None else kernel.padding
+        told = (kernel.stride, kernel.dilation, padding)
+        if told != (row.stride, row.dilation, row.padding):
+            return True
+    return False
 
 
 def _has_dense_head(found: "Recognised", weights: Weights) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from kernsym_jax.formats import (
 from kernsym_jax.formats.archive import ZipMembers, read_hdf5
 from kernsym_jax.formats.arrays import StoredArray, leaf_name, natural_order, open_regular
 from kernsym_jax.weights import checkpoint
-from kernsym_jax.weights.kernels import KERNEL_LEAVES
+from kernsym_jax.weights.kernels import KERNEL_LEAVES, without_prefix
 from kernsym_jax.weights.layout import DEPTHWISE, HWIO, OIHW, TRANSPOSED
 
 SUPPORTED = (
@@ -29,6 +30,7 @@ SUPPORTED = (
 
 _INDEX = ".index.json"
 _MOST_KINDS = 100
+_WEIGHT_PARTS = re.compile(r"weight_(orig|v)$")
 HDF5 = b"\x89HDF\r\n\x1a\n"
 """The first bytes of an HDF5 file."""
 
@@ -49,6 +51,7 @@ class ArrayFile:
       step: the number of steps or epochs after which the file says that it was saved.
       calls: name of a kernel -> stride, padding, dilation and groups of the convolution that reads
         it, and whether it is transposed, in forward order; or only what `find_kernels` uses.
+      forward: whether the calls come in forward order.
     """
 
     format: str
@@ -61,6 +64,7 @@ class ArrayFile:
     notes: tuple[str, ...] = ()
     step: int | None = None
     calls: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    forward: bool = True
 
 
 def read_array_file(path: pathlib.Path, which: str | None = None) -> ArrayFile:
@@ -130,7 +134,10 @@ def in_memory(source: Any, which: str | None) -> ArrayFile:
         "/".join((*path, "kernel")): {"transposed": True, "outputs_first": outputs_first}
         for path, outputs_first in containers.transposed_modules(source).items()
     }
-    return dataclasses.replace(file, step=containers.step(tree), calls=calls)
+    convolutions = containers.torch_convolutions(source)
+    if convolutions:
+        file = _with_convolutions(file, convolutions)
+    return dataclasses.replace(file, step=containers.step(tree), calls={**file.calls, **calls})
 
 
 def existing(path: str | os.PathLike) -> pathlib.Path:
@@ -195,7 +202,7 @@ def _zip(path: pathlib.Path, which: str | None) -> ArrayFile:
         tree = pytorch.read_archive(path)
         file = _checkpoint(name, tree, ".", which, rule=OIHW, ordered=True)
         calls = _padded(torch_export.frozen_calls(path)) if script else {}
-        return dataclasses.replace(file, calls=calls)
+        return dataclasses.replace(file, calls=calls, forward=True) if calls else file
     if names and all(name.endswith(".npy") for name in names):
         arrays, skipped = named_arrays.read_npz(path)
         # Sorted names come from a sorted tree and do not tell the order of the layers.
@@ -204,10 +211,10 @@ def _zip(path: pathlib.Path, which: str | None) -> ArrayFile:
     raise ValueError(f"a zip archive, but of no supported format; {SUPPORTED}")
 
 
-def _padded(calls: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _padded(calls: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Names the padding of PyTorch's ``same`` as others do."""
     return {
-        name: {**call, "padding": "SAME" if call["padding"] == "same" else call["padding"]}
+        name: {**call, "padding": "SAME"} if call.get("padding") == "same" else call
         for name, call in calls.items()
     }
 
@@ -426,4 +433,18 @@ def _tree(
         kind: f"not run: {count} object{'s' if count > 1 else ''}, read as plain records"
         for kind, count in list(leaves.foreign.items())[:_MOST_KINDS]
     }
-    return ArrayFile(name, arrays, rule, usual, True, ordered, skipped, model.notes)
+    file = ArrayFile(name, arrays, rule, usual, True, ordered, skipped, model.notes)
+    calls = {
+        _WEIGHT_PARTS.sub("weight", name): leaves.calls[id(array)]
+        for name, array in arrays.items()
+        if id(array) in leaves.calls
+    }
+    return _with_convolutions(file, calls) if calls else file
+
+
+def _with_convolutions(file: ArrayFile, calls: Mapping[str, Mapping[str, Any]]) -> ArrayFile:
+    """Adds what the modules of PyTorch say, which have no forward order, to their weights."""
+    arrays = without_prefix(file.arrays)
+    cut = len(next(iter(file.arrays))) - len(next(iter(arrays)))
+    calls = _padded({name[cut:]: call for name, call in calls.items()})
+    return dataclasses.replace(file, arrays=arrays, calls=calls, drop_prefix=False, forward=False)

@@ -133,7 +133,7 @@ def find_kernels(
         whether it is ``depthwise``, and then has its channels in place of its inputs.
     """
     calls = calls or {}
-    stored = _without_prefix(arrays) if drop_prefix else dict(arrays)
+    stored = without_prefix(arrays) if drop_prefix else dict(arrays)
     arrays, skipped = fold.merge_parts(stored)
     layouts = decide(arrays, given=layout, rule=rule, usual=usual)
     found, others = _sort(arrays, layouts, calls, in_order=in_order)
@@ -239,12 +239,12 @@ def _open_note(skipped: Mapping[str, str]) -> tuple[str, ...]:
     return (f"the layout of {len(names)} left-out arrays is open ({listed}): --layout decides",)
 
 
-def _without_prefix(arrays: Mapping[str, StoredArray]) -> dict[str, StoredArray]:
+def without_prefix(arrays: Mapping[str, StoredArray]) -> dict[str, StoredArray]:
     """Removes the names of containers that hold every kernel, such as those of wrappers."""
     kernels = [name for name, array in arrays.items() if len(array.shape) == 4]
     for prefix in _PREFIXES:
         if kernels and all(name.startswith(prefix) for name in kernels):
-            return _without_prefix(
+            return without_prefix(
                 {name.removeprefix(prefix): array for name, array in arrays.items()}
             )
     return dict(arrays)
@@ -356,12 +356,14 @@ def _found(
     depthwise = call.get("depthwise")
     if leaf == "depthwise_kernel" or depthwise:
         return _Found(layout, (kh, kw, 1, inputs * outputs), transposed=False, depthwise=True)
-    if "transposed" in call:
-        first = call.get("outputs_first", True)
-        return _Found(layout, shape, call["transposed"], call.get("groups"), first, depthwise)
     stem = name.removesuffix(leaf)
     bias = _bias(name, arrays)
     numbers = bias.shape[0] if bias is not None and len(bias.shape) == 1 else None
+    if "transposed" in call:
+        first, groups = call.get("outputs_first", True), call.get("groups")
+        if groups is None and call["transposed"] and layout == OIHW and numbers is not None:
+            groups = numbers // inputs or None
+        return _Found(layout, shape, call["transposed"], groups, first, depthwise)
     if bias is None and norm is not None and norm != outputs:
         numbers = norm if norm == inputs else None
     layer = re.split(r"[/.]", stem.rstrip("/."))[-1]

@@ -213,11 +213,13 @@ def _kernels(file: ArrayFile, source: str, layout: str | None, fold_batchnorm: b
         first=found.first,
     )
     calls = {layer_name(name): call for name, call in file.calls.items() if "stride" in call}
-    return _with_calls(weights, calls)
+    return _with_calls(weights, calls, forward=file.forward)
 
 
-def _with_calls(weights: Weights, calls: Mapping[str, Mapping[str, Any]]) -> Weights:
-    """Adds the forward order, strides, paddings, dilations and groups that a format keeps."""
+def _with_calls(
+    weights: Weights, calls: Mapping[str, Mapping[str, Any]], *, forward: bool
+) -> Weights:
+    """Adds the strides, paddings, dilations, groups and perhaps order that a format keeps."""
     kernels = {}
     for layer, call in calls.items():
         kernel = weights.kernels.get(layer)
@@ -225,8 +227,9 @@ def _with_calls(weights: Weights, calls: Mapping[str, Mapping[str, Any]]) -> Wei
             made = _described(kernel, call)
             grouped = made.kind == CONV and (made.groups or 1) > 1 and made.shape[2] == 1
             kernels[layer] = dataclasses.replace(made, kind=DEPTHWISE) if grouped else made
-    if not kernels:
-        return weights
+    if not (kernels and forward):
+        both = {name: kernels.get(name, kernel) for name, kernel in weights.kernels.items()}
+        return dataclasses.replace(weights, kernels=both)
     rest = {name: kernel for name, kernel in weights.kernels.items() if name not in kernels}
     first = next(iter(calls))
     return dataclasses.replace(weights, kernels=kernels | rest, order="forward", first=first)

@@ -357,6 +357,38 @@ def test_a_name_that_tells_of_other_strides_leaves_them_open(tmp_path, name):
     assert report.read_table(path, report.Options(model="resnet18")).rows[0]["stride"] == "2"
 
 
+class TorchModule:
+    """A network, or a convolution of one, with what a module of PyTorch has."""
+
+    __module__ = "torch.nn.modules.conv"
+
+    def __init__(self, parts=(), tensors=(), **attributes):
+        self.__dict__ |= attributes
+        self.named_modules = lambda: [("", self), *dict(parts).items()]
+        self.state_dict = lambda: dict(tensors)
+
+
+@pytest.mark.parametrize(
+    ("changed", "recognised"),
+    [({}, True), ({"stride": (1, 1)}, False), ({"padding_mode": "circular"}, False)],
+)
+def test_strides_of_modules_decide_against_a_network_with_others(changed, recognised):
+    parts = {}
+    for row in models.layer_rows("cifar_resnet20"):
+        if row["kind"] == "conv":
+            stride, padding = tuple(row["stride"]), tuple(side for side, _ in row["padding"])
+            pairs = {"stride": stride, "padding": padding, "dilation": (1, 1)}
+            name = row["layer"].replace("_", ".").replace("/", ".")
+            parts[name] = TorchModule(transposed=False, groups=1, kernel_size=(3, 3), **pairs)
+    parts["layer3.0.conv1"].__dict__ |= changed
+    table = report.table(TorchModule(parts, drawn_state_dict("cifar_resnet20")))
+    told = "recognised as cifar_resnet20", "its layers are those of cifar_resnet20, but with other"
+    assert table.weights.notes[0].startswith(told[not recognised])
+    strided = [row["layer"] for row in table.rows if row["stride"] == "2"]
+    wanted = ["layer2.0.conv1"] if "stride" in changed else ["layer2.0.conv1", "layer3.0.conv1"]
+    assert strided == wanted
+
+
 def test_two_networks_in_one_file_are_both_recognised():
     state_dict = {f"eye.{key}": array for key, array in drawn_state_dict("cifar_resnet20").items()}
     state_dict |= {f"ear.{key}": a for key, a in drawn_state_dict("cifar_resnet32", 1).items()}
@@ -384,7 +416,7 @@ def test_weights_from_tensorflow_in_timm_have_its_padding(tmp_path, place):
 
 
 def test_weights_of_efficientnet_pytorch_have_tensorflows_padding():
-    # The names of EfficientNet-Lite: no squeeze-and-excitation, all blocks in one row.
+    # The names of EfficientNet-PyTorch: all blocks in one row.
     names = {"features.0.0": "_conv_stem", "features.8.0": "_conv_head"}
     blocks = [1, 2, 2, 3, 3, 4, 1]
     places = [f"features.{i}.{j}" for i, n in enumerate(blocks, 1) for j in range(n)]
@@ -393,7 +425,9 @@ def test_weights_of_efficientnet_pytorch_have_tensorflows_padding():
         if number:
             inner = ["_expand_conv", "_depthwise_conv", "_se", "_project_conv"]
         for part, word in enumerate(inner):
-            names[f"{place}.block.{part}.0"] = f"_blocks.{number}.{word}"
+            ends = {"fc1": "_reduce", "fc2": "_expand"} if word == "_se" else {"0": ""}
+            for end, rest in ends.items():
+                names[f"{place}.block.{part}.{end}"] = f"_blocks.{number}.{word}{rest}"
     stored = {
         names[key.removesuffix(".weight")] + ".weight": array
         for key, array in drawn_state_dict("efficientnet_b0").items()
@@ -406,6 +440,9 @@ def test_weights_of_efficientnet_pytorch_have_tensorflows_padding():
     assert rows["_blocks.11._depthwise_conv"]["padding"] == "1,2×1,2"
     strided = [name for name, row in rows.items() if row["stride"] == "2"]
     assert strided == ["_conv_stem", *(f"_blocks.{i}._depthwise_conv" for i in (1, 3, 5, 11))]
+    # EfficientNet-Lite has none of the modules for squeeze-and-excitation, and is another network.
+    lite = report.table({name: array for name, array in stored.items() if "._se_" not in name})
+    assert not any("recognised" in note for note in lite.weights.notes)
 
 
 def recognised_shapes(name):

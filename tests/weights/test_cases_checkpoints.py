@@ -382,6 +382,12 @@ def test_a_whole_module_gives_its_parameters_by_their_names(fixtures, tmp_path, 
     }
     wanted = network.values("stem.weight", (4, 3, 3, 3)).transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(found.kernels["stem"].weight, wanted)
+    stem, body = found.kernels.values()
+    # Something else may pad the input of a module that does not.
+    assert (stem.stride, stem.padding, stem.groups) == ((2, 2), None, 1)
+    assert (body.stride, body.dilation, body.groups) == ((1, 1), (1, 1), 4)
+    # A module has its parts in the order of definition.
+    assert (found.order, found.first) == ("file", "stem")
     assert "body.1.running_var" in found.skipped
     assert "not run: 2 objects" in found.skipped["torch.nn.modules.conv.Conv2d"]
 

@@ -39,6 +39,30 @@ class Module:
         return self._tensors
 
 
+class Part:
+    """A convolution with the attributes that PyTorch gives it."""
+
+    __module__ = "torch.nn.modules.conv"
+
+    def __init__(self, **changed):
+        usual = {"stride": (1, 1), "dilation": (1, 1), "kernel_size": (3, 3), "padding": (0, 0)}
+        others = {"transposed": False, "groups": 1, "padding_mode": "zeros"}
+        self.__dict__ |= usual | others | changed
+
+
+class OwnPart(Part):
+    """One of the user's own class, whose call may pad."""
+
+
+class Network(Module):
+    def __init__(self, tensors, parts):
+        super().__init__(tensors)
+        self._parts = parts
+
+    def named_modules(self):
+        return [("", self), *self._parts.items()]
+
+
 STATE_DICT = {
     "layer1.0.conv2.weight": drawn(8, 3, 3, 3),
     "layer1.0.conv1.weight": drawn(8, 8, 3, 3),
@@ -57,6 +81,37 @@ def test_a_state_dict_keeps_its_order_and_has_the_layout_of_pytorch(wrap):
         assert list(found.skipped) == ["layer1.0.conv1.bias"]
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_convolutions_of_a_module_of_pytorch_are_what_their_attributes_say(prefix):
+    parts = {
+        "stem": (Part(stride=(2, 2), padding=(1, 0)), (4, 1, 3, 3)),
+        "thin": (Part(groups=4, padding="same", dilation=(2, 2)), (8, 1, 3, 3)),
+        "even": (Part(transposed=True, stride=(2, 2), padding=(1, 1)), (8, 8, 3, 3)),
+        "split": (Part(transposed=True, groups=2), (8, 3, 3, 3)),
+        "round": (Part(padding=(1, 1), padding_mode="circular"), (6, 6, 3, 3)),
+        "cut": (Part(padding="valid"), (6, 6, 3, 3)),
+        "own": (OwnPart(padding=(1, 1)), (6, 6, 3, 3)),
+        "odd": (Part(stride=(0, 1)), (6, 6, 3, 3)),
+    }
+    tensors = {f"{prefix}{name}.weight": drawn(*shape) for name, (_, shape) in parts.items()}
+    module = Network(tensors, {f"{prefix}{name}": part for name, (part, _) in parts.items()})
+    found = weights.read(module)
+    one, none = (1, 1), ((0, 0), (0, 0))
+    assert facts(found) == {
+        "stem": ((3, 3, 1, 4), "conv", (2, 2), ((1, 1), (0, 0)), one, 1),
+        "thin": ((3, 3, 1, 8), "depthwise", one, "SAME", (2, 2), 4),
+        "even": ((3, 3, 8, 8), "transposed", (2, 2), ((1, 1), (1, 1)), one, 1),
+        "split": ((3, 3, 4, 6), "transposed", one, none, one, 2),
+        "round": ((3, 3, 6, 6), "conv", one, None, one, 1),
+        "cut": ((3, 3, 6, 6), "conv", one, None, one, 1),
+        "own": ((3, 3, 6, 6), "conv", one, None, one, 1),
+        "odd": ((3, 3, 6, 6), "conv", None, None, None, None),
+    }
+    assert (found.order, found.first) == ("file", "stem")
+    stored = tensors[f"{prefix}even.weight"].transpose(2, 3, 0, 1)
+    np.testing.assert_array_equal(found.kernels["even"].weight, stored)
+
+
 def test_params_variables_and_train_states_of_flax_give_the_same_kernels():
     model = models.create("small_cnn", width=4, depth=2, strided=(2,), num_classes=2)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
@@ -70,14 +125,14 @@ def test_params_variables_and_train_states_of_flax_give_the_same_kernels():
     assert "optimizer state" in weights.read(state).skipped["opt_state"]
 
 
-class Network(nnx.Module):
+class Stack(nnx.Module):
     def __init__(self, rngs):
         self.stem = nnx.Conv(3, 3, (3, 3), rngs=rngs)
         self.blocks = nnx.List([nnx.Conv(3, 3, (3, 3), rngs=rngs) for _ in range(3)])
 
 
 def test_modules_and_states_of_nnx_are_read():
-    network = Network(nnx.Rngs(0))
+    network = Stack(nnx.Rngs(0))
     for source in (network, nnx.state(network), nnx.to_pure_dict(nnx.state(network))):
         found = weights.read(source)
         assert set(found.kernels) == {"stem", "blocks/0", "blocks/1", "blocks/2"}

@@ -13,10 +13,15 @@ from kernsym_jax.formats.pickle_data import Inert, convolution_of
 MAX_DEPTH = 64
 MAX_NAME = 1000
 
-_STEP_KEYS = ("step", "global_step", "iteration", "iter", "epoch")
+_STEP_KEYS = ("step", "global_step", "global_steps", "iteration", "iter", "epoch")
 # The dictionaries in which a PyTorch module keeps its parameters, buffers and modules.
 _MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 _SCRIPT = "__torch__"
+# The state of a quantised convolution is a tuple that begins so.
+_QUANTIZED = (
+    *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"),
+    *("transposed", "output_padding", "groups", "padding_mode"),
+)
 _KERAS = ("keras", "tf_keras", "tensorflow")
 
 
@@ -386,6 +391,9 @@ class _Walk:
             tensors = list(_tensors(part, 2))
             weight = next((each for each in tensors if len(each.shape) > 1), None)
             if weight is not None:
+                facts = convolution_of(node.name, dict(zip(_QUANTIZED, part, strict=False)))
+                if facts:
+                    self.found.calls[id(weight)] = facts
                 yield (*path, "weight"), weight
                 biases = (each for each in tensors if len(each.shape) == 1)
                 yield from (((*path, "bias"), each) for each in biases if each.dtype.kind == "f")

@@ -8,6 +8,7 @@ object. It refuses the file, with the name in the message, if only an attack wou
 import dataclasses
 import functools
 import pickletools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
@@ -31,6 +32,7 @@ _EMPTY: dict[str, Callable[[], Any]] = {
 }
 _LONGEST_NAME = 200
 _LARGEST = 1 << 16
+_OF_TORCH = re.compile(r"(__torch__\.)?torch\.")
 _SCALARS = (str, int, float, bool, bytes, type(None))
 
 
@@ -426,7 +428,7 @@ def convolution_of(kind: str, attributes: Mapping[Any, Any]) -> dict[str, Any]:
     padding: Any = "same" if sides == "same" and not transposed else None
     if _is_pair(sides, least=0) and (transposed or any(sides)):
         padding = tuple((side, side) for side in sides)
-    known = attributes.get("padding_mode", "zeros") == "zeros" and kind.startswith("torch.")
+    known = attributes.get("padding_mode", "zeros") == "zeros" and _OF_TORCH.match(kind)
     return {
         "transposed": transposed,
         "groups": groups,

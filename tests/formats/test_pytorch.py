@@ -13,6 +13,9 @@ import pytest
 import writers
 
 from kernsym_jax import weights
+from kernsym_jax.formats import containers
+from kernsym_jax.formats.arrays import StoredArray
+from kernsym_jax.formats.pickle_data import Inert
 
 _BASE = (np.arange(54) / 4).reshape(2, 3, 3, 3)
 _DTYPES = (
@@ -272,3 +275,26 @@ def test_real_checkpoints_are_read_in_full(shared):
         assert list(found.kernels)[:2] == ["conv1", "layer1.0.conv1"]
     found = weights.read(shared / "weights" / "captum_cifar_lenet.pt")
     assert [kernel.shape for kernel in found.kernels.values()] == [(5, 5, 3, 6), (5, 5, 6, 16)]
+
+
+@pytest.mark.parametrize("kind", ["torch.nn.modules.conv", "__torch__.torch.nn.modules.conv"])
+def test_a_convolution_that_keeps_no_settings_is_told_by_its_class(kind):
+    records = {}
+    for name in ("ConvTranspose2d", "Conv2d"):
+        records[name] = Inert(f"{kind}.{name}")
+        records[name].set_state({"weight": StoredArray.of(np.ones((4, 4, 3, 3), np.float32))})
+    found = containers.leaves(records)
+    told = {
+        path[0].split(".")[0]: found.calls.get(id(array)) for path, array in found.arrays.items()
+    }
+    assert told == {"ConvTranspose2d": {"transposed": True}, "Conv2d": None}
+
+
+def test_a_quantised_convolution_keeps_its_settings_in_a_row():
+    weight, bias = (StoredArray.of(np.ones(shape, np.float32)) for shape in ((4, 4, 3, 3), (4,)))
+    settings = (4, 4, (3, 3), (2, 1), (1, 1), (1, 1), True, (0, 0), 1, "zeros")
+    record = Inert("__torch__.torch.ao.nn.quantized.modules.conv.ConvTranspose2d")
+    record.set_state((*settings, weight, bias, 0.5, 0, False))
+    (facts,) = containers.leaves({"up": record}).calls.values()
+    assert (facts["transposed"], facts["stride"], facts["groups"]) == (True, (2, 1), 1)
+    assert facts["padding"] == ((1, 1), (1, 1))

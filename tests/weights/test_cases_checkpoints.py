@@ -492,6 +492,9 @@ def test_quantised_torchscript_gives_dequantised_kernels(fixtures, tmp_path, nam
     assert list(found) == [f"{prefix}{first + index}" for index in range(2)]
     for kernel, array in zip(found.values(), wanted.values(), strict=True):
         np.testing.assert_allclose(kernel.weight, array.read().transpose(2, 3, 1, 0), rtol=1e-6)
+    facts = [(kernel.kind, kernel.stride, kernel.groups) for kernel in found.values()]
+    if not prefix:
+        assert facts == [("conv", (1, 1), 1), ("depthwise", (1, 1), 4)]
 
 
 def test_a_class_named_by_code_stays_unrun(tmp_path):

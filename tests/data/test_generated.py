@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from kernsym_jax import data, models, symmetry
 from kernsym_jax.data.generated import GROUPS, Purpose, permutation, uniforms, words
@@ -174,7 +175,7 @@ def test_a_small_network_learns_the_classes():
     train, test = (drawn("fliplr", settings, split) for split in ("train", "test"))
     model = models.create("small_cnn", num_classes=4, width=12, depth=2, strided=(2,))
     pixels = data.normalize(jnp.asarray(train.images), *data.channel_statistics(train.images))
-    variables = model.init(jax.random.key(0), pixels[:1])
+    variables = jax.jit(model.init)(jax.random.key(0), pixels[:1])
     optimizer = optax.sgd(0.1, 0.9)
 
     def loss_of(params, stats, images, labels):
@@ -198,7 +199,7 @@ def test_a_small_network_learns_the_classes():
         part = slice(start % 1024, start % 1024 + 64)
         params, stats, state = step(params, stats, state, pixels[part], train.labels[part])
     seen = data.normalize(jnp.asarray(test.images), *data.channel_statistics(train.images))
-    logits = model.apply({"params": params, "batch_stats": stats}, seen, train=False)
+    logits = tiny.logits(model, {"params": params, "batch_stats": stats}, seen)
     assert np.mean(np.asarray(logits).argmax(-1) == test.labels) > 0.9
 
 

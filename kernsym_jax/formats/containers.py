@@ -222,28 +222,42 @@ def torch_convolutions(source: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
-def transposed_modules(source: Any) -> dict[Path, bool]:
-    """Finds the transposed convolutions of a module of ``flax.nnx``.
+def nnx_convolutions(source: Any) -> dict[Path, dict[str, Any]]:
+    """Returns what the convolutions of a module of ``flax.nnx`` say: path of each -> facts.
 
     Args:
       source: weights in memory, as for `in_memory`.
-
-    Returns:
-      Path of a transposed convolution -> whether its kernel has the outputs before the inputs.
     """
     nnx = sys.modules.get("flax.nnx")
     if nnx is None or not isinstance(source, nnx.Module):
         return {}
     import jax
 
-    def is_transposed(node: Any) -> bool:
-        return isinstance(node, nnx.ConvTranspose)
+    def is_one(node: Any) -> bool:
+        return isinstance(node, nnx.Conv | nnx.ConvTranspose)
 
-    return {
-        tuple(_names(keys)): bool(node.transpose_kernel)
-        for keys, node in jax.tree_util.tree_flatten_with_path(source, is_leaf=is_transposed)[0]
-        if is_transposed(node)
-    }
+    leaves = jax.tree_util.tree_flatten_with_path(source, is_leaf=is_one)[0]
+    return {tuple(_names(keys)): _of_nnx(vars(node)) for keys, node in leaves if is_one(node)}
+
+
+def _of_nnx(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Describes a convolution by its attributes; without padding, something else may pad it."""
+    kernel = attributes.get("transpose_kernel")
+    facts = {"transposed": kernel is not None, "outputs_first": bool(kernel), "depthwise": False}
+    padding = attributes["padding"]
+    pairs = [
+        (value, value) if isinstance(value, int | None) else tuple(value)
+        for value in (attributes["strides"], attributes["kernel_dilation"])
+    ]
+    stride, dilation = (tuple(side or 1 for side in pair) for pair in pairs)
+    if isinstance(padding, int):
+        padding = ((padding, padding),) * 2
+    elif isinstance(padding, Sequence) and not isinstance(padding, str):
+        padding = tuple((side, side) if isinstance(side, int) else tuple(side) for side in padding)
+    known = padding == "SAME" or (isinstance(padding, tuple) and any(map(any, padding)))
+    groups = attributes.get("feature_group_count") or 1
+    given = {"stride": stride, "dilation": dilation, "padding": padding if known else None}
+    return {**facts, "groups": groups, **(given if len(stride) == len(dilation) == 2 else {})}
 
 
 def _names(keys: Sequence[Any]) -> list[str]:

@@ -178,10 +178,10 @@ def _differs(found: "Recognised", rows: Sequence[LayerGeometry], weights: Weight
         kernel = weights.kernels.get(found.layers.get(row.layer, ""))
         if kernel is None or kernel.stride is None:
             continue
-        unpadded = ((0, 0), (0, 0))
-        padding = unpadded if kernel.padding is None else kernel.padding
-        told = (kernel.stride, kernel.dilation, padding)
-        if told != (row.stride, row.dilation, row.padding):
+        # A step of 1 with any rule that keeps the size pads as the networks do.
+        keeps_size = isinstance(kernel.padding, str) and max(kernel.stride) == 1
+        padding = row.padding if keeps_size else kernel.padding or ((0, 0), (0, 0))
+        if (kernel.stride, kernel.dilation, padding) != (row.stride, row.dilation, row.padding):
             return True
     return False
 

@@ -130,14 +130,12 @@ def in_memory(source: Any, which: str | None) -> ArrayFile:
     flat = all("." in path[-1] for path, array in leaves.arrays.items() if len(array.shape) == 4)
     rule = OIHW if flat and kernels == {"weight"} else None
     file = _tree("in memory", leaves, "." if flat else "/", which, rule=rule, ordered=flat)
-    calls = {
-        "/".join((*path, "kernel")): {"transposed": True, "outputs_first": outputs_first}
-        for path, outputs_first in containers.transposed_modules(source).items()
-    }
     convolutions = containers.torch_convolutions(source)
+    for path, facts in containers.nnx_convolutions(source).items():
+        convolutions["/".join((*path, "kernel"))] = facts
     if convolutions:
         file = _with_convolutions(file, convolutions)
-    return dataclasses.replace(file, step=containers.step(tree), calls={**file.calls, **calls})
+    return dataclasses.replace(file, step=containers.step(tree))
 
 
 def existing(path: str | os.PathLike) -> pathlib.Path:

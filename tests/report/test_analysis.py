@@ -370,7 +370,12 @@ class TorchModule:
 
 @pytest.mark.parametrize(
     ("changed", "recognised"),
-    [({}, True), ({"stride": (1, 1)}, False), ({"padding_mode": "circular"}, False)],
+    [
+        ({}, True),
+        ({"stride": (1, 1)}, False),
+        ({"stride": (1, 1), "padding": "same"}, False),
+        ({"padding_mode": "circular"}, False),
+    ],
 )
 def test_strides_of_modules_decide_against_a_network_with_others(changed, recognised):
     parts = {}

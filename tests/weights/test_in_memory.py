@@ -161,6 +161,31 @@ def test_transposed_convolutions_of_nnx_are_told_by_their_type():
     assert found.first == "stem"
 
 
+class Settings(nnx.Module):
+    def __init__(self, rngs):
+        one = {"kernel_size": (3, 3), "rngs": rngs}
+        self.thin = nnx.Conv(4, 8, strides=2, padding="SAME", feature_group_count=4, **one)
+        self.wide = nnx.Conv(8, 6, strides=(2, 1), kernel_dilation=2, padding="VALID", **one)
+        self.even = nnx.Conv(6, 6, padding=((1, 0), (0, 2)), **one)
+        self.round = nnx.Conv(6, 6, padding="CIRCULAR", **one)
+        self.one = nnx.Conv(6, 6, padding=1, **one)
+        self.up = nnx.ConvTranspose(6, 6, strides=(2, 2), padding="SAME", **one)
+
+
+def test_the_convolutions_of_nnx_are_what_their_attributes_say():
+    found = weights.read(Settings(nnx.Rngs(0)))
+    one = (1, 1)
+    assert facts(found) == {
+        "thin": ((3, 3, 1, 8), "depthwise", (2, 2), "SAME", one, 4),
+        "wide": ((3, 3, 8, 6), "conv", (2, 1), None, (2, 2), 1),
+        "even": ((3, 3, 6, 6), "conv", one, ((1, 0), (0, 2)), one, 1),
+        "round": ((3, 3, 6, 6), "conv", one, None, one, 1),
+        "one": ((3, 3, 6, 6), "conv", one, ((1, 1), (1, 1)), one, 1),
+        "up": ((3, 3, 6, 6), "transposed", (2, 2), "SAME", one, 1),
+    }
+    assert found.order == "name"
+
+
 @pytest.mark.parametrize(
     ("layer", "bias", "shape", "wanted"),
     [

@@ -145,8 +145,8 @@ def test_a_run_stopped_by_a_signal_saves_exits_75_and_ends_like_the_others(
     wait_for_lines(tmp_path / "run" / "metrics.jsonl", 80)
     killed.kill()
     finish(killed)
-    assert finish(start(repository, *train, f"--workdir={tmp_path}/run"))[0] == 0
-    assert run_binary("train", f"--config={config}", f"--workdir={tmp_path}/whole")[0] == 0
+    for name in ("run", "whole"):
+        assert run_binary("train", f"--config={config}", f"--workdir={tmp_path}/{name}")[0] == 0
     logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("run", "whole")]
     assert logs[0] == logs[1]
 

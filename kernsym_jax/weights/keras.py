@@ -282,6 +282,7 @@ def _weights(file: _File, fold_batchnorm: bool) -> Weights:
     kernels: dict[str, ConvKernel] = {}
     skipped: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    turned: dict[str, tuple[int, ...]] = {}
     axes: dict[str, None] = {}
     beside = {(each.layer, each.name): each.array.shape for each in file.variables}
     for variable in file.variables:
@@ -290,8 +291,8 @@ def _weights(file: _File, fold_batchnorm: bool) -> Weights:
         reason = _why_not(variable, stored)
         if reason is None or reason == POINTWISE:
             kernel = _kernel(variable, stored, file, beside)
-            if kernel.kind != TRANSPOSED or file.layers:
-                shapes[label] = kernel.shape
+            is_turned = kernel.kind == TRANSPOSED and not file.layers
+            (turned if is_turned else shapes)[label] = kernel.shape
         if reason is None and _is_copy(kernel, kernels.get(variable.layer)):
             reason = f"a second copy of {variable.layer}"
         if reason is not None:
@@ -312,7 +313,7 @@ def _weights(file: _File, fold_batchnorm: bool) -> Weights:
         notes += (_TURNED,)
     elif OIHW in axes:
         notes += (_MAYBE_TURNED,)
-    first = next(iter(shapes), None) if file.layers else first_layer(shapes)
+    first = next(iter(shapes), None) if file.layers else first_layer(shapes, turned)
     first = first.rpartition("/")[0] if first else None
     if not file.layers:
         known = {each.layer for each in file.variables if each.kind}

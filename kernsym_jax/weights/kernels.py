@@ -106,6 +106,11 @@ class _Found:
         turned = self.transposed and self.outputs_first
         return self.shape[2] * (self.groups or 1) if turned else self.shape[3]
 
+    @property
+    def in_place(self) -> tuple[int, ...]:
+        """(kh, kw, in, out) of a transposed one, with its channels where they belong."""
+        return (*self.shape[:2], self.shape[3 if self.outputs_first else 2], self.outputs)
+
 
 def find_kernels(
     arrays: Mapping[str, StoredArray],
@@ -139,7 +144,8 @@ def find_kernels(
     found, others = _sort(arrays, layouts, calls, in_order=in_order)
     skipped |= others
     shapes = {name: each.shape for name, each in found.items() if not each.transposed}
-    first = first_layer(_with_unknown(shapes, stored, skipped))
+    turned = {name: each.in_place for name, each in found.items() if each.transposed}
+    first = first_layer(_with_unknown(shapes, stored, skipped), turned)
     kernels: dict[str, ConvKernel] = {}
     layers: dict[str, str] = {}
     for name, each in found.items():

@@ -359,35 +359,34 @@ def _usual_name(name: str) -> str | None:
 _FIRST_NAMES = re.compile(r"stem|conv_in|conv_?1\b|conv_?0\b|first|patch_embed|features\.0\b")
 
 
-def first_layer(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Returns the convolution that reads the image: no other convolution makes its inputs.
+def first_layer(shapes: Mapping[str, Shape], transposed: Mapping[str, Shape]) -> str | None:
+    """Returns the convolution whose inputs no other makes, or None if the channels do not tell.
 
     Args:
       shapes: name -> (kh, kw, in, out) of every convolution but the transposed ones, those of 1×1
         included, `in` counted per group.
-
-    Returns:
-      Its name; None if the channels do not tell.
+      transposed: the same for the transposed ones, of which one is the first layer of a decoder.
     """
     made = Counter(shape[3] for shape in shapes.values())
     uses = Counter(shape[2] for shape in shapes.values())
+    both = made + Counter(shape[3] for shape in transposed.values())
+    heads = [name for name, shape in transposed.items() if _is_unmade(shape, both)]
+    made = both if heads else made
     several = {name: shape for name, shape in shapes.items() if shape[2] > 1}
     single = [name for name, shape in shapes.items() if shape[2] == 1 < shape[3]]
-    images = {
-        name: shape
-        for name, shape in several.items()
-        # Groups of 4 channels, as in a ResNeXt, come several times.
-        if shape[2] == 3 or (shape[2] <= 4 and uses[shape[2]] == 1)
-    }
-    unmade = {
-        name: shape
-        for name, shape in several.items()
-        if made[shape[2]] == (1 if shape[2] == shape[3] else 0)
-    }
+    # Groups of 4 channels, as in a ResNeXt, come several times. A decoder ends with an image.
+    images = [
+        name
+        for name, (_, _, inputs, outputs) in several.items()
+        if (inputs == 3 or (inputs <= 4 and uses[inputs] == 1)) and not (heads and outputs <= 3)
+    ]
+    unmade = {name: shape for name, shape in several.items() if _is_unmade(shape, made)}
     if images:
         # An autoencoder makes images too, with its last layer.
-        likely = [name for name in images if name in unmade] or list(images)
+        likely = [name for name in images if name in unmade] or images
         return _earliest([name for name in likely if shapes[name][2] == 3] or likely)
+    if heads:
+        return heads[0]
     if len(single) == 1 and (not unmade or _earliest(list(shapes)) == single[0]):
         return single[0]
     spectral = [name for name, shape in unmade.items() if shape[2] <= 32 and uses[shape[2]] == 1]
@@ -401,6 +400,11 @@ def first_layer(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     fewest = min((shape[2] for shape in unmade.values()), default=0)
     smallest = [name for name, shape in unmade.items() if shape[2] == fewest]
     return smallest[0] if len(smallest) == 1 else None
+
+
+def _is_unmade(shape: Shape, made: Mapping[int, int]) -> bool:
+    """Returns whether no layer but perhaps itself makes what a layer reads."""
+    return made[shape[2]] == (1 if shape[2] == shape[3] else 0)
 
 
 _ORDINARY = re.compile(r"(^|/)conv2d(_\d+)?$")

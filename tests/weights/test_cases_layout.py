@@ -250,6 +250,32 @@ def test_the_first_layer_is_found_wherever_the_file_lists_it(tmp_path, stem, oth
     assert set(found.values()) == {("depthwise", "depthwise")}
 
 
+@pytest.mark.parametrize(
+    ("kernels", "first"),
+    [
+        # A decoder: its convolutions read what transposed ones make.
+        ({"up1": (100, 32, 4), "up2": (32, 16, 4), "tail": (16, 16, 3), "last": (3, 16, 3)}, "up1"),
+        ({"refine": (3, 3, 3), "up2": (32, 3, 4), "up1": (100, 32, 4)}, "up1"),
+        # Autoencoders: what they read, they make at their end.
+        ({"up": (16, 13, 4), "down": (16, 13, 3)}, "down"),
+        ({"up": (16, 3, 4), "down": (16, 3, 3)}, "down"),
+        ({"up": (16, 1, 4), "down": (16, 1, 3)}, "down"),
+        # A decoder and what tells its images from others.
+        ({"up1": (100, 32, 4), "up2": (32, 3, 4), "eye": (32, 3, 3)}, "eye"),
+    ],
+)
+def test_a_transposed_layer_may_be_the_first_and_makes_what_others_read(tmp_path, kernels, first):
+    arrays = {}
+    for name, (left, right, size) in kernels.items():
+        arrays[f"{name}.weight"] = drawn(left, right, size, size)
+        arrays[f"{name}.bias"] = drawn(right if name.startswith("up") else left)
+    found = weights.read(pickled(tmp_path / "net.pkl", arrays), layout="OIHW")
+    assert {name: kernel.kind for name, kernel in found.kernels.items()} == {
+        name: "transposed" if name.startswith("up") else "conv" for name in kernels
+    }
+    assert found.first == first
+
+
 def test_groups_and_joined_maps_are_not_taken_for_the_image(tmp_path):
     arrays = {
         "decoder.weight": drawn(8, 24, 3, 3),

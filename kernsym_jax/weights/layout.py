@@ -425,7 +425,7 @@ def turned_note(
       known: the layers whose kind is known, however many inputs and outputs they have.
     """
     made = Counter(shape[3] for shape in shapes.values())
-    image = shapes[first][2] if first is not None else 3
+    image = shapes[first][2] if first is not None and first in shapes else 3
     odd, alike = [], []
     for name, (kh, kw, inputs, outputs) in shapes.items():
         unmade = inputs not in (1, image) and inputs < outputs and not made[inputs]

@@ -1,5 +1,6 @@
 """Networks with weights that follow from the names of their parameters."""
 
+import functools
 import pathlib
 import runpy
 
@@ -17,13 +18,23 @@ def seeded():
 
 
 @pytest.fixture(scope="session")
-def prepared(seeded):
+def prepared(seeded, traced):
     """``prepared(name, batch, size, **fields)`` gives a model, its variables and images."""
 
+    @functools.lru_cache(maxsize=2)
+    def variables(name, **fields):
+        return jax.tree.map(jnp.asarray, seeded["variables"](traced(name, **fields).variables))
+
     def prepare(name, batch, size, **fields):
-        model = models.create(name, **fields)
+        # Neither the size nor a padding changes the parameters, nor a downsampling but LPS.
+        own = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in fields.items()
+            if key not in ("padding", "downsample")
+        }
+        if fields.get("downsample") == "lps":
+            own["downsample"] = "lps"
         images = seeded["images"](batch, size)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-        return model, jax.tree.map(jnp.asarray, seeded["variables"](shapes)), images
+        return models.create(name, **fields), variables(name, **own), images
 
     return prepare

@@ -1,5 +1,6 @@
 """Trained weights in our models: by name, by value, and by the accuracy they give."""
 
+import functools
 import gzip
 import io
 import json
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import writers
+from by_blocks import compile_for_many_runs
 from flax import serialization
 from PIL import Image
 
@@ -20,40 +22,45 @@ from kernsym_jax import models, weights
 _MEAN, _STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 
 
+@functools.cache
+def _torchvision_shapes(fixtures):
+    return json.loads(gzip.decompress((fixtures / "torchvision_shapes.json.gz").read_bytes()))
+
+
 def _torchvision_arrays(fixtures, name):
-    shapes = json.loads(gzip.decompress((fixtures / "torchvision_shapes.json.gz").read_bytes()))
     one = np.float32(0.5)
-    return {key: np.broadcast_to(one, shape) for key, shape in shapes[name].items()}
+    return {
+        key: np.broadcast_to(one, shape)
+        for key, shape in _torchvision_shapes(fixtures)[name].items()
+    }
 
 
-def _assert_fits(model, arrays):
-    variables = weights.load_into(model, arrays)
-    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    wanted = jax.eval_shape(model.init, jax.random.key(0), images)
+def _assert_fits(network, arrays):
+    variables, wanted = weights.load_into(network.model, arrays), network.variables
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, wanted)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize("name", ["alexnet", "resnet18", "mobilenet_v2", "inception_v3"])
-def test_torchvisions_names_and_shapes_fit(fixtures, name):
-    _assert_fits(models.create(name, num_classes=10), _torchvision_arrays(fixtures, name))
+def test_torchvisions_names_and_shapes_fit(fixtures, name, traced):
+    _assert_fits(traced(name, num_classes=10), _torchvision_arrays(fixtures, name))
 
 
 @pytest.mark.parametrize(
     "name",
     ["resnext50_32x4d", "wide_resnet50_2", "densenet161", "efficientnet_b5", "convnext_tiny"],
 )
-def test_names_and_shapes_of_torchvisions_scaled_networks_fit(fixtures, name):
-    _assert_fits(models.create(name, num_classes=10), _torchvision_arrays(fixtures, name))
+def test_names_and_shapes_of_torchvisions_scaled_networks_fit(fixtures, name, traced):
+    _assert_fits(traced(name, num_classes=10), _torchvision_arrays(fixtures, name))
 
 
-def test_the_names_in_torchvisions_densenet_files_fit(fixtures):
+def test_the_names_in_torchvisions_densenet_files_fit(fixtures, traced):
     arrays = _torchvision_arrays(fixtures, "densenet161")
     old = {
         re.sub(r"(denselayer\d+\.\w+)([12])\.", r"\1.\2.", name): v for name, v in arrays.items()
     }
     assert "features.denseblock1.denselayer1.norm.1.running_mean" in old
-    _assert_fits(models.create("densenet161", num_classes=10), old)
+    _assert_fits(traced("densenet161", num_classes=10), old)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +117,7 @@ def test_any_prefix_before_the_names_is_taken_off(small, prefix):
     )
 
 
-def test_names_of_antialiased_cnns_load_into_the_network_with_blur(fixtures):
+def test_names_of_antialiased_cnns_load_into_the_network_with_blur(fixtures, traced):
     arrays = {}
     for name, array in _torchvision_arrays(fixtures, "resnet18").items():
         parts = name.split(".")
@@ -123,7 +130,7 @@ def test_names_of_antialiased_cnns_load_into_the_network_with_blur(fixtures):
     taps = np.full((64, 1, 4, 4), 1 / 16, np.float32)
     blurs = [f"layer{n}.0.{part}.0.filt" for n in (2, 3, 4) for part in ("conv2", "downsample")]
     arrays |= dict.fromkeys(["maxpool.1.filt", *blurs], taps)
-    _assert_fits(models.create("resnet18", num_classes=10, downsample="blur"), arrays)
+    _assert_fits(traced("resnet18", num_classes=10, downsample="blur"), arrays)
 
 
 def test_our_own_variables_load_from_a_tree_msgpack_and_npz(small, tmp_path):
@@ -219,7 +226,9 @@ def test_real_networks_classify_as_they_do_in_pytorch(
         return jnp.argmax(model.apply(variables, normal), axis=-1)
 
     images, classes = (part[::every] for part in test_images)
-    predicted = np.concatenate([classify(images[i : i + 500]) for i in range(0, len(images), 500)])
+    batches = np.split(images, len(images) // 500)
+    compiled = compile_for_many_runs(classify.lower(batches[0]))
+    predicted = np.concatenate([compiled(batch) for batch in batches])
     assert 100 * np.mean(predicted == classes) == pytest.approx(wanted, abs=tolerance)
 
 

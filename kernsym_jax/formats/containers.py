@@ -216,7 +216,8 @@ def torch_convolutions(source: Any) -> dict[str, dict[str, Any]]:
         return {}
     found = {}
     for name, module in source.named_modules():
-        facts = convolution_of(f"{type(module).__module__}.", vars(module))
+        kind = type(module)
+        facts = convolution_of(f"{kind.__module__}.{kind.__qualname__}", vars(module))
         if facts:
             found[f"{name}.weight" if name else "weight"] = facts
     return found

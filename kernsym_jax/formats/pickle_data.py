@@ -429,6 +429,8 @@ def convolution_of(kind: str, attributes: Mapping[Any, Any]) -> dict[str, Any]:
     if _is_pair(sides, least=0) and (transposed or any(sides)):
         padding = tuple((side, side) for side in sides)
     known = attributes.get("padding_mode", "zeros") == "zeros" and _OF_TORCH.match(kind)
+    if kind.endswith("Conv2dSame"):
+        padding, known = "same", True  # timm's class for TensorFlow's rule
     return {
         "transposed": transposed,
         "groups": groups,

@@ -149,14 +149,17 @@ def _recognised(
         note = f"{other[0]} has the layers of {matches[0].name} but other strides: --model decides"
         return dataclasses.replace(weights, notes=(note, *weights.notes)), (), None
     # TensorFlow's weights in timm have the names of the others.
-    ported = bool(_FROM_TENSORFLOW.search(source))
+    ported = bool(_FROM_TENSORFLOW.search(source)) or any(
+        kernel.padding == "SAME" and max(kernel.stride or (1,)) > 1
+        for kernel in weights.kernels.values()
+    )
     said: list[str] = []
     rows: list[LayerGeometry] = []
     rows_at = None
     # Each network's kernels are put in front of all others.
     for found in reversed(matches):
         own, rows_at = _audit_of(found, options, ported=ported)
-        if _differs(found, own, weights):
+        if _differs(found, own, weights, ported=ported):
             note = f"its layers are those of {found.name}, but with other strides or paddings"
             return dataclasses.replace(weights, notes=(note, *weights.notes)), (), None
         is_open = found.name.startswith(_RESNETS) and _has_dense_head(found, weights)
@@ -172,15 +175,18 @@ def _recognised(
     return weights, rows, rows_at if len(matches) == 1 else None
 
 
-def _differs(found: "Recognised", rows: Sequence[LayerGeometry], weights: Weights) -> bool:
+def _differs(
+    found: "Recognised", rows: Sequence[LayerGeometry], weights: Weights, *, ported: bool
+) -> bool:
     """Returns whether what the file says of a convolution is not so in a recognised network."""
+    ported = ported and found.name.startswith("efficientnet")
     for row in rows:
         kernel = weights.kernels.get(found.layers.get(row.layer, ""))
         if kernel is None or kernel.stride is None:
             continue
-        # A step of 1 with any rule that keeps the size pads as the networks do.
-        keeps_size = isinstance(kernel.padding, str) and max(kernel.stride) == 1
-        padding = row.padding if keeps_size else kernel.padding or ((0, 0), (0, 0))
+        # A rule that keeps the size pads a step of 1 as the networks do, and others as TensorFlow.
+        alike = isinstance(kernel.padding, str) and (ported or max(kernel.stride) == 1)
+        padding = row.padding if alike else kernel.padding or ((0, 0), (0, 0))
         if (kernel.stride, kernel.dilation, padding) != (row.stride, row.dilation, row.padding):
             return True
     return False

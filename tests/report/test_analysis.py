@@ -394,6 +394,26 @@ def test_strides_of_modules_decide_against_a_network_with_others(changed, recogn
     assert strided == wanted
 
 
+class Conv2dSame(TorchModule):
+    """timm's class, which pads as TensorFlow does."""
+
+
+@pytest.mark.parametrize(("kind", "padding"), [(Conv2dSame, "0,1×0,1"), (TorchModule, "1")])
+def test_the_class_of_its_strided_layers_tells_whether_efficientnet_is_tensorflows(kind, padding):
+    parts = {}
+    for row in models.layer_rows("efficientnet_b0"):
+        if row["kind"] in ("conv", "depthwise"):
+            stride, sides = tuple(row["stride"]), tuple(side for side, _ in row["padding"])
+            pairs = {"stride": stride, "kernel_size": tuple(row["kernel"]), "dilation": (1, 1)}
+            made = kind if stride != (1, 1) else TorchModule
+            name = re.sub(r"_(?=\d)|/", ".", row["layer"])
+            fixed = {"transposed": False, "groups": row["groups"]}
+            parts[name] = made(padding=sides if made is TorchModule else (0, 0), **pairs, **fixed)
+    table = report.table(TorchModule(parts, drawn_state_dict("efficientnet_b0")))
+    assert table.weights.notes[0] == "recognised as efficientnet_b0"
+    assert table.rows[0]["padding"] == padding
+
+
 def test_two_networks_in_one_file_are_both_recognised():
     state_dict = {f"eye.{key}": array for key, array in drawn_state_dict("cifar_resnet20").items()}
     state_dict |= {f"ear.{key}": a for key, a in drawn_state_dict("cifar_resnet32", 1).items()}

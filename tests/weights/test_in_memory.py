@@ -54,6 +54,10 @@ class OwnPart(Part):
     """One of the user's own class, whose call may pad."""
 
 
+class Conv2dSame(Part):
+    """timm's, which pads as TensorFlow does and has no padding of its own."""
+
+
 class Network(Module):
     def __init__(self, tensors, parts):
         super().__init__(tensors)
@@ -91,6 +95,7 @@ def test_the_convolutions_of_a_module_of_pytorch_are_what_their_attributes_say(p
         "round": (Part(padding=(1, 1), padding_mode="circular"), (6, 6, 3, 3)),
         "cut": (Part(padding="valid"), (6, 6, 3, 3)),
         "own": (OwnPart(padding=(1, 1)), (6, 6, 3, 3)),
+        "same": (Conv2dSame(stride=(2, 2)), (6, 6, 3, 3)),
         "odd": (Part(stride=(0, 1)), (6, 6, 3, 3)),
     }
     tensors = {f"{prefix}{name}.weight": drawn(*shape) for name, (_, shape) in parts.items()}
@@ -105,6 +110,7 @@ def test_the_convolutions_of_a_module_of_pytorch_are_what_their_attributes_say(p
         "round": ((3, 3, 6, 6), "conv", one, None, one, 1),
         "cut": ((3, 3, 6, 6), "conv", one, None, one, 1),
         "own": ((3, 3, 6, 6), "conv", one, None, one, 1),
+        "same": ((3, 3, 6, 6), "conv", (2, 2), "SAME", one, 1),
         "odd": ((3, 3, 6, 6), "conv", None, None, None, None),
     }
     assert (found.order, found.first) == ("file", "stem")

@@ -185,7 +185,9 @@ def _directory(path: pathlib.Path, which: str | None) -> ArrayFile:
 
 def _orbax(path: pathlib.Path, name: str, which: str | None) -> ArrayFile:
     leaves = containers.Leaves(orbax.read_arrays(path, checkpoint.is_needed))
-    return _tree(name, leaves, "/", which, usual=HWIO)
+    file = _tree(name, leaves, "/", which, usual=HWIO)
+    step = containers.step({place[0]: a for place, a in leaves.arrays.items() if len(place) == 1})
+    return dataclasses.replace(file, step=step)
 
 
 def _zip(path: pathlib.Path, which: str | None) -> ArrayFile:

@@ -14,7 +14,11 @@ from kernsym_jax.symmetry import group
 # A centred kernel whose cells are all below this share of the largest cell is rounding error.
 _CENTRING_ROUNDING = 8 * float(jnp.finfo(jnp.float32).eps)
 
+compiled = functools.partial(jax.jit, inline=True)
+"""Makes one program of a function that is called by itself, and changes nothing within another."""
 
+
+@compiled
 def mean_kernel(weight: jax.Array) -> jax.Array:
     """Averages a convolution's weight over its input and output channels.
 
@@ -178,6 +182,7 @@ def first_moment(cells: jax.Array, kh: int, kw: int) -> jax.Array:
     return module_of(cells).sum(cells[..., None, :] * axes, axis=-1)
 
 
+@compiled
 def dc_share(kernel: jax.Array) -> jax.Array:
     """Returns the share of a kernel's energy in its constant offset, kh·kw·mean(K)² / ‖K‖².
 
@@ -200,6 +205,7 @@ def dc_share_of(cells: jax.Array) -> jax.Array:
     return cells.shape[-1] * module_of(cells).mean(cells, axis=-1) ** 2 / energy(cells)
 
 
+@compiled
 def skew(kernel: jax.Array) -> jax.Array:
     """Returns the first moment of a kernel about its centre, (Σ x·K, Σ y·K) / Σ|K|.
 

@@ -1,5 +1,6 @@
 """The symmetry score of a kernel with its relatives, and what scores chance gives."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from kernsym_jax.symmetry import group
 from kernsym_jax.symmetry.mean_kernel import (
+    compiled,
     energy,
     mean_kernel,
     module_of,
@@ -44,12 +46,13 @@ _RECTANGLE_PROJECTORS = np.array(
     np.float32,
 ) / np.float32(4)
 
-# The smallest normal float32: p-values do not become 0 by underflow.
 # Two kernels at a distance below this differ by no more than the rounding of their cells.
 _ROUNDING = 4 * float(jnp.finfo(jnp.float32).eps)
+# The smallest normal float32: p-values do not become 0 by underflow.
 _SMALLEST_P = float(jnp.finfo(jnp.float32).tiny)
 
 
+@functools.partial(compiled, static_argnames="centered")
 def transform_distances(kernel: jax.Array, *, centered: bool = False) -> jax.Array:
     """Returns the distance d_T = ½‖T K̂ − K̂‖ between a unit kernel and each of its images.
 
@@ -69,9 +72,11 @@ def transform_distances(kernel: jax.Array, *, centered: bool = False) -> jax.Arr
     >>> print(symmetry.transform_distances(sobel).round(2))
     [0.   0.71 1.   0.71 1.   0.   0.71 0.71]
     """
-    return group.spread_over_d4(_distances(kernel, centered=centered), *jnp.shape(kernel)[-2:])
+    distances = root(squared_distances(kernel, centered=centered))
+    return group.spread_over_d4(distances, *jnp.shape(kernel)[-2:])
 
 
+@functools.partial(compiled, static_argnames=("identity", "centered"))
 def symmetry_score(
     kernel: jax.Array, *, identity: bool = True, centered: bool = False
 ) -> jax.Array:
@@ -94,11 +99,12 @@ def symmetry_score(
     >>> print(f"{symmetry_score(sobel):.4f} {symmetry_score(sobel, identity=False):.4f}")
     0.3964 0.3102
     """
-    distances = _distances(kernel, centered=centered)
+    distances = root(squared_distances(kernel, centered=centered))
     # The identity comes first; its distance is 0, or NaN for a zero kernel.
     return 1 - jnp.mean(distances if identity else distances[..., 1:], axis=-1)
 
 
+@functools.partial(compiled, static_argnames=("identity", "centered"))
 def neuron_score(weight: jax.Array, *, identity: bool = True, centered: bool = False) -> jax.Array:
     """Returns the mean score of the per-neuron kernels, one per output channel.
 
@@ -121,6 +127,7 @@ def neuron_score(weight: jax.Array, *, identity: bool = True, centered: bool = F
     return jnp.nanmean(scores, axis=-1)
 
 
+@functools.partial(compiled, static_argnames=("identity", "centered"))
 def single_score(weight: jax.Array, *, identity: bool = True, centered: bool = False) -> jax.Array:
     """Returns the mean score of a layer's single two-dimensional kernels, one per channel pair.
 
@@ -187,6 +194,7 @@ def asymmetry(
     return jnp.mean(distances, axis=-1)
 
 
+@compiled
 def irrep_energies(kernel: jax.Array) -> jax.Array:
     """Returns the shares of ‖K‖² in the five irreducible parts of D4.
 
@@ -261,10 +269,6 @@ def squared_distances_of(
     images = cells[..., group.cell_permutations(kh, kw)]
     differences = module_of(cells).sum((images - cells[..., None, :]) ** 2, axis=-1)
     return 0.25 * differences / energy(cells, centered=centered)[..., None]
-
-
-def _distances(kernel: jax.Array, *, centered: bool) -> jax.Array:
-    return root(squared_distances(kernel, centered=centered))
 
 
 def null_scores(
@@ -349,6 +353,7 @@ def permutation_null(
     return jax.lax.map(one_draw, jax.random.split(key, draws))
 
 
+@compiled
 def p_value(score: jax.Array, null: jax.Array) -> jax.Array:
     """Returns the share of the null that is at least as high, (1 + #{null ≥ score}) / (1 + draws).
 
@@ -371,6 +376,7 @@ def p_value(score: jax.Array, null: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(score), jnp.nan, p)
 
 
+@compiled
 def z_value(score: jax.Array, null: jax.Array) -> jax.Array:
     """Returns how many standard deviations of the null a score lies above the null's mean.
 
@@ -390,6 +396,7 @@ def z_value(score: jax.Array, null: jax.Array) -> jax.Array:
     return (score - jnp.mean(null)) / jnp.std(null, ddof=1)
 
 
+@compiled
 def two_sided_p(z: jax.Array) -> jax.Array:
     """Returns the two-sided p-value of a standard normal z.
 
@@ -412,6 +419,7 @@ def _both_tails(z: jax.Array) -> jax.Array:
     return _clipped(jax.scipy.special.erfc(x))
 
 
+@compiled
 def direction_p(z: jax.Array) -> jax.Array:
     """Returns the p-value of a vector of two independent standard normal z, whatever its direction.
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from kernsym_jax.symmetry import group
 from kernsym_jax.symmetry.mean_kernel import (
+    compiled,
     coordinates,
     first_moment,
     module_of,
@@ -31,6 +32,7 @@ from kernsym_jax.symmetry.score import direction_p_of
 _CONSTANT = 1e-6
 
 
+@compiled
 def rms_kernel(weight: jax.Array) -> jax.Array:
     """Returns the root mean square of the weights per tap, divided by its sum.
 
@@ -54,6 +56,7 @@ def rms_kernel(weight: jax.Array) -> jax.Array:
     return sizes / jnp.sum(sizes, axis=(-2, -1), keepdims=True)
 
 
+@compiled
 def padding_signature(weight: jax.Array) -> jax.Array:
     """Returns the first moment of the rms kernel about its centre, (Σ x R, Σ y R).
 
@@ -133,6 +136,7 @@ def shuffled_sd(kh: int, kw: int, energy: float, spread: float) -> tuple[float, 
     return float(sd_x), float(sd_y)
 
 
+@compiled
 def signature_z(weight: jax.Array) -> jax.Array:
     """Returns the padding signature in standard deviations of its null.
 
@@ -160,6 +164,7 @@ def signature_z(weight: jax.Array) -> jax.Array:
     return signature / _divisor(signature_sd(kh, kw, channels_in * channels_out), signature.ndim)
 
 
+@compiled
 def odd_moment_z(weight: jax.Array) -> jax.Array:
     """Returns the first moment of the mean kernel in standard deviations of its null.
 
@@ -222,6 +227,7 @@ def signature_figures(
     return xp.concatenate([signature, direction_p_of(z)[..., None], odd_z], axis=-1)
 
 
+@compiled
 def slice_moments(weight: jax.Array) -> jax.Array:
     """Returns the second moments of the slices, C = mean over (in, out) of w wᵀ.
 
@@ -250,6 +256,7 @@ def slice_moments(weight: jax.Array) -> jax.Array:
     return products / (channels_in * channels_out)
 
 
+@compiled
 def moment_distances(weight: jax.Array) -> jax.Array:
     """Returns how far the second moments of the slices are from each of their D4 images.
 

@@ -21,6 +21,20 @@ def shapes_of(size=(16, 16), **fields):
     return model, jax.eval_shape(model.init, jax.random.key(0), images), images
 
 
+@functools.cache
+def shared_shapes(depth, encoder, learned):
+    """The variables of all networks of a depth and an encoder, which only learned steps change."""
+    return shapes_of(depth=depth, encoder=encoder, downsample="lps" if learned else "stride")[1]
+
+
+def varied(size, depth, encoder, downsample, padding="zero"):
+    """A network like that of ``shapes_of``, with shapes that others share."""
+    style = {"encoder": encoder, "downsample": downsample, "padding": padding}
+    model = models.create("unet", num_classes=3, width=4, depth=depth, **style)
+    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+    return model, shared_shapes(depth, encoder, downsample == "lps"), images
+
+
 def kernels(shapes):
     found = flatten_dict(shapes["params"], sep="/")
     return {path: leaf.shape for path, leaf in found.items() if path.endswith("/kernel")}
@@ -65,7 +79,7 @@ def test_what_lps_learns_lies_beside_the_layer_that_steps():
 @pytest.mark.parametrize("downsample", layers.DOWNSAMPLINGS)
 @pytest.mark.parametrize("size", [(16, 24), (17, 13), (9, 30)])
 def test_every_size_gives_a_class_for_every_pixel(encoder, downsample, size):
-    model, shapes, images = shapes_of(size, depth=3, encoder=encoder, downsample=downsample)
+    model, shapes, images = varied(size, 3, encoder, downsample)
     logits = jax.eval_shape(models.vary(model, dtype=jnp.bfloat16).apply, shapes, images)
     assert (logits.shape, logits.dtype) == ((2, *size, 3), jnp.float32)
 
@@ -90,7 +104,7 @@ def test_every_padding_takes_every_downsampling_in_training():
     encoders = itertools.cycle(["strided", "max_pool"])
     for padding, downsample in itertools.product(SIZES, layers.DOWNSAMPLINGS):
         style = {"padding": padding, "downsample": downsample, "encoder": next(encoders)}
-        model, shapes, images = shapes_of((6, 5), depth=2, **style)
+        model, shapes, images = varied((6, 5), 2, **style)
         found = jax.eval_shape(functools.partial(gradient, model), shapes, images)
         assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, shapes["params"])
 
@@ -179,7 +193,7 @@ def test_with_symmetric_kernels_flips_commute_where_nothing_is_uneven(encoder, s
 @pytest.mark.parametrize("downsample", layers.DOWNSAMPLINGS)
 @pytest.mark.parametrize("encoder", ["strided", "max_pool"])
 def test_the_audit_has_a_row_for_every_convolution_with_its_step(encoder, downsample):
-    model, shapes, images = shapes_of((32, 32), depth=3, encoder=encoder, downsample=downsample)
+    model, shapes, images = varied((32, 32), 3, encoder, downsample)
     rows = geometry.audit(lambda v, x: model.apply(v, x), shapes, images)
     convs = {row.layer: row for row in rows if row.kind == "conv"}
     assert {f"{layer}/kernel" for layer in convs} == set(kernels(shapes))

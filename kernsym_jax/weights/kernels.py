@@ -368,7 +368,8 @@ def _found(
     if "transposed" in call:
         first, groups = call.get("outputs_first", True), call.get("groups")
         if groups is None and call["transposed"] and layout == OIHW and numbers is not None:
-            groups = numbers // inputs or None
+            told, rest = divmod(numbers, inputs)
+            groups = told if told and not rest and outputs % told == 0 else None
         return _Found(layout, shape, call["transposed"], groups, first, depthwise)
     if bias is None and norm is not None and norm != outputs:
         numbers = norm if norm == inputs else None

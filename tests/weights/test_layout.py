@@ -1,10 +1,13 @@
 """Which axes are the kernel's: by the shapes, the names, the rest of the file, or the user."""
 
 import h5py
+import network
 import numpy as np
 import pytest
 
 from kernsym_jax import weights
+from kernsym_jax.formats.arrays import StoredArray
+from kernsym_jax.weights.kernels import find_kernels
 
 
 def _read(tmp_path, arrays, **options):
@@ -185,3 +188,24 @@ def test_hdf5_files_of_other_programs_are_read(tmp_path, separator):
     assert (found.format, found.first) == ("HDF5", "a")
     shapes = [kernel.shape for kernel in found.kernels.values()]
     assert shapes == [(3, 3, 3, 16), (3, 1, 16, 16), (3, 3, 16, 8)]
+
+
+@pytest.mark.parametrize(
+    ("length", "wanted"), [(12, (3, 3, 2, 12)), (3, (3, 3, 8, 3)), (5, (3, 3, 8, 3))]
+)
+def test_the_bias_of_a_known_transposed_kernel_tells_its_groups(length, wanted):
+    arrays = {
+        "up.weight": StoredArray.of(network.values("up", (8, 3, 3, 3))),
+        "up.bias": StoredArray.of(np.zeros(length, np.float32)),
+    }
+    found = find_kernels(
+        arrays,
+        rule="OIHW",
+        usual=None,
+        layout=None,
+        fold_batchnorm=False,
+        in_order=True,
+        calls={"up.weight": {"transposed": True}},
+    )
+    (kernel,) = found.kernels.values()
+    assert (kernel.kind, kernel.shape) == ("transposed", wanted)

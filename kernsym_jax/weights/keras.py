@@ -315,11 +315,10 @@ def _weights(file: _File, fold_batchnorm: bool) -> Weights:
         notes += (_MAYBE_TURNED,)
     first = next(iter(shapes), None) if file.layers else first_layer(shapes, turned)
     first = first.rpartition("/")[0] if first else None
-    if not file.layers:
-        known = {each.layer for each in file.variables if each.kind}
-        told = known | {each.layer for each in file.variables if _bias(each, beside)}
-        layers = {name.rpartition("/")[0]: shape for name, shape in shapes.items()}
-        notes += turned_note(layers, told, first, known)
+    known = {each.layer for each in file.variables if each.kind}
+    told = known | {each.layer for each in file.variables if _bias(each, beside)}
+    layers = {name.rpartition("/")[0]: shape for name, shape in shapes.items()}
+    notes += turned_note(layers, told, first, known)
     return Weights(
         kernels=kernels,
         skipped=skipped,

@@ -217,6 +217,14 @@ def test_layers_inside_a_layer_of_the_users_own_class_come_in_its_place(tmp_path
     assert list(found.kernels) == ["first", "block/separable", "last", "frames"]
     assert found.kernels["block/separable"].kind == "depthwise"
     assert found.kernels["frames"].kind == "depthwise"
+    assert not found.notes
+    arrays["layers/my_block/even/vars/0"] = np.ones((3, 3, 4, 4))
+    arrays["layers/my_block/even/vars/1"] = np.ones(4)
+    arrays["layers/conv2d_1/vars/0"] = np.ones((3, 3, 4, 4))
+    (note,) = weights.read(_archive(tmp_path / "net.keras", config, arrays)).notes
+    assert note.startswith("read as ordinary convolutions, but may be transposed")
+    # The configuration tells what the other layer of as many inputs as outputs is.
+    assert note.endswith("depthwise: block/even; the file does not say")
 
 
 def test_the_mask_of_a_pruned_layer_is_no_kernel(tmp_path):

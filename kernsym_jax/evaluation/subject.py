@@ -86,7 +86,10 @@ class _Apply:
     network: "nn.Module"
 
     def __call__(self, variables: Any, images: jax.Array) -> jax.Array:
-        logits: Any = self.network.apply(variables, images, train=False)
+        from kernsym_jax import models
+
+        with models.naming_failures(self.network):
+            logits: Any = self.network.apply(variables, images, train=False)
         return logits
 
 
@@ -212,7 +215,8 @@ def open_subject(
         )
     network = models.create(**fields)
     arrays = _moving_averages(pathlib.Path(source)) if ema else source
-    variables = weights.load_into(network, arrays, (1, *seen, len(mean)), trusted=trusted)
+    with models.naming_failures(network):
+        variables = weights.load_into(network, arrays, (1, *seen, len(mean)), trusted=trusted)
     settings = {
         "model": fields,
         "weights": str(source),

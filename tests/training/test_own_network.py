@@ -34,6 +34,11 @@ class Named(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         return {"logits": nn.Dense(10)(x.mean((1, 2)))}
+
+class Failing(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool):
+        raise KeyError("absent")
 """
 
 CONFIG = """
@@ -167,6 +172,7 @@ def test_the_other_binaries_read_the_run(start, run_there, trained, tmp_path):
         ({"kwargs": {"outputs": 3}}, "Net gives 3 logits for 10 classes"),
         ({"name": "own_net:Counting"}, "Counting keeps ['counts']"),
         ({"name": "own_net:Named"}, "Named returns dict, wanted an array of logits"),
+        ({"name": "own_net:Failing"}, "own_net:Failing: KeyError: 'absent' (own_net.py, line"),
     ],
 )
 def test_what_is_wrong_is_one_line(start, run_there, tmp_path, model, says):

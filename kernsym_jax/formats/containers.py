@@ -276,7 +276,7 @@ def is_keras(source: Any) -> bool:
 def keras_classes(source: Any) -> list[str]:
     """Returns the names of the classes of Keras that an object is of, the nearest first."""
     classes = type(source).__mro__
-    return [each.__name__ for each in classes if each.__module__.split(".")[0] in _KERAS]
+    return [each.__name__ for each in classes if str(each.__module__).split(".")[0] in _KERAS]
 
 
 def keras_values(variable: Any) -> StoredArray:

@@ -252,7 +252,7 @@ class SavedGraph:
 
 
 def read_graph(data: bytes) -> SavedGraph:
-    """Reads ``saved_model.pb``, of which a graph of more than a few million steps tells nothing.
+    """Reads ``saved_model.pb``; says nothing of a graph that takes too many steps to follow.
 
     Raises:
       ValueError: if it is damaged.
@@ -325,7 +325,7 @@ class _Trace:
             self._functions[string_of(signature, 1)] = arguments, function.get(3, [])
 
     def of_function(self, entry: dict[int, list[Any]]) -> dict[Variable, list[Use]]:
-        """Returns the convolutions that read the variables which are a function's last inputs."""
+        """Returns the convolutions that read the variables to which a function is bound."""
         name, bound = string_of(entry, 1), _integers(message(value_of(entry, 2, b"")).get(2, []))
         found: dict[Variable, list[Use]] = {}
         arguments, _ = self._functions.get(name, ((), ()))

@@ -1,5 +1,7 @@
 """Weights in memory are read as their files are."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -230,7 +232,13 @@ def keras(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERAS_BACKEND", "jax")
         patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
-        yield pytest.importorskip("keras", reason="pip install 'kernsym-jax[test]'")
+        with warnings.catch_warnings(action="ignore"):
+            library = pytest.importorskip("keras", reason="pip install 'kernsym-jax[test]'")
+        yield library
+
+
+# Keras runs into what new versions of NumPy and Python advise against.
+keras_warns = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def facts(found):
@@ -240,8 +248,7 @@ def facts(found):
     }
 
 
-# NumPy 2 warns of Keras' own conversion of its variables.
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@keras_warns
 def test_a_functional_model_of_keras_is_read_as_its_file(keras, tmp_path):
     of = keras.layers
     inner = keras.Sequential([of.Conv2DTranspose(6, 3, strides=2, name="up")], name="inner")
@@ -268,7 +275,7 @@ def test_a_functional_model_of_keras_is_read_as_its_file(keras, tmp_path):
     assert report.table(model).rows[0]["layer"] == "stem"
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@keras_warns
 def test_layers_of_keras_have_their_class_in_a_model_of_the_users_own(keras, tmp_path):
     of = keras.layers
 

@@ -26,7 +26,7 @@ from kernsym_jax.formats.keras_config import (
     wrapped,
 )
 from kernsym_jax.weights import fold
-from kernsym_jax.weights.kernels import POINTWISE, describe_axes, find_kernels
+from kernsym_jax.weights.kernels import POINTWISE, describe_axes, find_kernels, same_values
 from kernsym_jax.weights.layout import (
     BY_FORMAT,
     CONV,
@@ -293,11 +293,17 @@ def _weights(file: _File, fold_batchnorm: bool) -> Weights:
             kernel = _kernel(variable, stored, file, beside)
             is_turned = kernel.kind == TRANSPOSED and not file.layers
             (turned if is_turned else shapes)[label] = kernel.shape
-        if reason is None and _is_copy(kernel, kernels.get(variable.layer)):
+        if reason is None and same_values(kernel, kernels.get(variable.layer)):
             reason = f"a second copy of {variable.layer}"
         if reason is not None:
             skipped[label] = reason
             continue
+        outer = variable.layer.rpartition("/")[0]
+        if same_values(kernel, kernels.get(outer)):
+            # Without a configuration, the wrapper of the layer has come as a layer of its own.
+            skipped[outer] = f"a second copy of {variable.layer}"
+            del kernels[outer]
+            shapes = {name: s for name, s in shapes.items() if name.rpartition("/")[0] != outer}
         axes[stored] = None
         kernels[variable.layer if variable.layer not in kernels else label] = kernel
     optimizer = sum(bool(_OPTIMIZER.match(path)) for path in file.content.arrays)
@@ -373,11 +379,6 @@ def _kernel(
         dilation=known.pair("dilation_rate") if known else None,
         groups=groups,
     )
-
-
-def _is_copy(kernel: ConvKernel, former: ConvKernel | None) -> bool:
-    """Returns whether a wrapper such as SpectralNormalization lists the kernel of its layer too."""
-    return former is not None and np.array_equal(kernel.weight, former.weight)
 
 
 def _is_transposed(

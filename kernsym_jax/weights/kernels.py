@@ -434,3 +434,10 @@ def _kernel(
     # The first convolution of a network for grey images has one input channel too.
     single = inputs == 1 < outputs and not is_first and found.depthwise is not False
     return ConvKernel(weight, DEPTHWISE if single else CONV)
+
+
+def same_values(kernel: ConvKernel, other: ConvKernel | None) -> bool:
+    """Returns whether two kernels have the same values, in any order of their axes."""
+    if other is None or kernel.weight.size != other.weight.size:
+        return False
+    return np.array_equal(np.sort(kernel.weight, None), np.sort(other.weight, None))

@@ -317,8 +317,9 @@ def test_what_a_layer_of_an_unknown_class_holds_tells_its_kind(tmp_path):
     }
 
 
-def test_the_kernel_that_a_wrapper_lists_again_is_one_layer(tmp_path):
-    conv = {"class_name": "Conv2D", "config": {"name": "c", "strides": [2, 2]}}
+@pytest.mark.parametrize("kind", ["Conv2D", "Conv2DTranspose", "DepthwiseConv2D"])
+def test_the_kernel_that_a_wrapper_lists_again_is_one_layer(tmp_path, kind):
+    conv = {"class_name": kind, "config": {"name": "c", "strides": [2, 2]}}
     norm = {"class_name": "SpectralNormalization", "config": {"name": "n", "layer": conv}}
     outer = {"class_name": "TimeDistributed", "config": {"name": "each", "layer": norm}}
     config = {"class_name": "Sequential", "config": {"name": "m", "layers": [outer]}}
@@ -334,6 +335,20 @@ def test_the_kernel_that_a_wrapper_lists_again_is_one_layer(tmp_path):
     assert list(found.kernels) == ["each"]
     assert found.kernels["each"].stride == (2, 2)
     assert "a second copy of each" in found.skipped.values()
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_transpose", "depthwise_conv2d"])
+def test_a_wrapper_without_a_configuration_is_no_layer_of_its_own(tmp_path, name):
+    kernel = network.values("kernel", (3, 3, 6, 4))
+    with h5py.File(tmp_path / "net.weights.h5", "w") as file:
+        file["layers/stem/vars/0"] = network.values("stem", (3, 3, 3, 6))
+        file["layers/spectral/vars/0"] = kernel
+        file["layers/spectral/vars/1"] = np.ones((1, 4), np.float32)
+        file[f"layers/spectral/{name}/vars/0"] = kernel
+    found = weights.read(tmp_path / "net.weights.h5")
+    assert sorted(found.kernels) == [f"spectral/{name}", "stem"]
+    assert found.skipped["spectral"] == f"a second copy of spectral/{name}"
+    assert found.first == "stem"
 
 
 def test_names_and_biases_tell_transposed_kernels_without_a_configuration(tmp_path):

@@ -88,7 +88,7 @@ setuptools.setup(
             "PyYAML>=6",
             "onnxruntime>=1.20",
             "keras>=3.12",
-            "zstandard>=0.23",  # JAX compresses its cache with it, in half the time of zlib
+            "zstandard>=0.23",  # JAX compresses its cache with it instead of zlib
             "setuptools>=70.1",  # the first that builds wheels without the package wheel
         ],
         "docs": [

@@ -98,15 +98,19 @@ def pytest_collection_finish():
     gc.set_threshold(50_000, 20, 20)
 
 
-_STATM = pathlib.Path("/proc/self/statm")
+_SELF = pathlib.Path("/proc/self")
 _MOST_PAGES = (6 << 30) // resource.getpagesize()
+_MOST_MAPS = 40_000  # Linux gives a process 65,530, and each compiled program takes some
 
 
 def pytest_runtest_teardown(item, nextitem):
-    """Drops what JAX has compiled, between two files, once the process has six gigabytes."""
+    """Drops what JAX has compiled, between two files, before the process is too large."""
     file_ends = nextitem is not None and nextitem.path != item.path
-    if file_ends and _STATM.exists() and int(_STATM.read_text().split()[1]) > _MOST_PAGES:
-        jax.clear_caches()
+    if file_ends and (_SELF / "statm").exists():
+        pages = int((_SELF / "statm").read_text().split()[1])
+        maps = (_SELF / "maps").read_bytes().count(b"\n")
+        if pages > _MOST_PAGES or maps > _MOST_MAPS:
+            jax.clear_caches()
 
 
 @pytest.hookimpl(tryfirst=True)

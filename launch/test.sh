@@ -11,6 +11,8 @@ if [[ ${1:-} == --lowest ]]; then
   shift
   venv=.venv-lowest
   prepare_lowest test
+  # XLA of JAX 0.10.0 prints a line for every program that it takes from the cache.
+  export JAX_ENABLE_COMPILATION_CACHE=0
   # Old releases meet newer libraries of others, which warn them; orbax 0.11 leaves sockets open.
   set -- -W ignore::DeprecationWarning -W ignore::ResourceWarning "$@"
 else
